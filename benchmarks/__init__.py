@@ -1,0 +1,1 @@
+"""Benchmarks of odeopt: `python -m benchmarks` lists them."""

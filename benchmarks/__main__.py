@@ -1,0 +1,89 @@
+"""The command `python -m benchmarks`."""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import torch
+import typer
+
+from benchmarks import catalogue
+from benchmarks.harness import registry
+from benchmarks.harness.registry import Benchmark, Preset, Settings
+from benchmarks.harness.store import ResultStore
+from benchmarks.problems.data_files import MissingDataError
+
+app = typer.Typer(add_completion=False)
+
+
+class Device(StrEnum):
+    """Where to compute."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+@app.command()
+def main(
+    name: Annotated[str | None, typer.Argument(help="The benchmark; without it, a list.")] = None,
+    preset: Annotated[Preset, typer.Option(help="How large the run is.")] = Preset.QUICK,
+    results: Annotated[Path | None, typer.Option(help="Default: results/NAME.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The folder of the data sets.")] = None,
+    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.CPU,
+) -> None:
+    """Run a benchmark, resuming an interrupted one, or list them all."""
+    benchmarks = registry.load(catalogue.BENCHMARKS)
+    if name is None:
+        _list(benchmarks)
+        return
+    benchmark = _find(name, benchmarks)
+    _check_device(device)
+    store = ResultStore(results or Path("results") / benchmark.name)
+    settings = Settings(preset, store, data or default_data(), torch.device(device.value))
+    try:
+        benchmark.run(settings)
+    except MissingDataError as error:
+        _fail(str(error), code=1)
+    typer.echo(f"results: {store.directory}")
+
+
+def default_data() -> Path | None:
+    """The data folder: ODEOPT_DATA, else shared/data beside the checkout, else None."""
+    named = os.environ.get("ODEOPT_DATA")
+    if named:
+        return Path(named)
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    return beside if beside.is_dir() else None
+
+
+def _list(benchmarks: tuple[Benchmark, ...]) -> None:
+    if not benchmarks:
+        typer.echo("no benchmarks are registered")
+        return
+    width = max(len(benchmark.name) for benchmark in benchmarks)
+    for benchmark in benchmarks:
+        typer.echo(f"{benchmark.name:<{width}}  {benchmark.summary}")
+
+
+def _find(name: str, benchmarks: tuple[Benchmark, ...]) -> Benchmark:
+    try:
+        return registry.find(name, benchmarks)
+    except registry.UnknownBenchmarkError as error:
+        _fail(str(error), code=2)
+
+
+def _check_device(device: Device) -> None:
+    if device is Device.CUDA and not torch.cuda.is_available():
+        _fail("this machine has no CUDA device that torch can use", code=2)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m benchmarks")

@@ -1,0 +1,6 @@
+"""The registered benchmarks, in the order in which they are listed."""
+
+from __future__ import annotations
+
+BENCHMARKS: tuple[str, ...] = ()
+"""Import strings `package.module:NAME`, each naming a `harness.registry.Benchmark`."""

@@ -1,0 +1,1 @@
+"""What every benchmark shares: stored results, progress, tables, plots and the registry."""

@@ -1,0 +1,56 @@
+"""Tables and numbers in Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+Entry = str | int | float
+"""A table entry: floats are formatted with `scientific`, the others as they are."""
+
+
+def scientific(value: float) -> str:
+    """Three significant digits, e.g. `1.23e-4`; `0` for zero, `unstable` for NaN or infinity."""
+    if not math.isfinite(value):
+        return "unstable"
+    if value == 0:
+        return "0"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def with_spread(mean: float, spread: float) -> str:
+    """A mean and its spread, e.g. `1.23e-4 ± 5.60e-6`, or `unstable` where the mean is."""
+    if not math.isfinite(mean):
+        return scientific(mean)
+    return f"{scientific(mean)} ± {scientific(spread)}"
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[Entry]]) -> str:
+    """A pipe table, its columns but the first aligned to the right.
+
+    Args:
+        headers: One title per column.
+        rows: The entries, as many in each row as there are headers.
+
+    Returns:
+        The lines of the table with a final newline.
+
+    Raises:
+        ValueError: A row has another number of entries than the headers.
+    """
+    for row in rows:
+        if len(row) != len(headers):
+            raise ValueError(f"{len(row)} entries under {len(headers)} headers: {list(row)}")
+    rule = ["---"] + ["---:"] * (len(headers) - 1)
+    lines = [_line(headers), "|" + "|".join(rule) + "|", *(_line(row) for row in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _line(entries: Sequence[Entry]) -> str:
+    return "| " + " | ".join(_text(entry) for entry in entries) + " |"
+
+
+def _text(entry: Entry) -> str:
+    text = scientific(entry) if isinstance(entry, float) else str(entry)
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,104 @@
+"""Compute the cells of a benchmark one by one, resuming where an earlier run stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from benchmarks.harness.store import ResultStore
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One result: `compute` returns plain data to be stored under `key`."""
+
+    key: str
+    compute: Callable[[], dict[str, Any]]
+
+
+def run_cells(
+    title: str, cells: Sequence[Cell], store: ResultStore, fingerprint: str
+) -> dict[str, dict[str, Any]]:
+    """Compute the cells that are not stored yet, storing each as soon as it is done.
+
+    Args:
+        title: What the progress bar, on standard error, calls this run.
+        cells: The cells in the order of computation; their keys must differ.
+        store: Where results are kept.
+        fingerprint: What the results depend on besides their keys (`store.fingerprint`).
+
+    Returns:
+        The value of each cell by its key, in the order of `cells`.
+
+    Raises:
+        KeyboardInterrupt: The user stopped the run; the cells done so far stay stored.
+    """
+    _check_unique([cell.key for cell in cells])
+    found = {cell.key: store.get(cell.key, fingerprint) for cell in cells}
+    values = {key: value for key, value in found.items() if value is not None}
+    console = Console(stderr=True)
+    try:
+        _compute_missing(title, cells, values, store, fingerprint, console)
+    except KeyboardInterrupt:
+        _say(
+            console,
+            f"interrupted: {len(values)} of {len(cells)} cells are stored in {store.directory}; "
+            "run the same command again to resume",
+        )
+        raise
+    return {cell.key: values[cell.key] for cell in cells}
+
+
+def _compute_missing(
+    title: str,
+    cells: Sequence[Cell],
+    values: dict[str, dict[str, Any]],
+    store: ResultStore,
+    fingerprint: str,
+    console: Console,
+) -> None:
+    with _progress(console) as progress:
+        bar = progress.add_task(title, total=len(cells), completed=len(values), cell="")
+        for cell in cells:
+            if cell.key in values:
+                continue
+            progress.update(bar, cell=cell.key)
+            values[cell.key] = store.put(cell.key, fingerprint, cell.compute())
+            progress.advance(bar)
+            if not console.is_terminal:
+                _say(console, f"{title}: {len(values)}/{len(cells)} {cell.key}")
+
+
+def _progress(console: Console) -> Progress:
+    """The progress bar; where there is no terminal, one line per cell takes its place."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[cell]}", markup=False),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _check_unique(keys: Sequence[str]) -> None:
+    repeated = sorted({key for key in keys if keys.count(key) > 1})
+    if repeated:
+        raise ValueError(f"cells with the same key: {', '.join(repeated)}")

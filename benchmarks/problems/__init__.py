@@ -1,0 +1,1 @@
+"""The learning problems and published numbers that the benchmarks use."""

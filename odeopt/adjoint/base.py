@@ -1,0 +1,138 @@
+"""What an adjoint is: how a solve is differentiated backward."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from odeopt.adjoint.linearize import Differentiation, ReverseMode
+from odeopt.solver.base import Solver, Stepping
+from odeopt.theta import Theta
+
+
+class Cost(NamedTuple):
+    """What one pull costs."""
+
+    gradients: int
+    """Gradient evaluations that are not part of a Hessian-vector product."""
+    hvps: int
+    """Vector-Jacobian products of the velocity (for gradient fields, Hessian-vector products)."""
+
+
+class Diagnostics(NamedTuple):
+    """Scalars that tell whether a pull can be trusted; all are 0 where they do not apply."""
+
+    step_ratio: Tensor
+    r"""$h\lVert J^\top\lambda\rVert / \lVert\lambda\rVert$ over the stability limit."""
+    defect: Tensor
+    """Relative defect of the interpolated state."""
+
+
+class Pulled(NamedTuple):
+    """What one pull returns: gradients of the objective w.r.t. the inputs of the interval."""
+
+    lam: Tensor
+    t: Tensor
+    dt: Tensor
+    theta: Theta
+    diagnostics: Diagnostics
+
+
+class Interval(NamedTuple):
+    """One interval of the backward sweep."""
+
+    t: Tensor
+    """Its start, 0-dim."""
+    dt: Tensor
+    """Its length, 0-dim."""
+    y0: Tensor
+    """The state at its start, shape [d]."""
+    y1: Tensor
+    """The state at its end; the same tensor as y0 for adjoints with `needs_end = False`."""
+
+
+class Adjoint(ABC):
+    """How a solve is differentiated backward."""
+
+    differentiation: Differentiation = ReverseMode()
+    """How the field is differentiated."""
+
+    needs_length: bool = False
+    """Whether the number of steps must be known before the forward sweep."""
+
+
+class LocalAdjoint(Adjoint):
+    """Goes backward interval by interval."""
+
+    replays: bool
+    """Whether it needs every state (replayed where it was not kept) or only a mesh."""
+
+    needs_end: bool
+    """Whether a pull needs the state at the end of its interval."""
+
+    @abstractmethod
+    def pull(self, solver: Solver, stepping: Stepping, interval: Interval, lam: Tensor) -> Pulled:
+        """Take lam from the end of an interval to its start. Pure, on one task."""
+
+    @abstractmethod
+    def cost(self, solver: Solver) -> Cost:
+        """The cost of one pull."""
+
+    def check(self, solver: Solver) -> None:
+        """Raise `CompatibilityError` if it cannot differentiate this solver."""
+        del solver
+
+    def first_step(self, n: int) -> int:
+        """The index of the first step that is pulled; steps before it count as the identity."""
+        del n
+        return 0
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A finished forward sweep, for adjoints that look at all of it.
+
+    Attributes:
+        y_end: the final state, shape [d] or [tasks, d].
+        times: shape [n + 1] or [tasks, n + 1], in the dtype of the state.
+        cotangents: gradients of the outer loss w.r.t. observed states, by index.
+        batched: batches a function of (t, dt, y, lam, theta, data) over tasks.
+        stepping: binds the field to theta and data inside such a function.
+        theta: as the batched function takes it.
+        data: likewise.
+    """
+
+    y_end: Tensor
+    times: Tensor
+    cotangents: dict[int, Tensor]
+    batched: Callable[..., Any]
+    stepping: Callable[..., Stepping]
+    theta: Theta
+    data: Any
+
+
+class Swept(NamedTuple):
+    """The result of a whole backward sweep."""
+
+    lam: Tensor
+    """At the start, shape [d] or [tasks, d]."""
+    t: Tensor
+    """Gradients w.r.t. the start of each step, shape [n] or [tasks, n]."""
+    dt: Tensor
+    """Gradients w.r.t. the length of each step."""
+    theta: Theta | None
+    """None where no step was pulled; with tasks, leaves carry a leading task dimension."""
+    growth: Tensor
+    r"""$\max_t \lVert\lambda(t)\rVert / \lVert\lambda(T)\rVert$, shape [] or [tasks]."""
+
+
+class WholeAdjoint(Adjoint):
+    """Looks at the whole solve; no state but the last is kept for it."""
+
+    @abstractmethod
+    def backward(self, sweep: Sweep, lam: Tensor) -> tuple[Swept, Cost]:
+        """Take lam from the end to the start, and say what it cost in total."""

@@ -1,0 +1,91 @@
+"""The exact gradient of what was computed."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from odeopt.adjoint.base import Cost, Diagnostics, Interval, LocalAdjoint, Pulled
+from odeopt.adjoint.linearize import Differentiation, ReverseMode
+from odeopt.checkpoint.base import check_positive
+from odeopt.errors import CompatibilityError
+from odeopt.registry import ADJOINTS
+from odeopt.solver.base import Solver, Stepping, StepSolver
+
+
+class ExactAdjoint(LocalAdjoint):
+    """Transposes the steps of the solver, replaying states that were not kept."""
+
+    replays = True
+    needs_end = False
+
+    def __init__(self, differentiation: Differentiation | None = None) -> None:
+        self.differentiation = differentiation or ReverseMode()
+
+    @override
+    def check(self, solver: Solver) -> None:
+        if not isinstance(solver, StepSolver):
+            raise CompatibilityError(
+                f"{type(self).__name__} cannot replay {type(solver).__name__}, which chooses its"
+                " own steps inside a library. Use ContinuousAdjoint(ModifiedEuler()) with it, or a"
+                " step solver such as RK4() or Adaptive(rtol, atol)."
+            )
+
+    @override
+    def pull(self, solver: Solver, stepping: Stepping, interval: Interval, lam: Tensor) -> Pulled:
+        assert isinstance(solver, StepSolver), "checked before"
+        t, dt, y0, _ = interval
+        zero = torch.zeros_like(dt)
+        step = solver.pull(stepping, t, dt, y0, lam)
+        return Pulled(step.lam, step.t, step.dt, step.theta, Diagnostics(zero, zero))
+
+    @override
+    def cost(self, solver: Solver) -> Cost:
+        assert isinstance(solver, StepSolver), "checked before"
+        return Cost(gradients=0, hvps=solver.stages)
+
+
+@final
+@ADJOINTS.register("discrete")
+class DiscreteAdjoint(ExactAdjoint):
+    r"""The exact gradient of the discrete map: reverse-mode differentiation, step by step.
+
+    For gradient descent $\lambda_k = \lambda_{k+1} - \alpha \nabla^2 L(u_k)\lambda_{k+1}$. It equals
+    autograd through the unrolled loop to rounding, whatever is kept, and never holds more than
+    the graph of one step. Cost: one Hessian-vector product per stage, plus the replayed steps.
+
+    Args:
+        differentiation: how Hessian-vector products are made, `ReverseMode()` by default.
+
+    References:
+        Hager 2000; Sanz-Serna 2016, "Symplectic Runge-Kutta schemes for adjoint equations".
+    """
+
+
+@final
+@ADJOINTS.register("truncated", example=lambda: TruncatedAdjoint(4))
+class TruncatedAdjoint(ExactAdjoint):
+    r"""Differentiates the last `steps` steps exactly and takes the others for the identity.
+
+    Biased: $\lambda_0 := \lambda_{N-K}$, and hyperparameters count in the last K steps only. Only
+    the states of those steps are kept. Cost: K Hessian-vector products per stage.
+
+    Args:
+        steps: K, the number of last steps.
+        differentiation: how Hessian-vector products are made, `ReverseMode()` by default.
+
+    References:
+        Shaban et al. 2019, "Truncated Back-propagation for Bilevel Optimization".
+    """
+
+    def __init__(self, steps: int, differentiation: Differentiation | None = None) -> None:
+        super().__init__(differentiation)
+        self.needs_length = True
+        self.steps = check_positive(steps, "steps")
+
+    @override
+    def first_step(self, n: int) -> int:
+        return max(n - self.steps, 0)

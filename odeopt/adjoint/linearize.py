@@ -1,0 +1,119 @@
+"""How a velocity is differentiated: exchangeable modes of the Hessian-vector product."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from odeopt.errors import CompatibilityError
+from odeopt.linearization import Cotangents, FlatField, Linearization
+from odeopt.theta import Data, Theta
+
+
+class Differentiation(ABC):
+    """Makes linearisations of a flat field."""
+
+    @abstractmethod
+    def linearize(
+        self, field: FlatField, t: Tensor, y: Tensor, theta: Theta, data: Data
+    ) -> Linearization:
+        """The velocity at (t, y, theta), with its vector-Jacobian products."""
+
+
+@final
+class ReverseMode(Differentiation):
+    """`torch.func.vjp` of the velocity: for gradient fields, reverse over reverse. The default.
+
+    The first product costs about 2.7 gradients in eager torch and a further one at the same point
+    about 1.7, since the graph of the gradient is kept. Works for every field.
+    """
+
+    @override
+    def linearize(
+        self, field: FlatField, t: Tensor, y: Tensor, theta: Theta, data: Data
+    ) -> Linearization:
+        def velocity(t: Tensor, y: Tensor, theta: Theta) -> Tensor:
+            return field.velocity(t, y, theta, data)
+
+        value, pullback = _vjp(velocity, t, y, theta)
+        return _Reverse(value, pullback)
+
+
+@final
+class ForwardOverReverse(Differentiation):
+    r"""One forward-mode pass through the gradient of the potential: gradient fields only.
+
+    Along $(\lambda, 0)$ the tangents of $(\nabla_y\Phi, \nabla_\theta\Phi)$ are $(H\lambda,
+    (\partial_\theta\partial_y\Phi)^\top\lambda)$ by symmetry. It keeps no second tape; in eager
+    torch it takes 3 to 5 gradients and is the slower choice for small models.
+
+    References:
+        Pearlmutter 1994; Kemaev et al. 2025, "Scalable Meta-Learning via Mixed-Mode
+        Differentiation", arXiv 2505.00793.
+    """
+
+    @override
+    def linearize(
+        self, field: FlatField, t: Tensor, y: Tensor, theta: Theta, data: Data
+    ) -> Linearization:
+        potential = field.potential
+        if potential is None:
+            raise CompatibilityError(
+                "ForwardOverReverse needs a field with a scalar potential (a GradientField such as"
+                " GradientFlow or RegularizedFlow); use ReverseMode() for this field."
+            )
+
+        def gradients(y: Tensor) -> tuple[Tensor, Tensor, Theta]:
+            return torch.func.grad(potential, argnums=(1, 0, 2))(t, y, theta, data)
+
+        return _ForwardOverReverse(gradients, y)
+
+
+class _Reverse(Linearization):
+    def __init__(self, value: Tensor, pullback: Any) -> None:
+        self._value = value
+        self._pullback = pullback
+
+    @property
+    @override
+    def value(self) -> Tensor:
+        return self._value
+
+    @override
+    def pullback(self, cotangent: Tensor) -> Cotangents:
+        g_t, g_y, g_theta = self._pullback(cotangent)
+        return Cotangents(g_t, g_y, g_theta)
+
+
+class _ForwardOverReverse(Linearization):
+    def __init__(self, gradients: Any, y: Tensor) -> None:
+        self._gradients = gradients
+        self._y = y
+        self._value: Tensor | None = None
+
+    @property
+    @override
+    def value(self) -> Tensor:
+        if self._value is None:
+            self._value = -self._gradients(self._y)[0]
+        return self._value
+
+    @override
+    def pullback(self, cotangent: Tensor) -> Cotangents:
+        primals, tangents = _jvp(self._gradients, self._y, cotangent)
+        self._value = -primals[0]
+        g_y, g_t, g_theta = tangents
+        return Cotangents(-g_t, -g_y, Theta(*(tuple(-leaf for leaf in part) for part in g_theta)))
+
+
+def _vjp(function: Any, *primals: Any) -> tuple[Tensor, Any]:
+    value, pullback = torch.func.vjp(function, *primals)[:2]
+    return value, pullback
+
+
+def _jvp(function: Any, primal: Tensor, tangent: Tensor) -> tuple[Any, Any]:
+    return torch.func.jvp(function, (primal,), (tangent,))  # type: ignore[return-value]

@@ -1,0 +1,260 @@
+"""The autograd bridge: the two sweeps behind one `torch.autograd.Function`.
+
+Every tensor that the backward sweep needs is an input or an output of the function, so that it
+works under `torch.func.vmap` and `torch.func.grad` as well. An output must be neither an input
+nor the same tensor as another output, which is why states are returned once each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from odeopt.checks import backward_status, check_replay, raise_for_status, state_status
+from odeopt.engine import Choices, Run, resume, run_backward, run_forward
+from odeopt.errors import SecondOrderError
+from odeopt.grid import TimeGrid
+from odeopt.problem import Problem
+from odeopt.stats import Stats
+from odeopt.sweep.adaptive import RefinedStepper, Refinement
+from odeopt.sweep.backward import Trace
+from odeopt.sweep.forward import Trajectory
+from odeopt.sweep.kept import Kept
+from odeopt.theta import Data, Theta
+
+
+@dataclass
+class Record:
+    """What the sweeps need beside tensors, filled in by the forward one.
+
+    Attributes:
+        choices: the optimiser's choices.
+        problem: the layout of the inputs; its tensors are not used.
+        stats: the cost so far.
+        refinement: the accepted steps of an adaptive solver.
+        places: for each kept, observed or last-but-one state: its place among the outputs.
+    """
+
+    choices: Choices
+    problem: Problem
+    stats: Stats
+    refinement: Refinement | None = None
+    places: _Places = field(default_factory=lambda: _Places())
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The tensors of the problem as a flat tuple."""
+        problem = self.problem
+        parts = (*problem.theta, *problem.data)
+        return (
+            problem.y0, problem.grid.times, problem.grid.dt,
+            *(leaf for part in parts for leaf in part),
+        )  # fmt: skip
+
+    def observed(self, index: int, y_end: Tensor, states: list[Tensor]) -> Tensor:
+        """The observed state at an index of the user's grid."""
+        if index == self.problem.grid.steps:
+            return y_end
+        if index == 0:
+            return self.problem.y0
+        place = self.places.positions[index]
+        return self.problem.y0 if place is None else states[place]
+
+    def rebuild(self, inputs: tuple[Tensor, ...]) -> Problem:
+        """The problem with other tensors."""
+        y0, times, dt, *rest = (tensor.detach() for tensor in inputs)
+        parts: list[tuple[Tensor, ...]] = []
+        for part in (*self.problem.theta, *self.problem.data):
+            parts.append(tuple(rest[: len(part)]))
+            rest = rest[len(part) :]
+        return Problem(
+            y0, Theta(parts[0], parts[1]), Data(parts[2], parts[3]),
+            TimeGrid(times, self.problem.grid.observe, dt=dt),
+            self.problem.layout, self.problem.tasks,
+        )  # fmt: skip
+
+
+@dataclass
+class _Places:
+    """Distinct states among the outputs, and who is where; None stands for y0."""
+
+    states: list[Tensor] = field(default_factory=list[Tensor])
+    kept: dict[int, int | None] = field(default_factory=dict[int, "int | None"])
+    observed: dict[int, int | None] = field(default_factory=dict[int, "int | None"])
+    positions: dict[int, int | None] = field(default_factory=dict[int, "int | None"])
+    """Places of observed states by index of the user's grid."""
+    before_end: int | None = None
+    first: int = 0
+    prints: int = 0
+
+    def fill(self, run: Run) -> None:
+        """Note the states of a finished forward sweep."""
+        trajectory, y0 = run.trajectory, run.problem.y0
+        kept = trajectory.kept
+        self.observed = {k: self._place(y, y0) for k, y in trajectory.observed.items()}
+        for k, place in self.observed.items():
+            position = run.stepper.grid_index(k)
+            assert position is not None, "observed states are at grid times"
+            self.positions[position] = place
+        self.kept = {k: self._place(kept[k], y0) for k in kept.indices()}
+        self.before_end = self._place(trajectory.before_end, y0)
+        self.first, self.prints = trajectory.first, len(trajectory.prints)
+
+    def trajectory(
+        self, y0: Tensor, y_end: Tensor, states: tuple[Tensor, ...], stats: Stats
+    ) -> Trajectory:
+        """The trajectory again, from the tensors that autograd saved."""
+        extra = len(states) - self.prints
+
+        def at(place: int | None) -> Tensor:
+            return y0 if place is None else states[place]
+
+        kept = Kept(stats)
+        for index, place in self.kept.items():
+            kept.store(index, at(place))
+        observed = {k: at(place) for k, place in self.observed.items()}
+        prints = list(states[extra:])
+        return Trajectory(y_end, at(self.before_end), kept, self.first, observed, prints)
+
+    def _place(self, state: Tensor, y0: Tensor) -> int | None:
+        if state is y0:
+            return None
+        for place, known in enumerate(self.states):
+            if known is state:
+                return place
+        self.states.append(state)
+        return len(self.states) - 1
+
+
+class Solve(torch.autograd.Function):
+    """(record, *inputs) -> (y_end, *states, *fingerprints)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    @override
+    def forward(record: Record, *inputs: Tensor) -> tuple[Tensor, ...]:
+        problem = record.rebuild(inputs)
+        with torch.no_grad():
+            run = run_forward(record.choices, problem, record.stats)
+        trajectory = run.trajectory
+        record.places.fill(run)
+        y_end = trajectory.y_end
+        if y_end is problem.y0 or any(y_end is state for state in record.places.states):
+            y_end = y_end.clone()
+        outputs = (y_end, *record.places.states, *trajectory.prints)
+        record.places.states = []
+        if isinstance(run.stepper, RefinedStepper):
+            record.refinement = run.stepper.refinement
+        return outputs
+
+    @staticmethod
+    @override
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        record, *tensors = inputs
+        ctx.record = record
+        ctx.count = len(tensors)
+        places = record.places
+        differentiable = {0, *(1 + p for p in places.observed.values() if p is not None)}
+        ctx.mark_non_differentiable(
+            *(tensor for i, tensor in enumerate(output) if i not in differentiable)
+        )
+        ctx.save_for_backward(*tensors, *output)
+
+    @staticmethod
+    @override
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        return (None, *_Pullback.apply(ctx.record, ctx.count, *cotangents, *saved))
+
+
+class _Pullback(torch.autograd.Function):
+    """The backward sweep; its own backward raises, since it would be silently wrong."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    @override
+    def forward(record: Record, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        outputs = (len(tensors) - count) // 2
+        cotangents, inputs = tensors[:outputs], tensors[outputs : outputs + count]
+        y_end, *states = tensors[outputs + count :]
+        with torch.no_grad():
+            return pull_back(record, inputs, y_end, tuple(states), cotangents)
+
+    @staticmethod
+    @override
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        del ctx, inputs, output
+
+    @staticmethod
+    @override
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        raise SecondOrderError(
+            "a second derivative through a solve was asked for (create_graph=True, func.hessian or"
+            " a nested grad). It is not supported: use unrolled autograd for second derivatives,"
+            " or detach the first."
+        )
+
+
+def pull_back(
+    record: Record,
+    inputs: tuple[Tensor, ...],
+    y_end: Tensor,
+    states: tuple[Tensor, ...],
+    cotangents: tuple[Tensor, ...],
+) -> tuple[Tensor, ...]:
+    """Gradients w.r.t. the inputs of `Solve`, in their order."""
+    problem = record.rebuild(inputs)
+    places = record.places
+    trajectory = places.trajectory(problem.y0, y_end, states, record.stats)
+    run = resume(record.choices, problem, trajectory, record.refinement, record.stats)
+    seeds = {
+        index: cotangents[1 + place]
+        for index, place in places.observed.items()
+        if place is not None
+    }
+    swept, trace = run_backward(run, cotangents[0], seeds, record.stats)
+    if is_visible(swept.lam):
+        status = backward_status(state_status(y_end), swept, trace, record.choices.safety)
+        check_replay(trace)
+        raise_for_status(status, run, swept, trace)
+    shared, batch = problem.theta
+    if swept.theta is None:
+        g_theta = [torch.zeros_like(leaf) for leaf in (*shared, *batch)]
+    else:
+        g_shared = swept.theta.shared
+        if problem.tasks is not None:
+            g_shared = tuple(leaf.sum(0) for leaf in g_shared)
+        g_theta = [*g_shared, *swept.theta.batch]
+    g_data = [torch.zeros_like(leaf) for part in problem.data for leaf in part]
+    g_times = torch.nn.functional.pad(swept.t, (0, 1)).to(problem.grid.times.dtype)
+    g_dt = swept.dt.to(problem.grid.dt.dtype)
+    return (swept.lam, g_times, g_dt, *g_theta, *g_data)
+
+
+def is_visible(tensor: Tensor) -> bool:
+    """Whether values can be looked at (not so inside `torch.func.vmap`)."""
+    try:
+        bool((tensor == 0).any())
+    except RuntimeError:
+        return False
+    return True
+
+
+def check_solution(record: Record, y_end: Tensor, raises: bool) -> Tensor | None:
+    """The status of a solve, or None where it cannot be seen; raises if a task failed."""
+    y_end = y_end.detach()
+    if not is_visible(y_end):
+        return None
+    status = state_status(y_end)
+    if raises:
+        problem, stats = record.problem.detach(), Stats()
+        trajectory = Trajectory(y_end, y_end, Kept(stats), 0)
+        run = resume(record.choices, problem, trajectory, record.refinement, stats)
+        with torch.no_grad():
+            raise_for_status(status, run, None, Trace(exact=True))
+    return status

@@ -1,0 +1,88 @@
+"""Calling the user's functions: losses take hparams if and only if there are some."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from odeopt import tree
+from odeopt.errors import CapturedTensorError, InputError
+from odeopt.types import PyTree
+
+Selector = float | int | Tensor | Callable[[PyTree], Any]
+"""A number, or a function that picks a value out of hparams, e.g. `lambda hp: hp["mu"]`."""
+
+
+def call_loss(
+    loss: Callable[..., Any], hparams: PyTree, *args: Any, what: str = "loss", **keywords: Any
+) -> Any:
+    """`loss(*args)` when hparams is None, `loss(*args, hparams)` otherwise.
+
+    Raises:
+        InputError: if the function does not take that many arguments.
+    """
+    given = args if hparams is None else (*args, hparams)
+    try:
+        return loss(*given, **keywords)
+    except TypeError as error:
+        if _binds(loss, given, keywords):
+            raise
+        names = "(params, batch)" if hparams is None else "(params, batch, hparams)"
+        extra = f" and the keywords {sorted(keywords)}" if keywords else ""
+        raise InputError(
+            f"{what} cannot be called with {names}{extra}: {error}. It is called with hparams"
+            " exactly when hparams is not None."
+        ) from error
+
+
+def check_scalar(value: Any, what: str) -> Tensor:
+    """The value, if it is a scalar tensor.
+
+    Raises:
+        InputError: if it is anything else.
+    """
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
+        shown = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else value
+        raise InputError(f"{what} returned {shown}; expected a floating-point scalar tensor.")
+    return value.reshape(())
+
+
+def check_selector(value: Selector, what: str) -> Selector:
+    """The selector, if it is no tensor that requires grad.
+
+    Raises:
+        CapturedTensorError: if it is one, since its gradient would be lost.
+    """
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise CapturedTensorError(
+            f"{what} is a tensor that requires grad: its gradient would be lost. Put it into"
+            f" hparams and pass a selector, e.g. {what}=lambda hparams: hparams['{what}']."
+        )
+    return value
+
+
+def select(selector: Selector, hparams: PyTree, what: str) -> Any:
+    """The number itself, or what the selector picks out of hparams."""
+    if not callable(selector):
+        return selector
+    if hparams is None:
+        raise InputError(f"{what} is a selector, but hparams is None: pass hparams to the call.")
+    return selector(hparams)
+
+
+def has_tensor_requiring_grad(value: PyTree) -> bool:
+    """Whether any tensor leaf requires grad."""
+    return any(leaf.requires_grad for leaf in tree.tensors(value))
+
+
+def _binds(fn: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]) -> bool:
+    try:
+        inspect.signature(fn).bind(*args, **keywords)
+    except TypeError:
+        return False
+    except ValueError:  # no signature to look at
+        return True
+    return True

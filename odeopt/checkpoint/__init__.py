@@ -1,0 +1,32 @@
+"""Checkpoint schedules: what is remembered between the two sweeps."""
+
+from odeopt.checkpoint.base import (
+    Action,
+    Advance,
+    CheckpointSchedule,
+    ForwardStream,
+    Free,
+    Progress,
+    Pull,
+    Restore,
+    Store,
+)
+from odeopt.checkpoint.binomial import Binomial
+from odeopt.checkpoint.graded import Graded
+from odeopt.checkpoint.uniform import Density, Every
+
+__all__ = [
+    "Action",
+    "Advance",
+    "Binomial",
+    "CheckpointSchedule",
+    "Density",
+    "Every",
+    "ForwardStream",
+    "Free",
+    "Graded",
+    "Progress",
+    "Pull",
+    "Restore",
+    "Store",
+]

@@ -1,0 +1,134 @@
+"""What a checkpoint schedule is: a stream of actions, carried out by the sweeps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from odeopt.errors import InputError
+
+
+class Advance(NamedTuple):
+    """Move the running state from index `start` to index `stop`, one step at a time."""
+
+    start: int
+    stop: int
+
+
+class Store(NamedTuple):
+    """Keep the running state, which is at `index`."""
+
+    index: int
+
+
+class Restore(NamedTuple):
+    """Make the kept state `index` the running state."""
+
+    index: int
+
+
+class Free(NamedTuple):
+    """Drop the kept state `index`."""
+
+    index: int
+
+
+class Pull(NamedTuple):
+    """Take the adjoint variable from index `stop` to `start`; the running state is at `start`."""
+
+    start: int
+    stop: int
+
+
+Action = Advance | Store | Restore | Free | Pull
+
+
+class Progress(NamedTuple):
+    """What a forward stream is told after each action."""
+
+    t: Tensor
+    """The current time, shape [] or [tasks]."""
+    y: Tensor
+    """The running state, shape [d] or [tasks, d]."""
+
+
+ForwardStream = Generator[Action, Progress, None]
+
+
+class CheckpointSchedule(ABC):
+    """Which states are kept in the forward sweep, and how the others come back.
+
+    A slot holds one state. The initial state takes one of the slots; the final and the running
+    state take none.
+    """
+
+    is_mesh: bool
+    """Whether an interpolating adjoint takes the kept states as its mesh (else: every state)."""
+
+    needs_length: bool
+    """Whether the number of steps must be known before the forward sweep."""
+
+    @abstractmethod
+    def forward(self, n: int | None) -> ForwardStream:
+        """Actions of the forward sweep over n steps: Store, Free and Advance, from 0 to n.
+
+        When n is None the stream advances by one step at a time and is closed at the end.
+        """
+
+    @abstractmethod
+    def backward(self, n: int, kept: Sequence[int]) -> Iterator[Action]:
+        """Actions that pull every step n-1, ..., 0 once, replaying what was not kept.
+
+        The running state is at n - 1 when the stream begins. `kept` is sorted.
+        """
+
+
+def run_through(n: int | None) -> Iterator[int]:
+    """0, 1, ..., n - 1; without end when n is None."""
+    index = 0
+    while n is None or index < n:
+        yield index
+        index += 1
+
+
+def pull_mesh(nodes: Sequence[int], n: int) -> Iterator[Action]:
+    """Pull over the intervals between kept states, without replay."""
+    stop = n
+    for start in reversed(nodes):
+        yield Restore(start)
+        yield Pull(start, stop)
+        yield Free(start)
+        stop = start
+
+
+def replay_segments(nodes: Sequence[int], n: int) -> Iterator[Action]:
+    """Replay each segment between kept states once, keeping its states until they are pulled."""
+    stop = n
+    for start in reversed(nodes):
+        yield Restore(start)
+        for index in range(start + 1, stop):
+            yield Advance(index - 1, index)
+            if index < stop - 1:
+                yield Store(index)
+        yield Pull(stop - 1, stop)
+        for index in range(stop - 2, start - 1, -1):
+            yield Restore(index)
+            yield Pull(index, index + 1)
+            yield Free(index)
+        if stop - 1 == start:
+            yield Free(start)
+        stop = start
+
+
+def check_positive(value: object, what: str) -> int:
+    """The value, if it is an integer of at least 1.
+
+    Raises:
+        InputError: if it is anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{what} is {value!r}; expected an integer of at least 1.")
+    return value

@@ -1,0 +1,82 @@
+"""Evenly spaced checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import final
+
+from typing_extensions import override
+
+from odeopt.checkpoint.base import (
+    Action,
+    Advance,
+    CheckpointSchedule,
+    ForwardStream,
+    Store,
+    check_positive,
+    replay_segments,
+    run_through,
+)
+from odeopt.registry import CHECKPOINTS
+
+
+@final
+@CHECKPOINTS.register("every", example=lambda: Every(3))
+class Every(CheckpointSchedule):
+    """Keep every k-th state: N / k states; with replay, up to k - 2 more and N - N / k steps.
+
+    `Every(1)` keeps everything and replays nothing.
+
+    Args:
+        k: the distance of kept states in steps.
+    """
+
+    is_mesh = True
+    needs_length = False
+
+    def __init__(self, k: int = 1) -> None:
+        self.k = check_positive(k, "k")
+
+    @override
+    def forward(self, n: int | None) -> ForwardStream:
+        for index in run_through(n):
+            if index % self.k == 0:
+                yield Store(index)
+            yield Advance(index, index + 1)
+
+    @override
+    def backward(self, n: int, kept: Sequence[int]) -> Iterator[Action]:
+        return replay_segments(kept, n)
+
+
+@final
+@CHECKPOINTS.register("density", example=lambda: Density(4))
+class Density(CheckpointSchedule):
+    """Keep n states at even distances of N / n steps; every state when N < n.
+
+    Args:
+        n: the number of kept states, the initial one included.
+    """
+
+    is_mesh = True
+    needs_length = True
+
+    def __init__(self, n: int) -> None:
+        self.n = check_positive(n, "n")
+
+    def nodes(self, steps: int) -> list[int]:
+        """The kept indices for a sweep of that many steps."""
+        count = min(self.n, steps)
+        return [index * steps // count for index in range(count)]
+
+    @override
+    def forward(self, n: int | None) -> ForwardStream:
+        assert n is not None, "needs_length"
+        nodes = self.nodes(n)
+        for start, stop in zip(nodes, [*nodes[1:], n], strict=True):
+            yield Store(start)
+            yield Advance(start, stop)
+
+    @override
+    def backward(self, n: int, kept: Sequence[int]) -> Iterator[Action]:
+        return replay_segments(kept, n)

@@ -1,0 +1,212 @@
+"""A solve and its differentiation on flat tensors, without autograd."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from odeopt.adjoint.base import Adjoint, LocalAdjoint, Sweep, Swept, WholeAdjoint
+from odeopt.checkpoint.base import CheckpointSchedule
+from odeopt.errors import CompatibilityError
+from odeopt.field.base import Field
+from odeopt.kernels import BoundField, Kernels
+from odeopt.problem import Problem
+from odeopt.safety import Safety
+from odeopt.solver.adaptive import Adaptive
+from odeopt.solver.base import GridSolver, Solver, Stepping
+from odeopt.stats import Stats
+from odeopt.sweep.adaptive import AdaptiveStepper, RefinedStepper, Refinement
+from odeopt.sweep.backward import BackwardSweep, Trace, backward_actions
+from odeopt.sweep.forward import Trajectory, forward_sweep, run_to_end
+from odeopt.sweep.kept import Kept
+from odeopt.sweep.spectrum import SpectralMonitor
+from odeopt.sweep.stepper import FixedStepper, GridStepper, SettledStepper, Stepper
+from odeopt.theta import Data, Theta
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The four choices of an `ODEOptimizer`, and its limits."""
+
+    field: Field
+    solver: Solver
+    adjoint: Adjoint
+    checkpoints: CheckpointSchedule
+    safety: Safety
+
+    @property
+    def needs_length(self) -> bool:
+        """Whether the number of steps must be known before the forward sweep."""
+        return self.checkpoints.needs_length or self.adjoint.needs_length
+
+    @property
+    def replays(self) -> bool:
+        """Whether the backward sweep needs every state, and makes again those not kept."""
+        local = isinstance(self.adjoint, LocalAdjoint)
+        return local and (self.adjoint.replays or not self.checkpoints.is_mesh)
+
+    def check(self) -> None:
+        """Raise `CompatibilityError` on choices that do not work together."""
+        if not isinstance(self.adjoint, LocalAdjoint):
+            return
+        self.adjoint.check(self.solver)
+        if isinstance(self.solver, GridSolver) and not self.checkpoints.is_mesh:
+            raise CompatibilityError(
+                f"{type(self.checkpoints).__name__} replays steps, which"
+                f" {type(self.solver).__name__} cannot. Use Every(1), Density(n) or Graded(n)"
+                " with ContinuousAdjoint, or a step solver such as Adaptive(rtol, atol)."
+            )
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished forward sweep: what was chosen, its inputs, and the states that were kept."""
+
+    choices: Choices
+    problem: Problem
+    kernels: Kernels
+    stepper: SettledStepper
+    trajectory: Trajectory
+
+
+def make_kernels(choices: Choices, problem: Problem) -> Kernels:
+    """The kernels of a problem."""
+    flat = BoundField(choices.field, problem.layout)
+    return Kernels(flat, choices.solver, problem.theta, problem.data, problem.tasks)
+
+
+def run_forward(choices: Choices, problem: Problem, stats: Stats) -> Run:
+    """The forward sweep (eq. 3 of the paper)."""
+    kernels = make_kernels(choices, problem)
+    stepper = _make_stepper(choices, kernels, problem, stats)
+    adjoint = choices.adjoint
+    local = isinstance(adjoint, LocalAdjoint)
+    trajectory = forward_sweep(
+        stepper,
+        problem.y0,
+        choices.checkpoints if local else None,
+        Kept(stats),
+        adjoint.first_step(stepper.length) if local and stepper.length is not None else 0,
+        problem.grid.observe,
+        fingerprints=local and choices.replays and isinstance(stepper, SettledStepper),
+    )
+    settled = _settle(stepper, kernels, problem, stats)
+    stats.steps += settled.length or 0
+    if local and not choices.replays:
+        for index, state in trajectory.observed.items():  # observed states are mesh nodes
+            trajectory.kept.store(index, state)
+    return Run(choices, problem, kernels, settled, trajectory)
+
+
+def run_backward(
+    run: Run, lam: Tensor, cotangents: dict[int, Tensor], stats: Stats
+) -> tuple[Swept, Trace]:
+    """The backward sweep (eq. 8), with gradients w.r.t. the user's grid.
+
+    Args:
+        run: the forward sweep.
+        lam: gradient of the outer loss w.r.t. the final state, shape [d] or [tasks, d].
+        cotangents: gradients w.r.t. observed states, by step index, without the last.
+        stats: the cost is added to it.
+    """
+    adjoint = run.choices.adjoint
+    if isinstance(adjoint, WholeAdjoint):
+        swept, trace = _run_whole(run, adjoint, lam, cotangents, stats), Trace(exact=False)
+    else:
+        assert isinstance(adjoint, LocalAdjoint), "the two kinds there are"
+        swept, trace = _run_local(run, adjoint, lam, cotangents, stats)
+    if isinstance(run.stepper, RefinedStepper):
+        g_t, g_dt = run.stepper.refinement.pull(run.problem.grid, swept.t, swept.dt)
+        swept = swept._replace(t=g_t, dt=g_dt)
+    return swept, trace
+
+
+def _run_local(
+    run: Run, adjoint: LocalAdjoint, lam: Tensor, cotangents: dict[int, Tensor], stats: Stats
+) -> tuple[Swept, Trace]:
+    choices = run.choices
+    pull = run.kernels.pull(adjoint)
+    monitor = SpectralMonitor.make(run.kernels, adjoint, choices.safety.power_iterations)
+    if monitor is not None:
+        pull = monitor.watch(pull)
+    sweep = BackwardSweep(run.stepper, run.trajectory, adjoint, pull, cotangents, stats)
+    steps = (run.stepper.length or 0) - run.trajectory.first
+    actions = backward_actions(choices.checkpoints, adjoint, run.trajectory, steps)
+    swept = sweep.run(actions, lam)
+    pulls, cost = len(sweep.trace.starts), adjoint.cost(choices.solver)
+    stats.gradient_evaluations += pulls * cost.gradients
+    stats.hvps += pulls * cost.hvps
+    if monitor is not None:
+        sweep.trace.spectral = monitor.ratios
+        stats.hvps += pulls * choices.safety.power_iterations
+    return swept, sweep.trace
+
+
+def _run_whole(
+    run: Run, adjoint: WholeAdjoint, lam: Tensor, cotangents: dict[int, Tensor], stats: Stats
+) -> Swept:
+    kernels, length = run.kernels, run.stepper.length or 0
+
+    def stepping(theta: Theta, data: Data) -> Stepping:
+        return kernels.stepping(adjoint.differentiation, theta, data)
+
+    times = torch.stack([run.stepper.time(k) for k in range(length + 1)], dim=-1)
+    sweep = Sweep(
+        run.trajectory.y_end,
+        times.to(lam.dtype),
+        cotangents,
+        kernels.batched,
+        stepping,
+        kernels.theta,
+        kernels.data,
+    )
+    swept, cost = adjoint.backward(sweep, lam)
+    stats.gradient_evaluations += cost.gradients
+    stats.hvps += cost.hvps
+    return swept
+
+
+def _make_stepper(
+    choices: Choices, kernels: Kernels, problem: Problem, stats: Stats
+) -> Stepper:
+    solver, grid, y0 = choices.solver, problem.grid, problem.y0
+    if isinstance(solver, GridSolver):
+        return GridStepper(kernels, grid, y0, stats)
+    if not isinstance(solver, Adaptive) or grid.steps == 0:
+        return FixedStepper(kernels, grid, y0.dtype, stats)
+    stepper = AdaptiveStepper(kernels, solver, grid, y0, stats)
+    if not (choices.needs_length and isinstance(choices.adjoint, LocalAdjoint)):
+        return stepper
+    run_to_end(stepper, y0)
+    return RefinedStepper(kernels, grid, stepper.refinement, y0.dtype, stats)
+
+
+def _settle(
+    stepper: Stepper, kernels: Kernels, problem: Problem, stats: Stats
+) -> SettledStepper:
+    if isinstance(stepper, AdaptiveStepper):
+        grid, dtype = problem.grid, problem.y0.dtype
+        return RefinedStepper(kernels, grid, stepper.refinement, dtype, stats)
+    assert isinstance(stepper, SettledStepper), "the two kinds there are"
+    return stepper
+
+
+def resume(
+    choices: Choices,
+    problem: Problem,
+    trajectory: Trajectory,
+    refinement: Refinement | None,
+    stats: Stats,
+) -> Run:
+    """A finished forward sweep, put together again from its tensors."""
+    kernels = make_kernels(choices, problem)
+    grid, y0 = problem.grid, problem.y0
+    if refinement is not None:
+        stepper: SettledStepper = RefinedStepper(kernels, grid, refinement, y0.dtype, stats)
+    elif isinstance(choices.solver, GridSolver):
+        stepper = GridStepper(kernels, grid, y0, stats)
+    else:
+        stepper = FixedStepper(kernels, grid, y0.dtype, stats)
+    return Run(choices, problem, kernels, stepper, trajectory)

@@ -1,0 +1,63 @@
+"""Every error and warning of odeopt.
+
+OdeoptError
+    InputError               an argument has the wrong type, shape, dtype or value
+    CompatibilityError       two choices do not work together
+    CapturedTensorError      a loss or field uses a tensor that requires grad but is no argument
+    NondeterminismError      evaluating or replaying the inner loop twice gives different numbers
+    DivergenceError          a state, a value or an adjoint is not finite
+    StabilityError           a step is too long, or interpolated states are too coarse, to be trusted
+    StepLimitError           an adaptive solver needs more steps than it may take
+    SecondOrderError         a second derivative through a solve was asked for
+    UnknownNameError         a registry does not hold that name
+OdeoptWarning                something works, but not as well as it could
+"""
+
+from __future__ import annotations
+
+
+class OdeoptError(Exception):
+    """Base class of every error raised by odeopt."""
+
+
+class InputError(OdeoptError, ValueError):
+    """An argument has the wrong type, shape, dtype or value."""
+
+
+class CompatibilityError(OdeoptError, ValueError):
+    """Two choices (field, solver, adjoint, checkpoints) do not work together."""
+
+
+class CapturedTensorError(OdeoptError):
+    """A function uses a tensor that requires grad without receiving it as an argument."""
+
+
+class NondeterminismError(OdeoptError):
+    """Evaluating or replaying the inner loop twice does not give the same numbers."""
+
+
+class DivergenceError(OdeoptError, ArithmeticError):
+    """A state, a value or an adjoint variable is not finite."""
+
+
+class StabilityError(OdeoptError, ArithmeticError):
+    """A step is beyond the stability limit, or interpolated states are too coarse."""
+
+
+class StepLimitError(OdeoptError):
+    """An adaptive solver would need more steps than it may take."""
+
+
+class SecondOrderError(OdeoptError, NotImplementedError):
+    """A second derivative through a solve was asked for."""
+
+
+class UnknownNameError(OdeoptError, KeyError):
+    """A registry does not hold the name that was asked for."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class OdeoptWarning(UserWarning):
+    """Something works, but not as well as it could."""

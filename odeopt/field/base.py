@@ -1,0 +1,86 @@
+"""What a field is: an inner optimiser seen as an ordinary differential equation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from odeopt import tree
+from odeopt.errors import InputError
+from odeopt.types import PyTree
+
+
+class Field(ABC):
+    r"""A velocity field $dy/dt = f(t, y; \text{consts}, \text{hparams}, \text{batch})$.
+
+    A state is any pytree of floating-point tensors. By default it is the parameters themselves.
+    All methods are pure functions of their arguments: a tensor that requires grad and is not an
+    argument raises `CapturedTensorError` when the field is first evaluated.
+    """
+
+    def init(self, params: PyTree, hparams: PyTree) -> tuple[PyTree, PyTree]:
+        """The initial state and the constants (e.g. a proximal centre), both differentiable."""
+        del hparams
+        return params, ()
+
+    @abstractmethod
+    def velocity(
+        self, t: Tensor, state: PyTree, consts: PyTree, hparams: PyTree, batch: PyTree
+    ) -> PyTree:
+        """dy/dt, a pytree with the structure and shapes of the state; t is a 0-dim tensor."""
+
+    def readout(self, state: PyTree) -> PyTree:
+        """The parameters contained in a state."""
+        return state
+
+
+class GradientField(Field):
+    r"""A field $f = -\nabla_y \Phi$ with a scalar potential, so that its Jacobian is symmetric."""
+
+    @abstractmethod
+    def potential(
+        self, t: Tensor, state: PyTree, consts: PyTree, hparams: PyTree, batch: PyTree
+    ) -> Tensor:
+        """The potential, a scalar tensor."""
+
+    @override
+    def velocity(
+        self, t: Tensor, state: PyTree, consts: PyTree, hparams: PyTree, batch: PyTree
+    ) -> PyTree:
+        gradient = torch.func.grad(lambda y: self.potential(t, y, consts, hparams, batch))(state)
+        return tree.map_tensors(torch.neg, gradient)
+
+
+@final
+class CallableField(Field):
+    """A plain function `velocity(t, state, consts, hparams, batch)` as a field; consts is ()."""
+
+    def __init__(self, velocity: Callable[..., PyTree]) -> None:
+        self._velocity = velocity
+
+    @override
+    def velocity(
+        self, t: Tensor, state: PyTree, consts: PyTree, hparams: PyTree, batch: PyTree
+    ) -> PyTree:
+        return self._velocity(t, state, consts, hparams, batch)
+
+
+def as_field(field: Any) -> Field:
+    """A field as it is; a function as a `CallableField`.
+
+    Raises:
+        InputError: if it is neither.
+    """
+    if isinstance(field, Field):
+        return field
+    if isinstance(field, type) or not callable(field):
+        raise InputError(
+            f"the inner optimiser is {field!r}; expected a Field instance such as"
+            " GradientFlow(loss), or a function velocity(t, state, consts, hparams, batch)."
+        )
+    return CallableField(field)

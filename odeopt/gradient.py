@@ -1,0 +1,288 @@
+"""The functional path: value and gradient without a graph (steps 1 to 5 of the design)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from odeopt import tree
+from odeopt.adjoint.base import Swept
+from odeopt.calls import call_loss, check_scalar
+from odeopt.checks import backward_status, check_replay, merge, raise_for_status, state_status
+from odeopt.engine import Choices, Run, make_kernels, run_backward, run_forward
+from odeopt.errors import CapturedTensorError, InputError, SecondOrderError
+from odeopt.field.base import Field
+from odeopt.grid import TimeGrid
+from odeopt.probe import probe
+from odeopt.problem import Problem, assemble, check_arrays, check_lead, start
+from odeopt.result import Grads, Result
+from odeopt.safety import Status
+from odeopt.stats import Stats
+from odeopt.sweep.backward import Trace
+from odeopt.types import PyTree, Tensors
+
+OnFailure = Literal["raise", "skip"]
+
+
+@dataclass(frozen=True)
+class OuterLoss:
+    """The outer loss on flat states."""
+
+    loss: Callable[..., Any]
+    has_aux: bool
+
+    def __call__(
+        self, field: Field, states: list[PyTree], outer_batch: PyTree, hparams: PyTree,
+        observing: bool,
+    ) -> tuple[Tensor, Any]:  # fmt: skip
+        """The value and aux at the final state, the last of `states`; the others are observed."""
+        params = field.readout(states[-1])
+        keywords: dict[str, Any] = {"observed": states[:-1]} if observing else {}
+        found = call_loss(self.loss, hparams, params, outer_batch, what="outer_loss", **keywords)
+        if not self.has_aux:
+            return check_scalar(found, "outer_loss"), ()
+        if not isinstance(found, tuple) or len(cast("tuple[Any, ...]", found)) != 2:
+            raise InputError(f"has_aux=True, but outer_loss returned {found!r}; expected a pair.")
+        value, aux = cast("tuple[Any, Any]", found)
+        return check_scalar(value, "outer_loss"), aux
+
+
+class _Outer(NamedTuple):
+    values: Tensor
+    aux: Any
+    states: list[Tensor]
+    """Gradients w.r.t. the observed states and, last, the final one."""
+    hparams: Tensors
+
+
+@dataclass(frozen=True)
+class ValueAndGrad:
+    """`opt.value_and_grad(outer_loss)`, ready to be called."""
+
+    choices: Choices
+    outer: OuterLoss
+    tasks: bool
+    on_failure: OnFailure
+
+    def __call__(
+        self,
+        params: PyTree,
+        batch: PyTree,
+        grid: TimeGrid,
+        outer_batch: PyTree,
+        hparams: PyTree = None,
+        state: PyTree = None,
+    ) -> Result:
+        """The outer loss after the solve, and its gradients.
+
+        Args:
+            params: a pytree of float tensors, where the inner optimisation begins.
+            batch: the training data; with tasks each tensor has a leading task dimension.
+            grid: the steps.
+            outer_batch: the validation data; with tasks likewise.
+            hparams: a pytree; losses get it as their third argument if it is not None.
+            state: an initial state in place of the field's own (a warm start); no gradient.
+
+        Raises:
+            OdeoptError: see `odeopt.errors`; each message says what to do.
+        """
+        check_arrays(batch, "batch")
+        check_arrays(outer_batch, "outer_batch")
+        _refuse_transforms((params, hparams))
+        begin = _Begin(self.choices.field, params, hparams, state)
+        with torch.no_grad():
+            problem = begin.problem(batch, grid, self.tasks)
+            if self.tasks and problem.tasks is not None:
+                check_lead(outer_batch, problem.tasks, "outer_batch")
+            return _Call(self, problem, begin, outer_batch).run()
+
+
+class _Begin:
+    """The initial state as a differentiable function of params and hparams."""
+
+    def __init__(self, field: Field, params: PyTree, hparams: PyTree, state: PyTree) -> None:
+        self._field, self._state = field, state
+        tree.ravel(params, "params")  # checks it
+        self.params_layout, self._params, _ = tree.partition(_detach(params))
+        self.hparams_layout, self.hparams, self._constants = tree.partition(_detach(hparams))
+
+    def problem(self, batch: PyTree, grid: TimeGrid, tasks: bool) -> Problem:
+        """The detached problem; keeps the pullback through `field.init`."""
+        begin = self._start(self._params, self.hparams)
+        self._pullback: Any = torch.func.vjp(self._flat, self._params, self.hparams)[1]
+        return assemble(begin, batch, grid, tasks, _requires_grad).detach()
+
+    def hparams_tree(self, diff: Tensors) -> PyTree:
+        """hparams with other differentiable leaves."""
+        return self.hparams_layout.merge(diff, self._constants)
+
+    def pull(self, g_y0: Tensor, g_shared: Tensors) -> tuple[Tensors, Tensors]:
+        """Gradients w.r.t. the leaves of params and hparams."""
+        return self._pullback((g_y0, g_shared))
+
+    def _start(self, params: Tensors, hparams: Tensors) -> Any:
+        return start(
+            self._field,
+            self.params_layout.merge(params, ()),
+            self.hparams_tree(hparams),
+            tree.is_differentiable,
+            self._state,
+        )
+
+    def _flat(self, params: Tensors, hparams: Tensors) -> tuple[Tensor, Tensors]:
+        begin = self._start(params, hparams)
+        return begin.y0, begin.diff
+
+
+class _Call:
+    """One call of `value_and_grad`."""
+
+    def __init__(
+        self, owner: ValueAndGrad, problem: Problem, begin: _Begin, outer_batch: PyTree
+    ) -> None:
+        self._owner, self._problem, self._begin = owner, problem, begin
+        self._outer_batch = _detach(outer_batch)
+        self._observe = problem.grid.observe
+
+    def run(self) -> Result:
+        """Both sweeps."""
+        choices, problem, stats = self._owner.choices, self._problem, Stats()
+        probe(make_kernels(choices, problem).flat, problem)
+        run = run_forward(choices, problem, stats)
+        status = state_status(run.trajectory.y_end)
+        trace = Trace(exact=True)
+        self._settle(status, run, None, trace)
+        outer = self._differentiate_outer(run)
+        status = merge(status, ~torch.isfinite(outer.values), Status.VALUE_NOT_FINITE)
+        self._settle(status, run, None, trace)
+        swept, trace = run_backward(run, *self._seeds(outer, run), stats)
+        check_replay(trace)
+        status = backward_status(status, swept, trace, choices.safety)
+        self._settle(status, run, swept, trace)
+        return self._result(outer, swept, status, stats)
+
+    def _settle(self, status: Tensor, run: Run, swept: Swept | None, trace: Trace) -> None:
+        skips = self._owner.on_failure == "skip" and self._problem.tasks is not None
+        if not skips or not bool((status == Status.OK).any()):
+            raise_for_status(status, run, swept, trace)
+
+    def _differentiate_outer(self, run: Run) -> _Outer:
+        """Value and gradients of the outer loss, captured tensors refused (eq. 6, line 1)."""
+        trajectory = run.trajectory
+        own = {run.stepper.grid_index(k): y for k, y in trajectory.observed.items()}
+        own[0] = self._problem.y0
+        own[self._problem.grid.steps] = trajectory.y_end
+        states = [own[index] for index in self._observe] + [trajectory.y_end]
+        with torch.enable_grad():
+            outer = self._over_tasks()(states, self._outer_batch, self._begin.hparams)
+        if any(leaf.requires_grad for leaf in tree.tensors(outer)):
+            raise CapturedTensorError(
+                "outer_loss uses a tensor that requires grad and is not one of its arguments: its"
+                " gradient would be lost. Pass it in hparams, or detach it."
+            )
+        return outer
+
+    def _over_tasks(self) -> Callable[..., _Outer]:
+        layout, owner, begin = self._problem.layout, self._owner, self._begin
+
+        def one(states: list[Tensor], outer_batch: PyTree, hparams: Tensors) -> _Outer:
+            def value(states: list[Tensor], hparams: Tensors) -> tuple[Tensor, Any]:
+                trees = [layout.state.unflatten(y) for y in states]
+                return owner.outer(
+                    owner.choices.field, trees, outer_batch, begin.hparams_tree(hparams),
+                    observing=bool(self._observe),
+                )  # fmt: skip
+
+            gradients, (found, aux) = torch.func.grad_and_value(
+                value, argnums=(0, 1), has_aux=True
+            )(states, hparams)
+            return _Outer(found, aux, *gradients)
+
+        if self._problem.tasks is None:
+            return one
+        return torch.func.vmap(one, in_dims=(0, _task_dims(self._outer_batch), None))
+
+    def _seeds(self, outer: _Outer, run: Run) -> tuple[Tensor, dict[int, Tensor]]:
+        """Lam at the final state, and cotangents of observed states by step index."""
+        length = run.stepper.length or 0
+        own = {run.stepper.grid_index(k): k for k in run.trajectory.observed}
+        own = {**own, 0: 0, self._problem.grid.steps: length}
+        lam, cotangents = outer.states[-1], dict[int, Tensor]()
+        for index, cotangent in zip(self._observe, outer.states, strict=False):
+            if own[index] == length:
+                lam = lam + cotangent
+            else:
+                cotangents[own[index]] = cotangent
+        return lam, cotangents
+
+    def _result(self, outer: _Outer, swept: Swept, status: Tensor, stats: Stats) -> Result:
+        mean = _Mean(status, self._problem.tasks)
+        theta = swept.theta
+        g_shared = (
+            tuple(torch.zeros_like(leaf) for leaf in self._problem.theta.shared)
+            if theta is None
+            else tuple(mean(leaf) for leaf in theta.shared)
+        )
+        g_params, g_path = self._begin.pull(mean(swept.lam), g_shared)
+        g_hparams = [mean(g) + path for g, path in zip(outer.hparams, g_path, strict=True)]
+        later = swept.t.flip(-1).cumsum(-1).flip(-1) - swept.t
+        grads = Grads(
+            self._begin.params_layout.gradients(g_params),
+            self._begin.hparams_layout.gradients(g_hparams),
+            swept.dt + later,
+            self._batch_gradients(swept),
+        )
+        tasks = self._problem.tasks
+        values = None if tasks is None else outer.values
+        aux = outer.aux if self._owner.outer.has_aux else None
+        return Result(mean(outer.values), values, grads, status, stats, aux)
+
+    def _batch_gradients(self, swept: Swept) -> PyTree:
+        leaves = self._problem.theta.batch
+        if not leaves:
+            return None
+        found = [torch.zeros_like(leaf) for leaf in leaves]
+        if swept.theta is not None:
+            found = list(swept.theta.batch)
+        return self._problem.layout.batch.gradients(found)
+
+
+class _Mean:
+    """The mean over tasks that did not fail; the identity without tasks."""
+
+    def __init__(self, status: Tensor, tasks: int | None) -> None:
+        self._ok = None if tasks is None else status == Status.OK
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self._ok is None:
+            return x
+        mask = self._ok.reshape(-1, *(1,) * (x.ndim - 1))
+        return torch.where(mask, x, torch.zeros_like(x)).sum(0) / self._ok.sum()
+
+
+def _task_dims(outer_batch: PyTree) -> PyTree:
+    dims = [0 if isinstance(leaf, Tensor) else None for leaf in tree.leaves(outer_batch)]
+    return tree.pytree.tree_unflatten(dims, tree.pytree.tree_structure(outer_batch))
+
+
+def _requires_grad(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.requires_grad
+
+
+def _detach(value: PyTree) -> PyTree:
+    return tree.map_tensors(Tensor.detach, value)
+
+
+def _refuse_transforms(inputs: PyTree) -> None:
+    """A function transform around this path would see constants: refuse it by name."""
+    for leaf in tree.tensors(inputs):
+        if torch._C._functorch.is_gradtrackingtensor(leaf):  # pyright: ignore  # noqa: SLF001
+            raise SecondOrderError(
+                "value_and_grad was called inside torch.func.grad, vjp or jvp: its results carry"
+                " no derivative. Differentiate opt.solve(...) instead; second derivatives"
+                " through a solve are not supported."
+            )

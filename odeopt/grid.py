@@ -1,0 +1,166 @@
+"""Time grids: where the steps of an inner optimisation begin and end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from odeopt.errors import InputError
+
+Number = float | int | Tensor
+
+
+@dataclass(frozen=True, init=False)
+class TimeGrid:
+    r"""Times $t_0 \le t_1 \le \dots \le t_N$ and step sizes $dt_k = t_{k+1} - t_k$.
+
+    For gradient flow and Euler, $dt_k$ is the learning rate of step k. A zero-length interval is
+    the identity. Gradients flow from a solve to the tensors that the grid was made from.
+
+    Attributes:
+        times: shape [N + 1], or [tasks, N + 1] when each task has its own horizon; float64.
+        dt: shape [N] or [tasks, N]; float64. Kept beside `times`, since
+            differences of cumulative sums would lose the last digits of the learning rate.
+        observe: indices of the states that are handed to the outer loss as well.
+    """
+
+    times: Tensor
+    dt: Tensor
+    observe: tuple[int, ...]
+
+    def __init__(
+        self, times: Tensor, observe: Sequence[int] = (), *, dt: Tensor | None = None
+    ) -> None:
+        """Make a grid from its times (shape [N + 1] or [tasks, N + 1]).
+
+        Args:
+            times: non-decreasing finite times.
+            observe: indices 0..N of states for the outer loss.
+            dt: the step sizes, where they are known more exactly than `times.diff()`.
+
+        Raises:
+            InputError: if a time is not finite, a step is negative or a shape is wrong.
+        """
+        times = _as_float64(times, "times")
+        if times.ndim not in (1, 2) or times.shape[-1] == 0:
+            raise InputError(
+                f"times has shape {tuple(times.shape)}; expected [N + 1] or [tasks, N + 1]."
+            )
+        steps = times.diff(dim=-1) if dt is None else _as_float64(dt, "dt")
+        _check_steps(times, steps)
+        object.__setattr__(self, "times", times)
+        object.__setattr__(self, "dt", steps)
+        object.__setattr__(self, "observe", _check_observe(observe, steps.shape[-1]))
+
+    @classmethod
+    def from_lr(cls, lr: Number, steps: int | None = None, observe: Sequence[int] = ()) -> TimeGrid:
+        """Steps of the given learning rates: N steps of size lr, starting at time 0.
+
+        Args:
+            lr: a float or 0-dim tensor (with `steps`), one value per step of shape [N], or one
+                row per task of shape [tasks, N].
+            steps: N; may be left out when lr has one value per step.
+            observe: indices 0..N of states for the outer loss.
+        """
+        dt = _as_float64(lr, "lr")
+        if dt.ndim == 0:
+            dt = dt.expand(_check_count(steps))
+        elif steps is not None and dt.shape[-1] != steps:
+            raise InputError(
+                f"lr has shape {tuple(dt.shape)} and steps is {steps}; expected {steps} values in"
+                " its last dimension, or leave steps out."
+            )
+        zero = dt.new_zeros((*dt.shape[:-1], 1))
+        return cls(torch.cat([zero, dt.cumsum(-1)], dim=-1), observe, dt=dt)
+
+    @classmethod
+    def uniform(cls, t1: Number, steps: int, observe: Sequence[int] = ()) -> TimeGrid:
+        """N equal steps from 0 to t1; t1 a float, a 0-dim tensor, or [tasks] horizons."""
+        count = _check_count(steps)
+        horizon = _as_float64(t1, "t1")
+        if horizon.ndim > 1:
+            raise InputError(f"t1 has shape {tuple(horizon.shape)}; expected [] or [tasks].")
+        _check_horizon(horizon)
+        fractions = torch.arange(count + 1, dtype=torch.float64, device=horizon.device)
+        times = horizon[..., None] * (fractions / max(count, 1))
+        dt = (horizon / max(count, 1))[..., None].expand((*horizon.shape, count))
+        return cls(times, observe, dt=dt)
+
+    @property
+    def steps(self) -> int:
+        """The number of intervals N."""
+        return self.dt.shape[-1]
+
+    @property
+    def tasks(self) -> int | None:
+        """The number of tasks, or None when one grid serves all."""
+        return self.times.shape[0] if self.times.ndim == 2 else None
+
+    def to(self, device: torch.device) -> TimeGrid:
+        """The same grid on another device."""
+        return TimeGrid(self.times.to(device), self.observe, dt=self.dt.to(device))
+
+    def detach(self) -> TimeGrid:
+        """The same grid without its autograd history."""
+        return TimeGrid(self.times.detach(), self.observe, dt=self.dt.detach())
+
+
+def _as_float64(value: Number, what: str) -> Tensor:
+    if isinstance(value, Tensor) and (value.is_complex() or value.dtype is torch.bool):
+        raise InputError(f"{what} has dtype {value.dtype}; expected real numbers.")
+    try:
+        return torch.as_tensor(value).to(torch.float64) if isinstance(value, Tensor) else (
+            torch.as_tensor(value, dtype=torch.float64)
+        )
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{what} is {value!r}; expected a number or a tensor.") from error
+
+
+def _check_count(steps: int | None) -> int:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise InputError(f"steps is {steps!r}; expected an integer of at least 0.")
+    return steps
+
+
+def _check_horizon(horizon: Tensor) -> None:
+    bad = _values(~(torch.isfinite(horizon) & (horizon >= 0)))
+    if bad is not None and bad.any():
+        raise InputError(f"t1 is {horizon.tolist()}; expected finite horizons of at least 0.")
+
+
+def _check_steps(times: Tensor, dt: Tensor) -> None:
+    if dt.shape != (*times.shape[:-1], times.shape[-1] - 1):
+        raise InputError(
+            f"dt has shape {tuple(dt.shape)} and times {tuple(times.shape)}; dt has one value less."
+        )
+    bad = _values(~(torch.isfinite(dt) & (dt >= 0)))
+    if bad is not None and bad.any():
+        where = bad.nonzero()[0].tolist()
+        raise InputError(
+            f"step {where[-1]} of the grid has the length {dt.detach()[tuple(where)].item():g};"
+            " expected finite steps of at least 0 (times must not decrease)."
+        )
+    finite = _values(torch.isfinite(times))
+    if finite is not None and not finite.all():
+        raise InputError("times holds a value that is not finite; expected finite times.")
+
+
+def _check_observe(observe: Sequence[int], steps: int) -> tuple[int, ...]:
+    for index in observe:
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index <= steps:
+            raise InputError(f"observe holds {index!r}; expected state indices from 0 to {steps}.")
+    if len(set(observe)) != len(observe):
+        raise InputError(f"observe is {list(observe)}; expected each index once.")
+    return tuple(observe)
+
+
+def _values(mask: Tensor) -> Tensor | None:
+    """The mask, or None where a function transform hides its values."""
+    try:
+        bool(mask.any())
+    except RuntimeError:
+        return None
+    return mask

@@ -1,0 +1,157 @@
+"""`ODEOptimizer`: a field, a solver, an adjoint and checkpoints put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from odeopt import tree
+from odeopt.adjoint.base import Adjoint
+from odeopt.adjoint.discrete import DiscreteAdjoint
+from odeopt.bridge import Record, Solve, check_solution
+from odeopt.checkpoint.base import CheckpointSchedule
+from odeopt.checkpoint.uniform import Every
+from odeopt.engine import Choices, make_kernels
+from odeopt.errors import InputError
+from odeopt.field.base import Field, as_field
+from odeopt.gradient import OnFailure, OuterLoss, ValueAndGrad
+from odeopt.grid import TimeGrid
+from odeopt.probe import probe
+from odeopt.problem import assemble, check_arrays, start
+from odeopt.result import Solution
+from odeopt.safety import Safety
+from odeopt.solver.base import Solver
+from odeopt.solver.runge_kutta import Euler
+from odeopt.stats import Stats
+from odeopt.types import PyTree
+
+
+@final
+class ODEOptimizer:
+    r"""An inner optimiser $y' = f(t, y)$, solved forward and differentiated backward.
+
+    Example:
+        >>> import torch, odeopt
+        >>> loss = lambda params, batch: ((params - batch) ** 2).sum()
+        >>> opt = odeopt.ODEOptimizer(odeopt.GradientFlow(loss))
+        >>> grid = odeopt.TimeGrid.from_lr(lr=0.1, steps=10)
+        >>> res = opt.value_and_grad(loss)(torch.zeros(2), torch.ones(2), grid, torch.ones(2))
+        >>> [round(g, 4) for g in res.grads.params.tolist()]
+        [-0.0231, -0.0231]
+
+    Args:
+        field: a `Field`, or a function `velocity(t, state, consts, hparams, batch)`.
+        solver: how it is run forward; `Euler()` by default, which on gradient flow is gradient
+            descent.
+        adjoint: how it is differentiated; `DiscreteAdjoint()`, the exact gradient, by default.
+        checkpoints: what is kept in between; `Every(1)`, every state, by default.
+        safety: limits beyond which a gradient is refused.
+
+    Raises:
+        CompatibilityError: if two choices do not work together.
+    """
+
+    def __init__(
+        self,
+        field: Field | Callable[..., PyTree],
+        solver: Solver | None = None,
+        adjoint: Adjoint | None = None,
+        checkpoints: CheckpointSchedule | None = None,
+        safety: Safety | None = None,
+    ) -> None:
+        self._choices = Choices(
+            as_field(field),
+            _instance(solver, Solver, "solver", Euler),
+            _instance(adjoint, Adjoint, "adjoint", DiscreteAdjoint),
+            _instance(checkpoints, CheckpointSchedule, "checkpoints", Every),
+            _instance(safety, Safety, "safety", Safety),
+        )
+        self._choices.check()
+
+    def value_and_grad(
+        self,
+        outer_loss: Callable[..., Any],
+        tasks: bool = False,
+        on_failure: OnFailure = "raise",
+        has_aux: bool = False,
+    ) -> ValueAndGrad:
+        """A function `(params, batch, grid, outer_batch, hparams=None, state=None) -> Result`.
+
+        No autograd graph is made, and each kept state is released as soon as it has been used.
+
+        Args:
+            outer_loss: `outer_loss(params, outer_batch)`, or with hparams as a third argument if
+                they are not None; a scalar tensor. If the grid observes states it is also called
+                with `observed=[state, ...]`.
+            tasks: whether batches carry a leading task dimension. The value and the gradients
+                w.r.t. params and hparams are then means over tasks.
+            on_failure: "raise", or "skip" to leave failed tasks out of the means.
+            has_aux: whether outer_loss returns a pair (scalar, tensors); see `Result.aux`.
+        """
+        if on_failure not in ("raise", "skip"):
+            raise InputError(f"on_failure is {on_failure!r}; expected 'raise' or 'skip'.")
+        if not callable(outer_loss):
+            raise InputError(f"outer_loss is {outer_loss!r}; expected a function.")
+        return ValueAndGrad(self._choices, OuterLoss(outer_loss, has_aux), tasks, on_failure)
+
+    def solve(
+        self,
+        params: PyTree,
+        batch: PyTree,
+        grid: TimeGrid,
+        hparams: PyTree = None,
+        tasks: bool = False,
+        on_failure: OnFailure = "raise",
+        state: PyTree = None,
+    ) -> Solution:
+        """Run the inner optimisation; the result is differentiable by autograd and torch.func.
+
+        Gradients flow to params, hparams, batch, the tensors that the grid was made from, and
+        `state`. Kept states stay alive until the graph is freed; `value_and_grad` needs less.
+
+        Args:
+            params: a pytree of float tensors, where the inner optimisation begins.
+            batch: the training data; with tasks each tensor has a leading task dimension.
+            grid: the steps.
+            hparams: a pytree; losses get it as their third argument if it is not None.
+            tasks: whether the batch carries a leading task dimension.
+            on_failure: "raise", or "skip" to only report failed tasks in `status`.
+            state: an initial state in place of the field's own (a warm start).
+
+        Raises:
+            OdeoptError: see `odeopt.errors`; each message says what to do.
+        """
+        check_arrays(batch, "batch")
+        tree.ravel(params, "params")  # checks it
+        begin = start(self._choices.field, params, hparams, _requires_grad, state)
+        problem = assemble(begin, batch, grid, tasks, _requires_grad)
+        with torch.no_grad():
+            probe(make_kernels(self._choices, problem.detach()).flat, problem)
+        record = Record(self._choices, problem, Stats())
+        y_end, *states = Solve.apply(record, *record.inputs())
+        status = check_solution(record, y_end, on_failure == "raise")
+        observed = [record.observed(index, y_end, states) for index in grid.observe]
+        final = problem.layout.state.unflatten(y_end)
+        return Solution(
+            self._choices.field.readout(final),
+            final,
+            [problem.layout.state.unflatten(y) for y in observed],
+            status,
+            record.stats,
+        )
+
+
+def _requires_grad(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.requires_grad
+
+
+def _instance(value: Any, kind: type[Any], what: str, default: Callable[[], Any]) -> Any:
+    if value is None:
+        return default()
+    if not isinstance(value, kind):
+        hint = f"; did you mean {value.__name__}()?" if isinstance(value, type) else ""
+        raise InputError(f"{what} is {value!r}; expected an instance of {kind.__name__}{hint}")
+    return value

@@ -1,0 +1,72 @@
+"""What a call returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from odeopt.stats import Stats
+from odeopt.types import PyTree
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The end of an inner optimisation; differentiable.
+
+    Attributes:
+        params: the final parameters; with tasks, each leaf with a leading task dimension.
+        state: the whole final state, from which a later solve can start (`solve(state=...)`).
+        observed: the states asked for with `TimeGrid(observe=...)`, in that order.
+        status: a `Status` code, shape [] or [tasks]; None under `torch.func.vmap`.
+        stats: what it cost; the backward pass adds its own part.
+    """
+
+    params: PyTree
+    state: PyTree
+    observed: list[PyTree]
+    status: Tensor | None
+    stats: Stats
+
+
+@dataclass(frozen=True)
+class Grads:
+    """Gradients of the mean outer loss.
+
+    Attributes:
+        params: like the parameters.
+        hparams: like hparams; None for leaves that are not floating-point tensors, and as a whole
+            when hparams is None.
+        dt: w.r.t. the step sizes, shape [N]; with tasks [tasks, N], of each task's own value.
+            Later steps begin later when a step grows, and this is included. For the learning rate
+            of `from_lr` with one number sum it; for the horizon of `uniform` take its mean.
+        batch: like the batch, for leaves that require grad (with tasks, of each task's own
+            value), None for the others; None as a whole when no leaf does.
+    """
+
+    params: PyTree
+    hparams: PyTree
+    dt: Tensor
+    batch: PyTree
+
+
+@dataclass(frozen=True)
+class Result:
+    """A value and its gradients.
+
+    Attributes:
+        value: the outer loss, 0-dim; with tasks the mean over tasks that did not fail.
+        values: the outer loss of each task, shape [tasks]; None without tasks.
+        grads: the gradients.
+        status: a `Status` code, shape [] or [tasks]; all OK unless `on_failure="skip"`.
+        stats: what it cost.
+        aux: what the outer loss returned beside its value, when `has_aux=True`.
+    """
+
+    value: Tensor
+    values: Tensor | None
+    grads: Grads
+    status: Tensor
+    stats: Stats
+    aux: Any = None

@@ -1,0 +1,27 @@
+"""Solvers: how an inner optimisation is run forward."""
+
+from odeopt.solver.adaptive import Adaptive, PIController
+from odeopt.solver.base import GridSolver, Solver, StepGradient, Stepping, StepSolver
+from odeopt.solver.runge_kutta import RK4, Euler, ExplicitRungeKutta, Midpoint, ModifiedEuler
+from odeopt.solver.tableau import BOGACKI_SHAMPINE, DORMAND_PRINCE, Tableau
+from odeopt.solver.torchdiffeq import DormandPrince, Torchdiffeq
+
+__all__ = [
+    "BOGACKI_SHAMPINE",
+    "DORMAND_PRINCE",
+    "RK4",
+    "Adaptive",
+    "DormandPrince",
+    "Euler",
+    "ExplicitRungeKutta",
+    "GridSolver",
+    "Midpoint",
+    "ModifiedEuler",
+    "PIController",
+    "Solver",
+    "StepGradient",
+    "StepSolver",
+    "Stepping",
+    "Tableau",
+    "Torchdiffeq",
+]

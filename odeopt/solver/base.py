@@ -1,0 +1,90 @@
+"""What a solver is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from odeopt.linearization import FlatField, Linearize
+from odeopt.theta import Data, Theta
+from odeopt.types import Velocity
+
+
+class StepGradient(NamedTuple):
+    """Gradients of <lam, y1> w.r.t. the inputs of one step."""
+
+    lam: Tensor
+    """w.r.t. y0, shape [d]."""
+    t: Tensor
+    """w.r.t. the start time, 0-dim."""
+    dt: Tensor
+    """w.r.t. the step size, 0-dim."""
+    theta: Theta
+
+
+class Stepping(NamedTuple):
+    """All that a step needs beside t, dt and y."""
+
+    field: FlatField
+    linearize: Linearize
+    theta: Theta
+    data: Data
+
+    def velocity(self, t: Tensor, y: Tensor) -> Tensor:
+        """dy/dt with theta and data bound."""
+        return self.field.velocity(t, y, self.theta, self.data)
+
+
+class Solver(ABC):
+    """Advances a state through the intervals of a time grid."""
+
+    order: int
+    """The order of convergence."""
+
+
+class StepSolver(Solver):
+    """Makes one step per interval, as a pure function of its inputs."""
+
+    stages: int
+    """Gradient evaluations per step."""
+
+    stability_limit: float
+    r"""The largest stable $dt\,\rho$ for a decaying real mode with rate $\rho$."""
+
+    @abstractmethod
+    def step(self, velocity: Velocity, t: Tensor, dt: Tensor, y: Tensor) -> Tensor:
+        """The state after one step of length dt from (t, y); shape [d]."""
+
+    def pull(
+        self, stepping: Stepping, t: Tensor, dt: Tensor, y0: Tensor, lam: Tensor
+    ) -> StepGradient:
+        """The exact gradient of <lam, step(t, dt, y0)>.
+
+        The default differentiates `step` with reverse mode; it costs one Hessian-vector product
+        per stage. Override it where a recurrence does better.
+        """
+
+        def stepped(t: Tensor, dt: Tensor, y: Tensor, theta: Theta) -> Tensor:
+            field, data = stepping.field, stepping.data
+            return self.step(lambda s, u: field.velocity(s, u, theta, data), t, dt, y)
+
+        pullback: Any = torch.func.vjp(stepped, t, dt, y0, stepping.theta)[1]
+        g_t, g_dt, g_y, g_theta = pullback(lam)
+        return StepGradient(g_y, g_t, g_dt, g_theta)
+
+
+class GridSolver(Solver):
+    """Chooses its own steps inside a library; gives the states at grid times only."""
+
+    @abstractmethod
+    def solve(self, velocity: Velocity, times: Tensor, y0: Tensor) -> tuple[Tensor, int]:
+        """The states at `times` (shape [n], strictly increasing), stacked: [n, ...].
+
+        With tasks, y0 is [tasks, d] and the velocity maps [tasks, d] to [tasks, d].
+
+        Returns:
+            The states, and the number of velocity evaluations.
+        """

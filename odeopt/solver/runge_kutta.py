@@ -1,0 +1,149 @@
+"""Explicit Runge-Kutta methods with fixed steps, and their exact adjoint."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from odeopt.linearization import Cotangents, Linearization
+from odeopt.registry import SOLVERS
+from odeopt.solver.base import StepGradient, Stepping, StepSolver
+from odeopt.solver.tableau import EULER, HEUN, MIDPOINT, RUNGE_KUTTA_4, Tableau
+from odeopt.theta import add_thetas
+from odeopt.types import Velocity
+
+
+class ExplicitRungeKutta(StepSolver):
+    """An explicit Runge-Kutta method; a subclass supplies its tableau."""
+
+    tableau: Tableau
+
+    def __init__(self, tableau: Tableau) -> None:
+        self.tableau = tableau
+        self.order = tableau.order
+        self.stages = tableau.stages
+        self.stability_limit = tableau.stability_limit
+
+    @override
+    def step(self, velocity: Velocity, t: Tensor, dt: Tensor, y: Tensor) -> Tensor:
+        slopes: list[Tensor] = []
+        for row, c in self._rows():
+            slopes.append(velocity(shift(t, c, dt), advance(y, dt, row, slopes)))
+        return advance(y, dt, self.tableau.b[: self.stages], slopes)
+
+    @override
+    def pull(
+        self, stepping: Stepping, t: Tensor, dt: Tensor, y0: Tensor, lam: Tensor
+    ) -> StepGradient:
+        r"""The transposed method: one Hessian-vector product per stage.
+
+        $G_i = b_i\lambda_1 + \sum_{j>i} a_{ji}\ell_j,\; \ell_i = dt\, f'(Y_i)^\top G_i,\;
+        \lambda_0 = \lambda_1 + \sum_i \ell_i$ (Hager 2000; Sanz-Serna 2016, arXiv 1503.04021).
+        """
+        points: list[Linearization] = []
+        slopes: list[Tensor] = []
+        for row, c in self._rows():
+            points.append(stepping.linearize(shift(t, c, dt), advance(y0, dt, row, slopes)))
+            if len(points) < self.stages:
+                slopes.append(points[-1].value)
+        return self._transpose(points, dt, lam)
+
+    def _transpose(
+        self, points: Sequence[Linearization], dt: Tensor, lam: Tensor
+    ) -> StepGradient:
+        pulled: dict[int, Cotangents] = {}
+        total, g_t, g_dt = lam, torch.zeros_like(dt), torch.zeros_like(dt)
+        for i in reversed(range(self.stages)):
+            seed = self._seed(i, lam, pulled)
+            cotangents = points[i].pullback(seed).scale(dt)
+            pulled[i] = cotangents
+            total = total + cotangents.y
+            g_t = g_t + cotangents.t
+            g_dt = g_dt + torch.dot(seed, points[i].value) + self.tableau.c[i] * cotangents.t
+        thetas = [cotangents.theta for cotangents in pulled.values()]
+        return StepGradient(total, g_t, g_dt, add_thetas(thetas))
+
+    def _seed(self, i: int, lam: Tensor, pulled: dict[int, Cotangents]) -> Tensor:
+        seed = self.tableau.b[i] * lam
+        for j, cotangents in pulled.items():
+            coefficient = self.tableau.a[j][i]
+            if coefficient != 0:
+                seed = seed + coefficient * cotangents.y
+        return seed
+
+    def _rows(self) -> list[tuple[tuple[float, ...], float]]:
+        return list(zip(self.tableau.a, self.tableau.c, strict=True))[: self.stages]
+
+
+@final
+@SOLVERS.register("euler")
+class Euler(ExplicitRungeKutta):
+    """Explicit Euler, order 1, one gradient per step; on gradient flow it is gradient descent.
+
+    One step is `torch.addcmul(y, f, dt)`, bit-equal to `torch.optim.SGD`. Stable for
+    $dt\\,\\rho < 2$. The largest eigenvalue of the Hessian is $\\rho$.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(EULER)
+
+
+@final
+@SOLVERS.register("modified-euler")
+class ModifiedEuler(ExplicitRungeKutta):
+    """Modified Euler (Heun's method), order 2, two gradients per step; stable for dt rho < 2.
+
+    References:
+        Ascher and Petzold 1998; used by the paper for the backward sweep (Algorithm 2).
+    """
+
+    def __init__(self) -> None:
+        super().__init__(HEUN)
+
+
+@final
+@SOLVERS.register("midpoint")
+class Midpoint(ExplicitRungeKutta):
+    """The explicit midpoint rule, order 2, two gradients per step; stable for dt rho < 2."""
+
+    def __init__(self) -> None:
+        super().__init__(MIDPOINT)
+
+
+@final
+@SOLVERS.register("rk4")
+class RK4(ExplicitRungeKutta):
+    """The classical Runge-Kutta method, order 4, four gradients per step; dt rho < 2.785."""
+
+    def __init__(self) -> None:
+        super().__init__(RUNGE_KUTTA_4)
+
+
+def shift(t: Tensor, c: float, dt: Tensor) -> Tensor:
+    """t + c dt."""
+    return t if c == 0 else t + c * dt
+
+
+def combine(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor | None:
+    """The weighted sum of slopes; None when all weights are zero."""
+    used = [(w, slope) for w, slope in zip(weights, slopes, strict=True) if w != 0]
+    if not used:
+        return None
+    return weighted_sum([w for w, _ in used], [slope for _, slope in used])
+
+
+def weighted_sum(weights: Sequence[float], terms: Sequence[Tensor]) -> Tensor:
+    """The weighted sum of at least one tensor."""
+    scaled = [x if w == 1 else w * x for w, x in zip(weights, terms, strict=True)]
+    return functools.reduce(torch.add, scaled)
+
+
+def advance(y: Tensor, dt: Tensor, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+    """y + dt * sum(weights * slopes); `addcmul` rounds as `torch.optim.SGD` does."""
+    slope = combine(weights, slopes)
+    return y if slope is None else torch.addcmul(y, slope, dt)

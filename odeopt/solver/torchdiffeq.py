@@ -1,0 +1,97 @@
+"""The one adapter to torchdiffeq."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+from torch import Tensor
+from typing_extensions import override
+
+from odeopt.errors import CompatibilityError, DivergenceError, InputError
+from odeopt.registry import SOLVERS
+from odeopt.solver.base import GridSolver
+from odeopt.types import Velocity
+
+ORDERS = {
+    "dopri8": 8, "dopri5": 5, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2,
+    "euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4,
+    "explicit_adams": 4, "implicit_adams": 4,
+}  # fmt: skip
+"""The torchdiffeq methods that can be used, with their orders."""
+
+
+class Torchdiffeq(GridSolver):
+    """Any explicit method of torchdiffeq, as an oracle and as the paper uses it.
+
+    Only states at grid times come back, so that exact adjoints, which need every step, do not
+    apply. Tasks are stacked into one state and share their steps; they must share the grid.
+
+    Args:
+        method: a torchdiffeq method, e.g. "dopri5"; fixed-step ones take one step per interval.
+        rtol: relative tolerance, of adaptive methods.
+        atol: absolute tolerance.
+        options: passed to torchdiffeq.
+
+    References:
+        Chen 2018, torchdiffeq.
+    """
+
+    def __init__(
+        self,
+        method: str = "dopri5",
+        rtol: float = 1e-7,
+        atol: float = 1e-9,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        if method not in ORDERS:
+            raise InputError(f"method is {method!r}; expected one of {', '.join(ORDERS)}.")
+        self.method, self.rtol, self.atol = method, rtol, atol
+        self.options = options
+        self.order = ORDERS[method]
+
+    @override
+    def solve(self, velocity: Velocity, times: Tensor, y0: Tensor) -> tuple[Tensor, int]:
+        odeint = _odeint()
+        evaluations = 0
+
+        def counted(t: Tensor, y: Tensor) -> Tensor:
+            nonlocal evaluations
+            evaluations += 1
+            return velocity(t, y)
+
+        if times.numel() == 1:
+            return y0[None], 0
+        try:
+            states = odeint(
+                counted, y0, times,
+                rtol=self.rtol, atol=self.atol, method=self.method, options=self.options,
+            )  # fmt: skip
+        except AssertionError as error:  # torchdiffeq asserts on underflow and on its limits
+            raise DivergenceError(
+                f"torchdiffeq's {self.method} gave up after {evaluations} evaluations: {error}."
+                " Loosen rtol and atol, shorten the horizon, or look at the loss for values that"
+                " are not finite."
+            ) from error
+        return states, evaluations
+
+
+@final
+@SOLVERS.register("dormand-prince")
+class DormandPrince(Torchdiffeq):
+    """Dormand-Prince 5(4) of torchdiffeq: the forward solver of the paper's Algorithm 2."""
+
+    def __init__(self, rtol: float = 1e-7, atol: float = 1e-9) -> None:
+        super().__init__("dopri5", rtol, atol)
+
+
+def _odeint() -> Any:
+    try:
+        from torchdiffeq import odeint  # pyright: ignore[reportMissingTypeStubs]
+    except ImportError as error:
+        raise CompatibilityError(
+            "this solver needs torchdiffeq: run `pip install torchdiffeq`."
+        ) from error
+    return odeint
+
+
+SOLVERS.register("torchdiffeq", example=lambda: Torchdiffeq("bosh3"))(Torchdiffeq)

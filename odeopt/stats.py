@@ -1,0 +1,27 @@
+"""What a solve cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Stats:
+    """Counts along one trajectory; with tasks, each task's own share (all tasks cost the same).
+
+    Attributes:
+        steps: steps of the forward sweep (accepted ones, for an adaptive solver).
+        gradient_evaluations: velocity evaluations, replayed and rejected ones included. The one
+            evaluation with which each call checks its inputs is not counted.
+        hvps: vector-Jacobian products of the velocity (Hessian-vector products).
+        replayed_steps: steps made again in the backward sweep.
+        stored_states: the most states kept at one time.
+        stored_bytes: their size (of all tasks together).
+    """
+
+    steps: int = 0
+    gradient_evaluations: int = 0
+    hvps: int = 0
+    replayed_steps: int = 0
+    stored_states: int = 0
+    stored_bytes: int = 0

@@ -1,0 +1,1 @@
+"""The two sweeps, forward and backward, over plain Python loops."""

@@ -1,0 +1,168 @@
+"""The backward sweep: from the gradient at the final state to the gradient at the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from odeopt.adjoint.base import Diagnostics, Interval, LocalAdjoint, Pulled, Swept
+from odeopt.checkpoint.base import (
+    Action,
+    Advance,
+    CheckpointSchedule,
+    Free,
+    Pull,
+    Restore,
+    Store,
+    pull_mesh,
+)
+from odeopt.stats import Stats
+from odeopt.sweep.forward import Trajectory, fingerprint
+from odeopt.sweep.stepper import SettledStepper, keep_frozen
+from odeopt.theta import Theta, add_thetas
+
+PullKernel = Callable[[Interval, Tensor], Pulled]
+
+
+@dataclass
+class Trace:
+    """What the backward sweep noticed, one entry per pull, latest interval first."""
+
+    exact: bool
+    """Whether the adjoint is the exact one, of which growth is no sign of instability."""
+    starts: list[int] = field(default_factory=list[int])
+    diagnostics: list[Diagnostics] = field(default_factory=list[Diagnostics])
+    norms: list[Tensor] = field(default_factory=list[Tensor])
+    changed: list[tuple[int, Tensor]] = field(default_factory=list[tuple[int, Tensor]])
+    """Steps whose replayed state was compared, with whether it differs."""
+    spectral: list[Tensor] = field(default_factory=list[Tensor])
+    """Step length times estimated spectral radius over the stability limit, if asked for."""
+
+
+def backward_actions(
+    schedule: CheckpointSchedule, adjoint: LocalAdjoint, trajectory: Trajectory, steps: int
+) -> Iterator[Action]:
+    """The schedule's own stream, or its kept states as the mesh of an interpolating adjoint."""
+    if schedule.is_mesh and not adjoint.replays:
+        return pull_mesh(trajectory.kept.indices(), steps)
+    return schedule.backward(steps, trajectory.kept.indices())
+
+
+class BackwardSweep:
+    """Carries out backward actions."""
+
+    def __init__(
+        self,
+        stepper: SettledStepper,
+        trajectory: Trajectory,
+        adjoint: LocalAdjoint,
+        pull: PullKernel,
+        cotangents: dict[int, Tensor],
+        stats: Stats,
+    ) -> None:
+        assert stepper.length is not None, "known after the forward sweep"
+        self.trace = Trace(exact=adjoint.replays)
+        self._stepper, self._adjoint, self._pull = stepper, adjoint, pull
+        self._trajectory, self._stats = trajectory, stats
+        self._cotangents = cotangents
+        self._y = trajectory.before_end
+        self._y1 = trajectory.y_end if adjoint.needs_end else None
+        self._steps = stepper.length
+        self._g_t: dict[int, Tensor] = {}
+        self._g_dt: dict[int, Tensor] = {}
+        self._theta: Theta | None = None
+
+    def run(self, actions: Iterator[Action], lam: Tensor) -> Swept:
+        """The whole sweep, from lam at the final state."""
+        start = torch.linalg.vector_norm(lam, dim=-1)
+        self._lam = lam
+        self._trajectory.y_end = self._trajectory.before_end = lam.new_empty(0)  # release them
+        for action in actions:
+            self._run(action)
+        for index, cotangent in self._cotangents.items():
+            if index <= self._trajectory.first:
+                self._lam = self._lam + cotangent
+        norms = torch.stack([start, *self.trace.norms]).amax(0)
+        return Swept(
+            self._lam,
+            self._gather(self._g_t, start),
+            self._gather(self._g_dt, start),
+            self._theta,
+            norms / start.clamp(min=torch.finfo(start.dtype).tiny),
+        )
+
+    def _run(self, action: Action) -> None:
+        kept = self._trajectory.kept
+        match action:
+            case Pull(start, stop):
+                self._pull_back(start, stop)
+            case Restore(index):
+                self._y = kept[index]
+            case Store(index):
+                kept.store(index, self._y)
+            case Free(index):
+                kept.free(index)
+            case Advance(start, stop):
+                for k in range(start, stop):
+                    self._y = self._stepper.advance(self._trajectory.first + k, self._y)
+                self._stats.replayed_steps += stop - start
+
+    def _pull_back(self, start: int, stop: int) -> None:
+        first = self._trajectory.first
+        t, dt = self._stepper.interval(first + start, first + stop)
+        y, lam = self._y, self._arrive(first + stop)
+        self._compare(start, y)
+        end = y if self._y1 is None else self._y1
+        pulled = self._pull(Interval(t, dt, y, end), lam)
+        if self._stepper.has_frozen:
+            pulled = _freeze(dt, lam, pulled)
+        self._lam = pulled.lam
+        self._y1 = y if self._adjoint.needs_end else None
+        self._collect(pulled, first + start, first + stop)
+
+    def _arrive(self, index: int) -> Tensor:
+        """Lam at a state, with the gradient of the outer loss if it is observed."""
+        cotangent = self._cotangents.get(index)
+        return self._lam if cotangent is None else self._lam + cotangent
+
+    def _compare(self, start: int, y: Tensor) -> None:
+        if self._trajectory.prints:
+            changed = fingerprint(y) != self._trajectory.prints[start]
+            self.trace.changed.append((self._trajectory.first + start, changed))
+
+    def _collect(self, pulled: Pulled, start: int, stop: int) -> None:
+        self._theta = (
+            pulled.theta if self._theta is None else add_thetas([self._theta, pulled.theta])
+        )
+        self._g_t[start] = pulled.t
+        self._g_dt.update(dict.fromkeys(range(start, stop), pulled.dt))
+        self.trace.starts.append(start)
+        self.trace.diagnostics.append(pulled.diagnostics)
+        self.trace.norms.append(torch.linalg.vector_norm(pulled.lam, dim=-1))
+
+    def _gather(self, found: dict[int, Tensor], like: Tensor) -> Tensor:
+        zero = torch.zeros_like(like)
+        values = [found.get(k, zero) for k in range(self._steps)]
+        return torch.stack(values, dim=-1) if values else like.new_zeros((*like.shape, 0))
+
+
+def _freeze(dt: Tensor, lam: Tensor, pulled: Pulled) -> Pulled:
+    """An interval of zero length is the identity, even where the velocity is not finite."""
+    theta = Theta(
+        *(tuple(_zero_frozen(dt, leaf) for leaf in part) for part in pulled.theta)
+    )
+    zero = torch.zeros_like(dt)
+    return pulled._replace(
+        lam=keep_frozen(dt, lam, pulled.lam), t=torch.where(dt == 0, zero, pulled.t), theta=theta
+    )
+
+
+def _zero_frozen(dt: Tensor, leaf: Tensor) -> Tensor:
+    """A gradient, with zero for tasks whose interval has zero length."""
+    mask = (dt == 0).reshape(dt.shape + (1,) * (leaf.ndim - dt.ndim))
+    return torch.where(mask, torch.zeros_like(leaf), leaf)
+
+

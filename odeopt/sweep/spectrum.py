@@ -1,0 +1,73 @@
+"""The spectral radius of the Jacobian along the trajectory, by power iteration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odeopt.adjoint.base import Interval, LocalAdjoint, Pulled
+from odeopt.adjoint.continuous import ContinuousAdjoint
+from odeopt.kernels import Kernels
+from odeopt.solver.base import StepSolver
+from odeopt.sweep.backward import PullKernel
+from odeopt.theta import Data, Theta
+
+
+class SpectralMonitor:
+    r"""Estimates $h\rho$ over the stability limit at each pull; the vector is carried along.
+
+    The estimate is a lower bound for symmetric Jacobians; for others it is the growth of a
+    vector under the Jacobian, the size of its largest eigenvalue in the long run.
+    """
+
+    def __init__(self, kernel: Any, iterations: int, limit: float) -> None:
+        self.ratios: list[Tensor] = []
+        self._kernel = kernel
+        self._iterations = iterations
+        self._limit = limit
+        self._vector: Tensor | None = None
+
+    @classmethod
+    def make(
+        cls, kernels: Kernels, adjoint: LocalAdjoint, iterations: int
+    ) -> SpectralMonitor | None:
+        """A monitor, or None when it is switched off or the limit is not known."""
+        method = adjoint.solver if isinstance(adjoint, ContinuousAdjoint) else kernels.solver
+        if iterations == 0 or not isinstance(method, StepSolver):
+            return None
+
+        def kernel(t: Tensor, y: Tensor, v: Tensor, theta: Theta, data: Data) -> Tensor:
+            stepping = kernels.stepping(adjoint.differentiation, theta, data)
+            return stepping.linearize(t, y).pullback(v).y
+
+        batched = kernels.batched(kernel)
+        bound = lambda t, y, v: batched(t, y, v, kernels.theta, kernels.data)  # noqa: E731
+        return cls(bound, iterations, method.stability_limit)
+
+    def watch(self, pull: PullKernel) -> PullKernel:
+        """The pull, with an estimate before it."""
+
+        def watched(interval: Interval, lam: Tensor) -> Pulled:
+            self.ratios.append(self._estimate(interval))
+            return pull(interval, lam)
+
+        return watched
+
+    def _estimate(self, interval: Interval) -> Tensor:
+        vector = _start_vector(interval.y0) if self._vector is None else self._vector
+        radius = torch.zeros_like(interval.dt)
+        for _ in range(self._iterations):
+            image = self._kernel(interval.t, interval.y0, vector)
+            radius = torch.linalg.vector_norm(image, dim=-1)
+            tiny = torch.finfo(radius.dtype).tiny
+            vector = image / (radius + tiny)[..., None]
+        self._vector = vector
+        return interval.dt * radius / self._limit
+
+
+def _start_vector(like: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    vector = torch.randn(like.shape[-1], generator=generator, dtype=like.dtype).to(like.device)
+    return (vector / torch.linalg.vector_norm(vector)).expand_as(like)

@@ -1,0 +1,151 @@
+"""Where the next state comes from: fixed steps, or states that a library has computed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from odeopt.errors import CompatibilityError
+from odeopt.grid import TimeGrid
+from odeopt.kernels import Kernels
+from odeopt.solver.base import GridSolver
+from odeopt.stats import Stats
+
+
+class Stepper(ABC):
+    """Makes the steps of one forward sweep; indices count its own steps."""
+
+    length: int | None
+    """The number of steps; None until an adaptive solve has finished."""
+
+    @abstractmethod
+    def advance(self, k: int, y: Tensor) -> Tensor:
+        """The state k + 1 from the state k."""
+
+    @abstractmethod
+    def time(self, k: int) -> Tensor:
+        """The time of state k, shape [] or [tasks]."""
+
+    @abstractmethod
+    def grid_index(self, k: int) -> int | None:
+        """The index in the user's grid of state k, or None where it lies between two."""
+
+
+class SettledStepper(Stepper):
+    """Steps of known lengths, which a backward sweep can take again."""
+
+    has_frozen: bool
+    """Whether a step may have zero length for some task."""
+
+    @abstractmethod
+    def interval(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """The start and the length of the interval between two states, in the state's dtype."""
+
+    @override
+    def grid_index(self, k: int) -> int | None:
+        return k
+
+
+class FixedStepper(SettledStepper):
+    """Steps of a known grid."""
+
+    def __init__(self, kernels: Kernels, grid: TimeGrid, dtype: torch.dtype, stats: Stats) -> None:
+        self.length = grid.steps
+        self._stats = stats
+        self._step = kernels.step()
+        self._stages: int = kernels.solver.stages  # type: ignore[attr-defined]
+        self._times = grid.times
+        self._starts = grid.times.to(dtype).unbind(-1)
+        self._lengths = grid.dt.to(dtype).unbind(-1)
+        self.has_frozen = has_zero(grid.dt)
+        self._dtype = dtype
+
+    @override
+    def advance(self, k: int, y: Tensor) -> Tensor:
+        self._stats.gradient_evaluations += self._stages
+        dt = self._lengths[k]
+        y1 = self._step(self._starts[k], dt, y)
+        return keep_frozen(dt, y, y1) if self.has_frozen else y1
+
+    @override
+    def time(self, k: int) -> Tensor:
+        return self._starts[k]
+
+    @override
+    def interval(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        if stop == start + 1:
+            return self._starts[start], self._lengths[start]
+        length = self._times[..., stop] - self._times[..., start]
+        return self._starts[start], length.to(self._dtype)
+
+
+class GridStepper(SettledStepper):
+    """States at grid times, computed in one go by a library when the first is asked for."""
+
+    def __init__(self, kernels: Kernels, grid: TimeGrid, y0: Tensor, stats: Stats) -> None:
+        self.length = grid.steps
+        self.has_frozen = has_zero(grid.dt)
+        self._kernels, self._grid, self._y0, self._stats = kernels, grid, y0, stats
+        self._states: Tensor | None = None
+        self._places: list[int] = []
+
+    @override
+    def advance(self, k: int, y: Tensor) -> Tensor:
+        states = self._solve() if self._states is None else self._states
+        return states[self._places[k + 1]].clone()
+
+    @override
+    def time(self, k: int) -> Tensor:
+        return self._grid.times[..., k]
+
+    @override
+    def interval(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        t, length = self.time(start), self.time(stop) - self.time(start)
+        return t.to(self._y0.dtype), length.to(self._y0.dtype)
+
+    def _solve(self) -> Tensor:
+        solver, dtype = self._kernels.solver, self._y0.dtype
+        assert isinstance(solver, GridSolver), "chosen by type"
+        times = _common_times(self._grid, type(solver).__name__).to(dtype)
+        moments, places = torch.unique_consecutive(times, return_inverse=True)
+        velocity = _shared_time(self._kernels.velocity(), self._kernels.tasks)
+        self._states, evaluations = solver.solve(velocity, moments, self._y0)
+        self._places = places.tolist()
+        self._stats.gradient_evaluations += evaluations
+        return self._states
+
+
+def has_zero(dt: Tensor) -> bool:
+    """Whether a step may have zero length (True where a transform hides the values)."""
+    try:
+        return bool((dt == 0).any())
+    except RuntimeError:
+        return True
+
+
+def keep_frozen(dt: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """The state before a step of zero length, the state after any other."""
+    return torch.where((dt == 0)[..., None], before, after)
+
+
+def _shared_time(
+    velocity: Callable[[Tensor, Tensor], Tensor], tasks: int | None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    if tasks is None:
+        return velocity
+    return lambda t, y: velocity(t.expand(tasks), y)
+
+
+def _common_times(grid: TimeGrid, solver: str) -> Tensor:
+    if grid.tasks is None:
+        return grid.times
+    if not bool((grid.times == grid.times[0]).all()):
+        raise CompatibilityError(
+            f"{solver} stacks the tasks into one state, so that they share the grid, but the"
+            " horizons differ. Use Adaptive(rtol, atol), which gives each task its own steps."
+        )
+    return grid.times[0]
