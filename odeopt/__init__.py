@@ -94,4 +94,5 @@ __all__ = [
     "TruncatedAdjoint",
     "UnknownNameError",
     "__version__",
+    "from_module",
 ]

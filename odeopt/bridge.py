@@ -28,56 +28,6 @@ from odeopt.theta import Data, Theta
 
 
 @dataclass
-class Record:
-    """What the sweeps need beside tensors, filled in by the forward one.
-
-    Attributes:
-        choices: the optimiser's choices.
-        problem: the layout of the inputs; its tensors are not used.
-        stats: the cost so far.
-        refinement: the accepted steps of an adaptive solver.
-        places: for each kept, observed or last-but-one state: its place among the outputs.
-    """
-
-    choices: Choices
-    problem: Problem
-    stats: Stats
-    refinement: Refinement | None = None
-    places: _Places = field(default_factory=lambda: _Places())
-
-    def inputs(self) -> tuple[Tensor, ...]:
-        """The tensors of the problem as a flat tuple."""
-        problem = self.problem
-        parts = (*problem.theta, *problem.data)
-        return (
-            problem.y0, problem.grid.times, problem.grid.dt,
-            *(leaf for part in parts for leaf in part),
-        )  # fmt: skip
-
-    def observed(self, index: int, y_end: Tensor, states: list[Tensor]) -> Tensor:
-        """The observed state at an index of the user's grid."""
-        if index == self.problem.grid.steps:
-            return y_end
-        if index == 0:
-            return self.problem.y0
-        place = self.places.positions[index]
-        return self.problem.y0 if place is None else states[place]
-
-    def rebuild(self, inputs: tuple[Tensor, ...]) -> Problem:
-        """The problem with other tensors."""
-        y0, times, dt, *rest = (tensor.detach() for tensor in inputs)
-        parts: list[tuple[Tensor, ...]] = []
-        for part in (*self.problem.theta, *self.problem.data):
-            parts.append(tuple(rest[: len(part)]))
-            rest = rest[len(part) :]
-        return Problem(
-            y0, Theta(parts[0], parts[1]), Data(parts[2], parts[3]),
-            TimeGrid(times, self.problem.grid.observe, dt=dt),
-            self.problem.layout, self.problem.tasks,
-        )  # fmt: skip
-
-
-@dataclass
 class _Places:
     """Distinct states among the outputs, and who is where; None stands for y0."""
 
@@ -127,6 +77,56 @@ class _Places:
                 return place
         self.states.append(state)
         return len(self.states) - 1
+
+
+@dataclass
+class Record:
+    """What the sweeps need beside tensors, filled in by the forward one.
+
+    Attributes:
+        choices: the optimiser's choices.
+        problem: the layout of the inputs; its tensors are not used.
+        stats: the cost so far.
+        refinement: the accepted steps of an adaptive solver.
+        places: for each kept, observed or last-but-one state: its place among the outputs.
+    """
+
+    choices: Choices
+    problem: Problem
+    stats: Stats
+    refinement: Refinement | None = None
+    places: _Places = field(default_factory=_Places)
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The tensors of the problem as a flat tuple."""
+        problem = self.problem
+        parts = (*problem.theta, *problem.data)
+        return (
+            problem.y0, problem.grid.times, problem.grid.dt,
+            *(leaf for part in parts for leaf in part),
+        )  # fmt: skip
+
+    def observed(self, index: int, y_end: Tensor, states: list[Tensor]) -> Tensor:
+        """The observed state at an index of the user's grid."""
+        if index == self.problem.grid.steps:
+            return y_end
+        if index == 0:
+            return self.problem.y0
+        place = self.places.positions[index]
+        return self.problem.y0 if place is None else states[place]
+
+    def rebuild(self, inputs: tuple[Tensor, ...]) -> Problem:
+        """The problem with other tensors."""
+        y0, times, dt, *rest = (tensor.detach() for tensor in inputs)
+        parts: list[tuple[Tensor, ...]] = []
+        for part in (*self.problem.theta, *self.problem.data):
+            parts.append(tuple(rest[: len(part)]))
+            rest = rest[len(part) :]
+        return Problem(
+            y0, Theta(parts[0], parts[1]), Data(parts[2], parts[3]),
+            TimeGrid(times, self.problem.grid.observe, dt=dt),
+            self.problem.layout, self.problem.tasks,
+        )  # fmt: skip
 
 
 class Solve(torch.autograd.Function):

@@ -78,9 +78,7 @@ def _error(
             return StabilityError(who + _what_is_unstable(code, run, swept, trace, task))
 
 
-def _limits(
-    swept: Swept, trace: Trace, safety: Safety
-) -> list[tuple[str, Tensor, float, Status]]:
+def _limits(swept: Swept, trace: Trace, safety: Safety) -> list[tuple[str, Tensor, float, Status]]:
     """(name, values of shape [pulls] or [pulls, tasks], limit, code) of each check that is on."""
     found: list[tuple[str, Tensor, float, Status]] = []
     if trace.spectral:
@@ -97,9 +95,7 @@ def _limits(
     return found
 
 
-def _what_is_unstable(
-    code: Status, run: Run, swept: Swept, trace: Trace, task: int
-) -> str:
+def _what_is_unstable(code: Status, run: Run, swept: Swept, trace: Trace, task: int) -> str:
     for name, values, limit, own in _limits(swept, trace, run.choices.safety):
         column = values.reshape(values.shape[0], -1)[:, task]
         over = (column > limit).nonzero().flatten().tolist()
@@ -172,4 +168,3 @@ def _where_adjoint_fails(run: Run, trace: Trace, task: int) -> str:
 
 def _time(run: Run, step: int, task: int) -> float:
     return run.stepper.time(step).reshape(-1)[task if run.problem.tasks is not None else 0].item()
-

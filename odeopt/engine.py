@@ -44,8 +44,10 @@ class Choices:
     @property
     def replays(self) -> bool:
         """Whether the backward sweep needs every state, and makes again those not kept."""
-        local = isinstance(self.adjoint, LocalAdjoint)
-        return local and (self.adjoint.replays or not self.checkpoints.is_mesh)
+        adjoint = self.adjoint
+        if not isinstance(adjoint, LocalAdjoint):
+            return False
+        return adjoint.replays or not self.checkpoints.is_mesh
 
     def check(self) -> None:
         """Raise `CompatibilityError` on choices that do not work together."""
@@ -168,9 +170,7 @@ def _run_whole(
     return swept
 
 
-def _make_stepper(
-    choices: Choices, kernels: Kernels, problem: Problem, stats: Stats
-) -> Stepper:
+def _make_stepper(choices: Choices, kernels: Kernels, problem: Problem, stats: Stats) -> Stepper:
     solver, grid, y0 = choices.solver, problem.grid, problem.y0
     if isinstance(solver, GridSolver):
         return GridStepper(kernels, grid, y0, stats)
@@ -183,9 +183,7 @@ def _make_stepper(
     return RefinedStepper(kernels, grid, stepper.refinement, y0.dtype, stats)
 
 
-def _settle(
-    stepper: Stepper, kernels: Kernels, problem: Problem, stats: Stats
-) -> SettledStepper:
+def _settle(stepper: Stepper, kernels: Kernels, problem: Problem, stats: Stats) -> SettledStepper:
     if isinstance(stepper, AdaptiveStepper):
         grid, dtype = problem.grid, problem.y0.dtype
         return RefinedStepper(kernels, grid, stepper.refinement, dtype, stats)

@@ -6,7 +6,7 @@ OdeoptError
     CapturedTensorError      a loss or field uses a tensor that requires grad but is no argument
     NondeterminismError      evaluating or replaying the inner loop twice gives different numbers
     DivergenceError          a state, a value or an adjoint is not finite
-    StabilityError           a step is too long, or interpolated states are too coarse, to be trusted
+    StabilityError           a step is too long, or interpolated states are too coarse
     StepLimitError           an adaptive solver needs more steps than it may take
     SecondOrderError         a second derivative through a solve was asked for
     UnknownNameError         a registry does not hold that name

@@ -117,7 +117,7 @@ class _Begin:
         return assemble(begin, batch, grid, tasks, _requires_grad).detach()
 
     def hparams_tree(self, diff: Tensors) -> PyTree:
-        """hparams with other differentiable leaves."""
+        """Hparams with other differentiable leaves."""
         return self.hparams_layout.merge(diff, self._constants)
 
     def pull(self, g_y0: Tensor, g_shared: Tensors) -> tuple[Tensors, Tensors]:

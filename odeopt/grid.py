@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,8 +113,10 @@ def _as_float64(value: Number, what: str) -> Tensor:
     if isinstance(value, Tensor) and (value.is_complex() or value.dtype is torch.bool):
         raise InputError(f"{what} has dtype {value.dtype}; expected real numbers.")
     try:
-        return torch.as_tensor(value).to(torch.float64) if isinstance(value, Tensor) else (
-            torch.as_tensor(value, dtype=torch.float64)
+        return (
+            torch.as_tensor(value).to(torch.float64)
+            if isinstance(value, Tensor)
+            else (torch.as_tensor(value, dtype=torch.float64))
         )
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{what} is {value!r}; expected a number or a tensor.") from error
@@ -148,7 +151,7 @@ def _check_steps(times: Tensor, dt: Tensor) -> None:
         raise InputError("times holds a value that is not finite; expected finite times.")
 
 
-def _check_observe(observe: Sequence[int], steps: int) -> tuple[int, ...]:
+def _check_observe(observe: Sequence[Any], steps: int) -> tuple[int, ...]:
     for index in observe:
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index <= steps:
             raise InputError(f"observe holds {index!r}; expected state indices from 0 to {steps}.")

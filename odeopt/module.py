@@ -93,7 +93,7 @@ def _check_pure(module: nn.Module) -> None:
 
 
 def _drops(child: nn.Module) -> bool:
-    if isinstance(child, nn.modules.dropout._DropoutNd):  # pyright: ignore[reportPrivateUsage]
+    if isinstance(child, nn.modules.dropout._DropoutNd):  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
         return child.p > 0
     if isinstance(child, nn.MultiheadAttention | nn.RNNBase):
         return child.dropout > 0

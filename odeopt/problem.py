@@ -75,9 +75,7 @@ def start(
     return Start(y0, diff, data, ravel, shared)
 
 
-def assemble(
-    begin: Start, batch: PyTree, grid: TimeGrid, tasks: bool, wanted: Wanted
-) -> Problem:
+def assemble(begin: Start, batch: PyTree, grid: TimeGrid, tasks: bool, wanted: Wanted) -> Problem:
     """Put the start, the batch and the grid together, and check that they fit."""
     _check_grid(grid)
     partition, diff, data = tree.partition(batch, wanted)

@@ -108,7 +108,7 @@ def load_plugins() -> list[PluginReport]:
 
     A module that fails to import is reported and brings nothing else down.
     """
-    global _reports
+    global _reports  # noqa: PLW0603  (loaded once per process)
     if _reports is None:
         _reports = []  # set first: a plugin may look up a name while it is being imported
         _reports.extend(_load(point) for point in entry_points(group=ENTRY_POINT_GROUP))

@@ -64,7 +64,9 @@ class Ravel:
         sizes = [shape.numel() for shape in self.shapes]
         pieces = flat.split(sizes, dim=-1) if len(sizes) > 1 else (flat,)
         lead = flat.shape[:-1]
-        parts = [piece.reshape(lead + shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
+        parts = [
+            piece.reshape(lead + shape) for piece, shape in zip(pieces, self.shapes, strict=True)
+        ]
         return pytree.tree_unflatten(parts, self.spec)
 
 
@@ -144,4 +146,6 @@ def _check_state_leaves(found: Sequence[Any], names: Sequence[str], what: str) -
 
 
 def _show(shapes: Sequence[object]) -> str:
-    return "[" + ", ".join(str(tuple(s)) if isinstance(s, torch.Size) else "?" for s in shapes) + "]"
+    return (
+        "[" + ", ".join(str(tuple(s)) if isinstance(s, torch.Size) else "?" for s in shapes) + "]"
+    )

@@ -81,9 +81,7 @@ def loglog(
 def _draw(axes: Axes, series: Sequence[Series], slopes: Sequence[Slope]) -> None:
     for line, colour, marker in zip(series, cycle(PALETTE), cycle(MARKERS), strict=False):
         x, y = _drawable(line)
-        axes.plot(
-            x, y, line.style, label=line.label, color=colour, marker=marker, ms=4.5, lw=1.4
-        )
+        axes.plot(x, y, line.style, label=line.label, color=colour, marker=marker, ms=4.5, lw=1.4)
     for slope in slopes:
         x0, y0 = slope.start
         y_end = y0 * (slope.x_end / x0) ** slope.exponent

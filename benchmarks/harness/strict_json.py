@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 _MARK = "$nonfinite"
+_NONFINITE = ("nan", "inf", "-inf")
 
 
 def dumps(value: Any) -> str:
@@ -56,7 +57,11 @@ def _checked_key(key: object) -> str:
 
 
 def _decode(node: dict[str, Any]) -> Any:
-    return float(node[_MARK]) if set(node) == {_MARK} else node
+    if set(node) != {_MARK}:
+        return node
+    if node[_MARK] not in _NONFINITE:
+        raise ValueError(f"{node[_MARK]!r} is no non-finite number")
+    return float(node[_MARK])
 
 
 def _reject(constant: str) -> float:

@@ -65,7 +65,9 @@ class BacksolveAdjoint(WholeAdjoint):
         theta: Theta | None = None
         growth = torch.ones_like(start)
         for k in reversed(range(len(times) - 1)):
-            back: _Back = kernel(times[k + 1], times[k + 1] - times[k], y, lam, sweep.theta, sweep.data)
+            back: _Back = kernel(
+                times[k + 1], times[k + 1] - times[k], y, lam, sweep.theta, sweep.data
+            )
             y, lam = back.y, back.lam
             if k in sweep.cotangents:
                 lam = lam + sweep.cotangents[k]

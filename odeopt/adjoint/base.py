@@ -55,8 +55,8 @@ class Interval(NamedTuple):
     """The state at its end; the same tensor as y0 for adjoints with `needs_end = False`."""
 
 
-class Adjoint(ABC):
-    """How a solve is differentiated backward."""
+class Adjoint:
+    """How a solve is differentiated backward: a `LocalAdjoint` or a `WholeAdjoint`."""
 
     differentiation: Differentiation = ReverseMode()
     """How the field is differentiated."""
@@ -65,7 +65,7 @@ class Adjoint(ABC):
     """Whether the number of steps must be known before the forward sweep."""
 
 
-class LocalAdjoint(Adjoint):
+class LocalAdjoint(Adjoint, ABC):
     """Goes backward interval by interval."""
 
     replays: bool
@@ -130,7 +130,7 @@ class Swept(NamedTuple):
     r"""$\max_t \lVert\lambda(t)\rVert / \lVert\lambda(T)\rVert$, shape [] or [tasks]."""
 
 
-class WholeAdjoint(Adjoint):
+class WholeAdjoint(Adjoint, ABC):
     """Looks at the whole solve; no state but the last is kept for it."""
 
     @abstractmethod

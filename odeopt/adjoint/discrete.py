@@ -53,7 +53,7 @@ class ExactAdjoint(LocalAdjoint):
 class DiscreteAdjoint(ExactAdjoint):
     r"""The exact gradient of the discrete map: reverse-mode differentiation, step by step.
 
-    For gradient descent $\lambda_k = \lambda_{k+1} - \alpha \nabla^2 L(u_k)\lambda_{k+1}$. It equals
+    For gradient descent $\lambda_k = \lambda_{k+1} - \alpha\nabla^2 L(u_k)\lambda_{k+1}$. It equals
     autograd through the unrolled loop to rounding, whatever is kept, and never holds more than
     the graph of one step. Cost: one Hessian-vector product per stage, plus the replayed steps.
 

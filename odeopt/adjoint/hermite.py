@@ -17,11 +17,7 @@ def hermite(interval: Interval, f0: Tensor, f1: Tensor, position: float) -> Tens
     """
     theta = position
     change = interval.y1 - interval.y0
-    bump = (
-        (1 - 2 * theta) * change
-        + ((theta - 1) * interval.dt) * f0
-        + (theta * interval.dt) * f1
-    )
+    bump = (1 - 2 * theta) * change + ((theta - 1) * interval.dt) * f0 + (theta * interval.dt) * f1
     return interval.y0 + theta * change + (theta * (theta - 1)) * bump
 
 

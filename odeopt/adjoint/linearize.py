@@ -98,9 +98,10 @@ class _ForwardOverReverse(Linearization):
     @property
     @override
     def value(self) -> Tensor:
-        if self._value is None:
-            self._value = -self._gradients(self._y)[0]
-        return self._value
+        found = self._value
+        if found is None:
+            found = self._value = torch.neg(self._gradients(self._y)[0])
+        return found
 
     @override
     def pullback(self, cotangent: Tensor) -> Cotangents:

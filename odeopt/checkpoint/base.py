@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
@@ -11,32 +12,37 @@ from torch import Tensor
 from odeopt.errors import InputError
 
 
-class Advance(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Advance:
     """Move the running state from index `start` to index `stop`, one step at a time."""
 
     start: int
     stop: int
 
 
-class Store(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Store:
     """Keep the running state, which is at `index`."""
 
     index: int
 
 
-class Restore(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Restore:
     """Make the kept state `index` the running state."""
 
     index: int
 
 
-class Free(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Free:
     """Drop the kept state `index`."""
 
     index: int
 
 
-class Pull(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Pull:
     """Take the adjoint variable from index `stop` to `start`; the running state is at `start`."""
 
     start: int

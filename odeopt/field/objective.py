@@ -61,7 +61,7 @@ def squared_norm(params: PyTree) -> Tensor:
 
 
 def add_scaled(x: Tensor, y: Tensor, scale: float | Tensor) -> Tensor:
-    """x + scale * y; a number is rounded as in `torch.add(x, y, alpha=scale)`."""
+    """X + scale * y; a number is rounded as in `torch.add(x, y, alpha=scale)`."""
     if isinstance(scale, Tensor):
         return torch.addcmul(x, y, scale.to(x.dtype))
     return torch.add(x, y, alpha=scale)

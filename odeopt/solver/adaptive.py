@@ -28,7 +28,7 @@ class Attempt(NamedTuple):
 
 @dataclass(frozen=True)
 class PIController:
-    r"""$dt \leftarrow dt \cdot s\, e_n^{-0.7/k} e_{n-1}^{0.4/k}$ with k the order of the estimate + 1.
+    r"""Multiplies dt by $s\, e_n^{-0.7/k} e_{n-1}^{0.4/k}$, k being the order of the estimate + 1.
 
     Args:
         per_task: whether each task has its own steps; else all take the same, and the error is

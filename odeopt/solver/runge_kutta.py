@@ -53,9 +53,7 @@ class ExplicitRungeKutta(StepSolver):
                 slopes.append(points[-1].value)
         return self._transpose(points, dt, lam)
 
-    def _transpose(
-        self, points: Sequence[Linearization], dt: Tensor, lam: Tensor
-    ) -> StepGradient:
+    def _transpose(self, points: Sequence[Linearization], dt: Tensor, lam: Tensor) -> StepGradient:
         pulled: dict[int, Cotangents] = {}
         total, g_t, g_dt = lam, torch.zeros_like(dt), torch.zeros_like(dt)
         for i in reversed(range(self.stages)):
@@ -83,10 +81,10 @@ class ExplicitRungeKutta(StepSolver):
 @final
 @SOLVERS.register("euler")
 class Euler(ExplicitRungeKutta):
-    """Explicit Euler, order 1, one gradient per step; on gradient flow it is gradient descent.
+    r"""Explicit Euler, order 1, one gradient per step; on gradient flow it is gradient descent.
 
     One step is `torch.addcmul(y, f, dt)`, bit-equal to `torch.optim.SGD`. Stable for
-    $dt\\,\\rho < 2$. The largest eigenvalue of the Hessian is $\\rho$.
+    $dt\,\rho < 2$, where $\rho$ is the largest eigenvalue of the Hessian.
     """
 
     def __init__(self) -> None:
@@ -125,7 +123,7 @@ class RK4(ExplicitRungeKutta):
 
 
 def shift(t: Tensor, c: float, dt: Tensor) -> Tensor:
-    """t + c dt."""
+    """T + c dt."""
     return t if c == 0 else t + c * dt
 
 
@@ -144,6 +142,6 @@ def weighted_sum(weights: Sequence[float], terms: Sequence[Tensor]) -> Tensor:
 
 
 def advance(y: Tensor, dt: Tensor, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
-    """y + dt * sum(weights * slopes); `addcmul` rounds as `torch.optim.SGD` does."""
+    """Y + dt * sum(weights * slopes); `addcmul` rounds as `torch.optim.SGD` does."""
     slope = combine(weights, slopes)
     return y if slope is None else torch.addcmul(y, slope, dt)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tableau:
-    r"""$Y_i = y + dt \sum_{j<i} a_{ij} K_j,\; K_i = f(t + c_i dt, Y_i),\; y_1 = y + dt\sum_i b_i K_i$.
+    r"""$Y_i = y + dt\sum_{j<i} a_{ij} K_j,\ K_i = f(t + c_i dt, Y_i),\ y_1 = y + dt\sum_i b_i K_i$.
 
     Attributes:
         a: row i holds the i coefficients before the diagonal (the first row is empty).

@@ -86,7 +86,7 @@ class DormandPrince(Torchdiffeq):
 
 def _odeint() -> Any:
     try:
-        from torchdiffeq import odeint  # pyright: ignore[reportMissingTypeStubs]
+        from torchdiffeq import odeint  # pyright: ignore[reportMissingTypeStubs]  # noqa: PLC0415
     except ImportError as error:
         raise CompatibilityError(
             "this solver needs torchdiffeq: run `pip install torchdiffeq`."

@@ -151,9 +151,7 @@ class BackwardSweep:
 
 def _freeze(dt: Tensor, lam: Tensor, pulled: Pulled) -> Pulled:
     """An interval of zero length is the identity, even where the velocity is not finite."""
-    theta = Theta(
-        *(tuple(_zero_frozen(dt, leaf) for leaf in part) for part in pulled.theta)
-    )
+    theta = Theta(*(tuple(_zero_frozen(dt, leaf) for leaf in part) for part in pulled.theta))
     zero = torch.zeros_like(dt)
     return pulled._replace(
         lam=keep_frozen(dt, lam, pulled.lam), t=torch.where(dt == 0, zero, pulled.t), theta=theta
@@ -164,5 +162,3 @@ def _zero_frozen(dt: Tensor, leaf: Tensor) -> Tensor:
     """A gradient, with zero for tasks whose interval has zero length."""
     mask = (dt == 0).reshape(dt.shape + (1,) * (leaf.ndim - dt.ndim))
     return torch.where(mask, torch.zeros_like(leaf), leaf)
-
-

@@ -123,9 +123,10 @@ class _Runner:
 
     def _note(self) -> None:
         self._print()
-        if self._observe and self.index != self._stepper.length:
-            if self._stepper.grid_index(self.index) in self._observe:
-                self._trajectory.observed[self.index] = self._trajectory.y_end
+        if not self._observe or self.index == self._stepper.length:
+            return
+        if self._stepper.grid_index(self.index) in self._observe:
+            self._trajectory.observed[self.index] = self._trajectory.y_end
 
     def _print(self) -> None:
         if self._printing:

@@ -1,0 +1,31 @@
+"""Data files that a person has to fetch: none of them is part of this project."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class MissingDataError(FileNotFoundError):
+    """A data file is not there; the message says which, and where it comes from."""
+
+
+def require(directory: Path | None, name: str, origin: str) -> Path:
+    """The path of a data file.
+
+    Args:
+        directory: The folder of the data sets, None where none was given.
+        name: The file's name in it.
+        origin: What the file is and where a person gets it, for the message.
+
+    Raises:
+        MissingDataError: There is no such folder or file.
+    """
+    if directory is None:
+        raise MissingDataError(
+            f"{name} is needed, but no data folder is given: name one with --data or the "
+            f"environment variable ODEOPT_DATA. {origin}"
+        )
+    path = directory / name
+    if not path.is_file():
+        raise MissingDataError(f"{name} is not in the data folder {directory}. {origin}")
+    return path

@@ -1,0 +1,102 @@
+"""Small smooth networks as pure functions of a dictionary of parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional
+
+Parameters = dict[str, Tensor]
+
+
+class Model(NamedTuple):
+    """A network without state.
+
+    Attributes:
+        init: `init(seed)` draws float64 parameters.
+        apply: `apply(parameters, x)` maps inputs [n, ...] to outputs [n, outputs]; it works
+            under `torch.func` transformations of either argument.
+    """
+
+    init: Callable[[int], Parameters]
+    apply: Callable[[Parameters, Tensor], Tensor]
+
+
+def mlp(widths: Sequence[int]) -> Model:
+    """A multilayer perceptron with tanh between its layers.
+
+    Args:
+        widths: Numbers of inputs, hidden units and outputs; [2, 32, 32, 1] has 1185 parameters.
+    """
+    layers = list(enumerate(pairwise(widths)))
+
+    def init(seed: int) -> Parameters:
+        generator = Generator().manual_seed(seed)
+        parameters: Parameters = {}
+        for index, (inputs, outputs) in layers:
+            parameters |= _layer(f"layer{index}", (outputs, inputs), generator)
+        return parameters
+
+    def apply(parameters: Parameters, x: Tensor) -> Tensor:
+        for index, _ in layers:
+            x = x if index == 0 else torch.tanh(x)
+            x = functional.linear(
+                x, parameters[f"layer{index}.weight"], parameters[f"layer{index}.bias"]
+            )
+        return x
+
+    return Model(init, apply)
+
+
+def conv_net(outputs: int = 5, channels: tuple[int, int] = (8, 16)) -> Model:
+    """Two 3x3 convolutions of stride 2 with tanh, then a linear head, for [n, 1, 8, 8] inputs.
+
+    Args:
+        outputs: The number of classes; with 5 and the default channels, 1573 parameters.
+        channels: The number of maps after each convolution (of 4x4 and 2x2 pixels).
+    """
+    first, second = channels
+
+    def init(seed: int) -> Parameters:
+        generator = Generator().manual_seed(seed)
+        return (
+            _layer("conv0", (first, 1, 3, 3), generator)
+            | _layer("conv1", (second, first, 3, 3), generator)
+            | _layer("head", (outputs, 4 * second), generator)
+        )
+
+    def apply(parameters: Parameters, x: Tensor) -> Tensor:
+        for name in ("conv0", "conv1"):
+            weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
+            x = torch.tanh(functional.conv2d(x, weight, bias, stride=2, padding=1))
+        return functional.linear(x.flatten(-3), parameters["head.weight"], parameters["head.bias"])
+
+    return Model(init, apply)
+
+
+def count(parameters: Parameters) -> int:
+    """The number of scalars in the parameters."""
+    return sum(tensor.numel() for tensor in parameters.values())
+
+
+def _layer(name: str, shape: tuple[int, ...], generator: Generator) -> Parameters:
+    """Weight and bias as torch.nn.Linear and Conv2d draw them.
+
+    `kaiming_uniform_(weight, a=sqrt(5))` is U(-b, b) with b = 1/sqrt(fan_in), and the bias has
+    the same range.
+    """
+    bound = 1 / math.sqrt(math.prod(shape[1:]))
+    return {
+        f"{name}.weight": _uniform(shape, bound, generator),
+        f"{name}.bias": _uniform(shape[:1], bound, generator),
+    }
+
+
+def _uniform(shape: tuple[int, ...], bound: float, generator: Generator) -> Tensor:
+    unit = torch.rand(shape, generator=generator, dtype=torch.float64)
+    return bound * (2 * unit - 1)

@@ -1,0 +1,118 @@
+"""The command `python -m benchmarks`."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from benchmarks import __main__ as cli
+from benchmarks import catalogue
+from benchmarks.harness import registry
+from benchmarks.harness.registry import Benchmark, Preset, Settings
+from benchmarks.problems.data_files import MissingDataError, require
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Registers two benchmarks and returns the settings that the first was run with."""
+    seen: list[Settings] = []
+    module = ModuleType("benchmarks_for_tests")
+    module.FIRST = Benchmark("first", "Does one thing.", seen.append)
+    module.NEEDY = Benchmark("needy", "Needs data.", needs_data)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    entries = tuple(f"{module.__name__}:{name}" for name in ("FIRST", "NEEDY"))
+    monkeypatch.setattr(catalogue, "BENCHMARKS", entries)
+    return seen
+
+
+def needs_data(settings):
+    require(settings.data, "ratings.npz", "Get it from its authors.")
+
+
+def call(*arguments):
+    return CliRunner().invoke(cli.app, arguments)
+
+
+def test_without_a_name_the_benchmarks_are_listed(runs):
+    result = call()
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == ["first  Does one thing.", "needy  Needs data."]
+    assert runs == []
+
+
+def test_an_empty_catalogue_says_so(monkeypatch):
+    monkeypatch.setattr(catalogue, "BENCHMARKS", ())
+    assert "no benchmarks are registered" in call().stdout
+
+
+def test_an_unknown_name_lists_what_is_there(runs):
+    result = call("frist")
+    assert result.exit_code == 2
+    assert "no benchmark is called 'frist'; registered: first, needy" in result.stderr
+    assert runs == []
+
+
+def test_defaults(runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("ODEOPT_DATA", str(tmp_path))
+    assert call("first").exit_code == 0
+    (settings,) = runs
+    assert settings.preset is Preset.QUICK
+    assert settings.store.directory.parts == ("results", "first")
+    assert settings.data == tmp_path
+    assert settings.device == torch.device("cpu")
+
+
+def test_options(runs, tmp_path):
+    options = ["--preset", "paper", "--results", str(tmp_path / "r"), "--data", str(tmp_path)]
+    assert call("first", *options).exit_code == 0
+    (settings,) = runs
+    assert settings.preset is Preset.PAPER
+    assert settings.store.directory == tmp_path / "r"
+    assert settings.data == tmp_path
+
+
+@pytest.mark.parametrize("options", [("--preset", "huge"), ("--device", "tpu")])
+def test_wrong_choices_are_refused(runs, options):
+    assert call("first", *options).exit_code == 2
+    assert runs == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_missing_device_is_said_before_the_run(runs):
+    result = call("first", "--device", "cuda")
+    assert result.exit_code == 2
+    assert "no CUDA device" in result.stderr
+    assert runs == []
+
+
+def test_missing_data_is_a_message_and_no_traceback(runs, tmp_path):
+    result = call("needy", "--data", str(tmp_path))
+    assert result.exit_code == 1
+    assert "ratings.npz" in result.stderr
+    assert "Get it from its authors." in result.stderr
+
+
+def test_without_a_data_folder_the_message_says_how_to_name_one():
+    with pytest.raises(MissingDataError, match="ODEOPT_DATA"):
+        require(None, "x.npz", "From somewhere.")
+
+
+def test_an_empty_variable_is_no_data_folder(monkeypatch):
+    monkeypatch.setenv("ODEOPT_DATA", "")
+    found = cli.default_data()
+    assert found is None or found.is_dir()
+
+
+def test_the_real_catalogue_loads():
+    registry.load(catalogue.BENCHMARKS)
+
+
+def test_wrong_entries_are_refused(runs):
+    with pytest.raises(TypeError, match="is not a Benchmark"):
+        registry.load(["benchmarks.catalogue:BENCHMARKS"])
+    with pytest.raises(ValueError, match="same name"):
+        registry.load([*catalogue.BENCHMARKS, catalogue.BENCHMARKS[0]])
