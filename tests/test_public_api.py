@@ -76,6 +76,10 @@ def _name(entry):
     return getattr(entry, "__name__", str(entry))
 
 
+def _module(member):
+    return getattr(member, "__module__", None) or ""
+
+
 def test_the_exported_names():
     assert sorted(odeopt.__all__) == NAMES
 
@@ -111,7 +115,7 @@ def test_each_public_method_has_a_docstring(entry):
     methods = [
         (name, member)
         for name, member in inspect.getmembers(entry, inspect.isroutine)
-        if not name.startswith("_") and (member.__module__ or "").startswith("odeopt")
+        if not name.startswith("_") and _module(member).startswith("odeopt")
     ]
     assert [name for name, member in methods if not inspect.getdoc(member)] == []
 

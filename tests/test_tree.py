@@ -93,7 +93,7 @@ def test_flatten_runs_under_vmap(device):
 ])  # fmt: skip
 def test_flatten_refuses_another_structure_or_shape(device, other):
     _, layout = tree.ravel({"a": torch.zeros(2, device=device)}, "params")
-    with pytest.raises(InputError, match=r"the velocity has the structure .*expected .*\(2,\)"):
+    with pytest.raises(InputError, match=r"(?s)the velocity has the structure .*expected .*\(2,\)"):
         layout.flatten(_to(other, device), "the velocity")
 
 

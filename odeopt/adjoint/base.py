@@ -61,6 +61,9 @@ class Adjoint:
     differentiation: Differentiation = ReverseMode()
     """How the field is differentiated."""
 
+    consistent: bool = True
+    """Whether its gradient converges to that of the flow as the grid is refined."""
+
     needs_length: bool = False
     """Whether the number of steps must be known before the forward sweep."""
 

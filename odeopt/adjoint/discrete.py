@@ -81,9 +81,11 @@ class TruncatedAdjoint(ExactAdjoint):
         Shaban et al. 2019, "Truncated Back-propagation for Bilevel Optimization".
     """
 
+    consistent = False
+    needs_length = True
+
     def __init__(self, steps: int, differentiation: Differentiation | None = None) -> None:
         super().__init__(differentiation)
-        self.needs_length = True
         self.steps = check_positive(steps, "steps")
 
     @override

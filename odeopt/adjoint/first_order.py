@@ -25,6 +25,8 @@ class FirstOrderAdjoint(WholeAdjoint):
         Finn et al. 2017, "Model-Agnostic Meta-Learning", section 5.2.
     """
 
+    consistent = False
+
     @override
     def backward(self, sweep: Sweep, lam: Tensor) -> tuple[Swept, Cost]:
         for cotangent in sweep.cotangents.values():

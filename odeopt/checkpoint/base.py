@@ -79,9 +79,11 @@ class CheckpointSchedule(ABC):
 
     @abstractmethod
     def forward(self, n: int | None) -> ForwardStream:
-        """Actions of the forward sweep over n steps: Store, Free and Advance, from 0 to n.
+        """Actions of the forward sweep over n steps, from 0 to n: any but Pull.
 
-        When n is None the stream advances by one step at a time and is closed at the end.
+        The final state is taken when index n is reached for the first time; the stream may go on
+        from a restored state. When n is None it advances by one step at a time and is closed at
+        the end.
         """
 
     @abstractmethod

@@ -59,7 +59,7 @@ def split(steps: int, slots: int) -> int:
     r = repetitions(steps, slots)
     small, smaller = reach(slots - 1, r - 1), reach(slots - 2, r - 1)
     if steps <= reach(slots, r - 1) + smaller:
-        return reach(slots, r - 2)
+        return max(reach(slots, r - 2), 1)
     if steps < reach(slots, r - 1) + small + smaller:
         return steps - small - smaller
     return reach(slots, r - 1)

@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from odeopt.checkpoint.base import Advance, CheckpointSchedule, Free, Progress, Store
+from odeopt.checkpoint.base import (
+    Action,
+    Advance,
+    CheckpointSchedule,
+    Free,
+    Progress,
+    Pull,
+    Restore,
+    Store,
+)
 from odeopt.errors import OdeoptError
 from odeopt.sweep.kept import Kept
 from odeopt.sweep.stepper import Stepper
@@ -56,14 +65,8 @@ def forward_sweep(
     if stepper.length == first:
         return trajectory
     runner.begin()
-    stream = schedule.forward(None if stepper.length is None else stepper.length - first)
-    action = next(stream)
-    while True:
-        runner.run(action)
-        if stepper.length == runner.index:
-            stream.close()
-            return trajectory
-        action = stream.send(Progress(stepper.time(runner.index), trajectory.y_end))
+    runner.follow(schedule)
+    return trajectory
 
 
 def run_to_end(stepper: Stepper, y0: Tensor) -> None:
@@ -74,63 +77,80 @@ def run_to_end(stepper: Stepper, y0: Tensor) -> None:
 
 
 class _Runner:
-    """Carries out forward actions; the running state is `trajectory.y_end`."""
+    """Carries out forward actions; the sweep has ended once the last state has been reached."""
 
     def __init__(
         self, stepper: Stepper, trajectory: Trajectory, observe: frozenset[int], prints: bool
     ) -> None:
-        self.index = 0
-        self._stepper = stepper
-        self._trajectory = trajectory
-        self._observe = observe
-        self._prints = prints
-        self._printing = False
+        self._stepper, self._trajectory = stepper, trajectory
+        self._observe, self._prints = observe, prints
+        self._index, self._y = 0, trajectory.y_end
+        self._printing = self._ended = False
 
     def begin(self) -> None:
         """The first step that is to be pulled comes next."""
         self._printing = self._prints
         self._print()
 
-    def run(self, action: object) -> None:
-        """Carry out one action."""
-        trajectory = self._trajectory
-        match action:
-            case Store(index):
-                trajectory.kept.store(index, trajectory.y_end)
-            case Free(index):
-                trajectory.kept.free(index)
-            case Advance(_, stop):
-                self.advance(trajectory.first + stop)
-            case _:
-                raise OdeoptError(
-                    f"a checkpoint schedule gave {action} in its forward stream; expected Store,"
-                    " Free or Advance. Run odeopt.testing.check_schedule on it."
-                )
+    def follow(self, schedule: CheckpointSchedule) -> None:
+        """Carry out a schedule's forward stream, from the current index on."""
+        first, length = self._trajectory.first, self._stepper.length
+        stream = schedule.forward(None if length is None else length - first)
+        action = next(stream)
+        while True:
+            self._run(action)
+            if length is None and self._ended:
+                stream.close()
+                return
+            try:
+                action = stream.send(Progress(self._stepper.time(self._index), self._y))
+            except StopIteration:
+                return
 
     def advance(self, stop: int) -> None:
         """Make steps until the index is `stop`."""
-        trajectory = self._trajectory
-        while self.index < stop:
-            trajectory.before_end = trajectory.y_end
-            trajectory.y_end = self._stepper.advance(self.index, trajectory.y_end)
-            self.index += 1
-            self._note()
+        while self._index < stop:
+            before, self._y = self._y, self._stepper.advance(self._index, self._y)
+            self._index += 1
+            if self._ended:
+                self._trajectory.kept.stats.replayed_steps += 1
+                continue
+            self._trajectory.before_end, self._trajectory.y_end = before, self._y
+            self._print()
+            self._ended = self._index == self._stepper.length
+            self._look()
 
     def advance_to_end(self) -> None:
         """Make every step that is left."""
-        while self.index != self._stepper.length:
-            self.advance(self.index + 1)
+        while self._index != self._stepper.length:
+            self.advance(self._index + 1)
 
-    def _note(self) -> None:
-        self._print()
-        if not self._observe or self.index == self._stepper.length:
+    def _run(self, action: Action) -> None:
+        kept, first = self._trajectory.kept, self._trajectory.first
+        match action:
+            case Store(index):
+                kept.store(index, self._y)
+            case Free(index):
+                kept.free(index)
+            case Restore(index):
+                self._index, self._y = first + index, kept[index]
+            case Advance(_, stop):
+                self.advance(first + stop)
+            case Pull():
+                raise OdeoptError(
+                    f"a checkpoint schedule gave {action} in its forward stream. Run"
+                    " odeopt.testing.check_schedule on it."
+                )
+
+    def _look(self) -> None:
+        if not self._observe or self._ended:
             return
-        if self._stepper.grid_index(self.index) in self._observe:
-            self._trajectory.observed[self.index] = self._trajectory.y_end
+        if self._stepper.grid_index(self._index) in self._observe:
+            self._trajectory.observed[self._index] = self._y
 
     def _print(self) -> None:
         if self._printing:
-            self._trajectory.prints.append(fingerprint(self._trajectory.y_end))
+            self._trajectory.prints.append(fingerprint(self._y))
 
 
 def fingerprint(state: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ class Kept:
 
     def __init__(self, stats: Stats) -> None:
         self._states: dict[int, Tensor] = {}
-        self._stats = stats
+        self.stats = stats
         self._bytes = 0
 
     def store(self, index: int, state: Tensor) -> None:
@@ -20,8 +20,8 @@ class Kept:
         self.free(index)
         self._states[index] = state
         self._bytes += state.numel() * state.element_size()
-        self._stats.stored_states = max(self._stats.stored_states, len(self._states))
-        self._stats.stored_bytes = max(self._stats.stored_bytes, self._bytes)
+        self.stats.stored_states = max(self.stats.stored_states, len(self._states))
+        self.stats.stored_bytes = max(self.stats.stored_bytes, self._bytes)
 
     def free(self, index: int) -> None:
         """Drop a state, if it is there."""

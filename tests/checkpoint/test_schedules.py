@@ -237,6 +237,13 @@ def test_optimal_advances_of_the_literature(n, slots, advances):
     assert optimal_advances(n, slots) == advances
 
 
+@pytest.mark.parametrize(
+    "schedule", [Every(1), Every(3), Density(2), Graded(2), Binomial(1), Binomial(2), Binomial(9)]
+)
+def test_nothing_is_done_backward_where_no_step_was_made(schedule):
+    assert list(schedule.backward(0, [])) == []
+
+
 @pytest.mark.parametrize(("n", "slots"), [(1, 3), (2, 9), (7, 100)])
 def test_binomial_with_slots_to_spare_replays_nothing(n, slots):
     machine, between, _ = both(Binomial(slots), n)

@@ -1,0 +1,21 @@
+"""Conformance suites and closed-form problems for authors of plugins.
+
+One line checks everything that is registered, your plugin's entries included:
+`pytest --pyargs odeopt.testing`. The functions check a single instance.
+"""
+
+from odeopt.testing.adjoints import check_adjoint
+from odeopt.testing.fields import check_field
+from odeopt.testing.problems import Quadratic, relative_error, smooth_problem
+from odeopt.testing.schedules import check_schedule
+from odeopt.testing.solvers import check_solver
+
+__all__ = [
+    "Quadratic",
+    "check_adjoint",
+    "check_field",
+    "check_schedule",
+    "check_solver",
+    "relative_error",
+    "smooth_problem",
+]
