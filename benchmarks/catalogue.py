@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-BENCHMARKS: tuple[str, ...] = ()
+BENCHMARKS: tuple[str, ...] = ("benchmarks.accuracy_vs_checkpoints:BENCHMARK",)
 """Import strings `package.module:NAME`, each naming a `harness.registry.Benchmark`."""

@@ -14,11 +14,20 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from odeopt.checks import backward_status, check_replay, raise_for_status, state_status
+from odeopt.adjoint.base import Swept
+from odeopt.checks import (
+    backward_status,
+    check_replay,
+    drop_failed,
+    outer_status,
+    raise_for_status,
+    state_status,
+)
 from odeopt.engine import Choices, Run, resume, run_backward, run_forward
 from odeopt.errors import SecondOrderError
 from odeopt.grid import TimeGrid
 from odeopt.problem import Problem
+from odeopt.safety import Status
 from odeopt.stats import Stats
 from odeopt.sweep.adaptive import RefinedStepper, Refinement
 from odeopt.sweep.backward import Trace
@@ -87,6 +96,7 @@ class Record:
         choices: the optimiser's choices.
         problem: the layout of the inputs; its tensors are not used.
         stats: the cost so far.
+        raises: whether a failed task raises; else it gets no gradient.
         refinement: the accepted steps of an adaptive solver.
         places: for each kept, observed or last-but-one state: its place among the outputs.
     """
@@ -94,6 +104,7 @@ class Record:
     choices: Choices
     problem: Problem
     stats: Stats
+    raises: bool = True
     refinement: Refinement | None = None
     places: _Places = field(default_factory=_Places)
 
@@ -170,6 +181,15 @@ class Solve(torch.autograd.Function):
         saved = ctx.saved_tensors
         return (None, *_Pullback.apply(ctx.record, ctx.count, *cotangents, *saved))
 
+    @staticmethod
+    @override
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise SecondOrderError(
+            "forward-mode differentiation (torch.func.jvp, jacfwd) and second derivatives (hessian)"
+            " through a solve are not supported: use reverse mode (backward, torch.func.grad, vjp,"
+            " jacrev), once."
+        )
+
 
 class _Pullback(torch.autograd.Function):
     """The backward sweep; its own backward raises, since it would be silently wrong."""
@@ -199,6 +219,15 @@ class _Pullback(torch.autograd.Function):
             " or detach the first."
         )
 
+    @staticmethod
+    @override
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise SecondOrderError(
+            "forward-mode differentiation (torch.func.jvp, jacfwd) and second derivatives (hessian)"
+            " through a solve are not supported: use reverse mode (backward, torch.func.grad, vjp,"
+            " jacrev), once."
+        )
+
 
 def pull_back(
     record: Record,
@@ -219,21 +248,26 @@ def pull_back(
     }
     swept, trace = run_backward(run, cotangents[0], seeds, record.stats)
     if is_visible(swept.lam):
-        status = backward_status(state_status(y_end), swept, trace, record.choices.safety)
+        status = outer_status(state_status(y_end), [cotangents[0], *seeds.values()])
+        status = backward_status(status, swept, trace, record.choices.safety)
         check_replay(trace)
-        raise_for_status(status, run, swept, trace)
-    shared, batch = problem.theta
-    if swept.theta is None:
-        g_theta = [torch.zeros_like(leaf) for leaf in (*shared, *batch)]
-    else:
-        g_shared = swept.theta.shared
-        if problem.tasks is not None:
-            g_shared = tuple(leaf.sum(0) for leaf in g_shared)
-        g_theta = [*g_shared, *swept.theta.batch]
+        if record.raises or problem.tasks is None:
+            raise_for_status(status, run, swept, trace)
+        swept = drop_failed(swept, status == Status.OK)
+    return _gradients(problem, swept)
+
+
+def _gradients(problem: Problem, swept: Swept) -> tuple[Tensor, ...]:
+    """One gradient for each input of `Solve`; those of shared inputs are sums over tasks."""
+    theta = swept.theta
+    if theta is None:
+        theta = Theta(*(tuple(torch.zeros_like(leaf) for leaf in part) for part in problem.theta))
+    elif problem.tasks is not None:
+        theta = theta._replace(shared=tuple(leaf.sum(0) for leaf in theta.shared))
     g_data = [torch.zeros_like(leaf) for part in problem.data for leaf in part]
     g_times = torch.nn.functional.pad(swept.t, (0, 1)).to(problem.grid.times.dtype)
     g_dt = swept.dt.to(problem.grid.dt.dtype)
-    return (swept.lam, g_times, g_dt, *g_theta, *g_data)
+    return (swept.lam, g_times, g_dt, *theta.shared, *theta.batch, *g_data)
 
 
 def is_visible(tensor: Tensor) -> bool:
@@ -245,13 +279,13 @@ def is_visible(tensor: Tensor) -> bool:
     return True
 
 
-def check_solution(record: Record, y_end: Tensor, raises: bool) -> Tensor | None:
+def check_solution(record: Record, y_end: Tensor) -> Tensor | None:
     """The status of a solve, or None where it cannot be seen; raises if a task failed."""
     y_end = y_end.detach()
     if not is_visible(y_end):
         return None
     status = state_status(y_end)
-    if raises:
+    if record.raises or record.problem.tasks is None:
         problem, stats = record.problem.detach(), Stats()
         trajectory = Trajectory(y_end, y_end, Kept(stats), 0)
         run = resume(record.choices, problem, trajectory, record.refinement, stats)

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from odeopt import tree
 from odeopt.errors import CapturedTensorError, InputError
 from odeopt.types import PyTree
 
@@ -51,11 +50,17 @@ def check_scalar(value: Any, what: str) -> Tensor:
 
 
 def check_selector(value: Selector, what: str) -> Selector:
-    """The selector, if it is no tensor that requires grad.
+    """The selector, if it is a number or a function.
 
     Raises:
-        CapturedTensorError: if it is one, since its gradient would be lost.
+        CapturedTensorError: if it is a tensor that requires grad: its gradient would be lost.
+        InputError: if it is anything else.
     """
+    if not (callable(value) or isinstance(value, float | int | Tensor)):  # pyright: ignore
+        raise InputError(
+            f"{what} is {value!r}; expected a number, or a selector such as"
+            f" lambda hparams: hparams['{what}']."
+        )
     if isinstance(value, Tensor) and value.requires_grad:
         raise CapturedTensorError(
             f"{what} is a tensor that requires grad: its gradient would be lost. Put it into"
@@ -71,11 +76,6 @@ def select(selector: Selector, hparams: PyTree, what: str) -> Any:
     if hparams is None:
         raise InputError(f"{what} is a selector, but hparams is None: pass hparams to the call.")
     return selector(hparams)
-
-
-def has_tensor_requiring_grad(value: PyTree) -> bool:
-    """Whether any tensor leaf requires grad."""
-    return any(leaf.requires_grad for leaf in tree.tensors(value))
 
 
 def _binds(fn: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]) -> bool:

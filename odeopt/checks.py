@@ -10,6 +10,7 @@ from odeopt.engine import Run
 from odeopt.errors import DivergenceError, NondeterminismError, OdeoptError, StabilityError
 from odeopt.safety import Safety, Status
 from odeopt.sweep.backward import Trace
+from odeopt.theta import Theta
 
 
 def state_status(y_end: Tensor) -> Tensor:
@@ -25,10 +26,40 @@ def merge(status: Tensor, failed: Tensor, code: Status) -> Tensor:
 
 def backward_status(status: Tensor, swept: Swept, trace: Trace, safety: Safety) -> Tensor:
     """The status after the backward sweep."""
-    status = merge(status, ~torch.isfinite(swept.lam).all(-1), Status.ADJOINT_NOT_FINITE)
+    status = merge(status, ~_finite(swept), Status.ADJOINT_NOT_FINITE)
     for _, values, limit, code in _limits(swept, trace, safety):
         status = merge(status, (values > limit).any(0), code)
     return status
+
+
+def outer_status(status: Tensor, gradients: list[Tensor]) -> Tensor:
+    """The status after differentiating the outer loss, from its gradients [..., d] or scalars."""
+    for gradient in gradients:
+        finite = torch.isfinite(gradient).reshape(*status.shape, -1).all(-1)
+        status = merge(status, ~finite, Status.OUTER_GRADIENT_NOT_FINITE)
+    return status
+
+
+def drop_failed(swept: Swept, ok: Tensor) -> Swept:
+    """The gradients with zeros for tasks that failed; `ok` has shape [tasks]."""
+
+    def keep(leaf: Tensor) -> Tensor:
+        mask = ok.reshape(-1, *(1,) * (leaf.ndim - 1))
+        return torch.where(mask, leaf, torch.zeros_like(leaf))
+
+    theta = swept.theta
+    if theta is not None:
+        theta = Theta(*(tuple(keep(leaf) for leaf in part) for part in theta))
+    return swept._replace(lam=keep(swept.lam), t=keep(swept.t), dt=keep(swept.dt), theta=theta)
+
+
+def _finite(swept: Swept) -> Tensor:
+    """Whether every gradient of a task is finite, shape [] or [tasks]."""
+    finite = torch.isfinite(swept.lam).all(-1) & torch.isfinite(swept.dt).all(-1)
+    for part in swept.theta or ():
+        for leaf in part:
+            finite = finite & torch.isfinite(leaf).reshape(*finite.shape, -1).all(-1)
+    return finite
 
 
 def check_replay(trace: Trace) -> None:
@@ -71,8 +102,14 @@ def _error(
                 f"{who}the outer loss is not finite at a finite final state: look for logarithms,"
                 " divisions or square roots at zero in it."
             )
+        case Status.OUTER_GRADIENT_NOT_FINITE:
+            return DivergenceError(
+                f"{who}the gradient of the outer loss is not finite, though its value is: look"
+                " for square roots, norms and logarithms at zero in it."
+            )
         case Status.ADJOINT_NOT_FINITE:
-            return DivergenceError(who + _where_adjoint_fails(run, trace, task))
+            assert swept is not None, "only a backward sweep gives this code"
+            return DivergenceError(who + _where_adjoint_fails(run, swept, trace, task))
         case _:
             assert swept is not None, "only a backward sweep gives these codes"
             return StabilityError(who + _what_is_unstable(code, run, swept, trace, task))
@@ -90,6 +127,8 @@ def _limits(swept: Swept, trace: Trace, safety: Safety) -> list[tuple[str, Tenso
             found.append(("step_ratio", ratios, safety.step_ratio, Status.UNSTABLE))
         if safety.defect is not None:
             found.append(("defect", defects, safety.defect, Status.STATE_TOO_COARSE))
+    if safety.defect is not None and not trace.exact:
+        found.append(("mismatch", swept.mismatch[None], safety.defect, Status.STATE_TOO_COARSE))
     if safety.growth is not None and not trace.exact:
         found.append(("growth", swept.growth[None], safety.growth, Status.UNSTABLE))
     return found
@@ -119,6 +158,11 @@ _ADVICE = {
     "defect": (
         "the state interpolated over {where} misses the flow by {value:.2f} of the way it goes"
         " (limit {limit:g}): keep more states, use Graded(n), or use DiscreteAdjoint()."
+    ),
+    "mismatch": (
+        "solving backward missed the initial state by {value:.1e} of the way from it to the final"
+        " one (limit {limit:g}): the reconstructed states, and the gradient with them, cannot be"
+        " trusted. Use DiscreteAdjoint(), or ContinuousAdjoint(RK4()) on kept states."
     ),
     "growth": (
         "the adjoint variable grew by {value:.1e} in the backward sweep (limit {limit:g}), which"
@@ -150,7 +194,7 @@ def _first_bad_step(run: Run, task: int) -> int | None:
     return None
 
 
-def _where_adjoint_fails(run: Run, trace: Trace, task: int) -> str:
+def _where_adjoint_fails(run: Run, swept: Swept, trace: Trace, task: int) -> str:
     for start, norm in zip(trace.starts, trace.norms, strict=True):
         if not bool(torch.isfinite(norm.reshape(-1)[task])):
             return (
@@ -159,10 +203,15 @@ def _where_adjoint_fails(run: Run, trace: Trace, task: int) -> str:
                 " blows up. Keep more states, use DiscreteAdjoint(), or look for second"
                 " derivatives that are not finite (a square root or norm at zero)."
             )
+    lam = swept.lam if run.problem.tasks is None else swept.lam[task]
+    if not bool(torch.isfinite(lam).all()):
+        return (
+            "the adjoint variable is not finite: the backward sweep blows up. Use"
+            " DiscreteAdjoint(), or look for second derivatives that are not finite."
+        )
     return (
-        "the adjoint variable is not finite: the outer loss or the initial state has a gradient"
-        " that is not finite, or the backward sweep blows up. Use DiscreteAdjoint() with more"
-        " kept states, and look for square roots and norms at zero."
+        "a gradient is not finite, though the states and the adjoint variable are: look for"
+        " square roots, norms and logarithms at zero in the way that the inner loss uses hparams."
     )
 
 

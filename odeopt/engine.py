@@ -156,6 +156,7 @@ def _run_whole(
 
     times = torch.stack([run.stepper.time(k) for k in range(length + 1)], dim=-1)
     sweep = Sweep(
+        run.problem.y0,
         run.trajectory.y_end,
         times.to(lam.dtype),
         cotangents,

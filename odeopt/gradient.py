@@ -12,20 +12,34 @@ from torch import Tensor
 from odeopt import tree
 from odeopt.adjoint.base import Swept
 from odeopt.calls import call_loss, check_scalar
-from odeopt.checks import backward_status, check_replay, merge, raise_for_status, state_status
+from odeopt.checks import (
+    backward_status,
+    check_replay,
+    merge,
+    outer_status,
+    raise_for_status,
+    state_status,
+)
 from odeopt.engine import Choices, Run, make_kernels, run_backward, run_forward
 from odeopt.errors import CapturedTensorError, InputError, SecondOrderError
 from odeopt.field.base import Field
 from odeopt.grid import TimeGrid
-from odeopt.probe import probe
+from odeopt.probe import probe, probe_init
 from odeopt.problem import Problem, assemble, check_arrays, check_lead, start
 from odeopt.result import Grads, Result
 from odeopt.safety import Status
 from odeopt.stats import Stats
 from odeopt.sweep.backward import Trace
+from odeopt.tracking import any_requires_grad, inside_gradient_transform, requires_grad
 from odeopt.types import PyTree, Tensors
 
 OnFailure = Literal["raise", "skip"]
+
+
+def check_on_failure(value: object) -> None:
+    """Raise `InputError` unless the value is "raise" or "skip"."""
+    if value not in ("raise", "skip"):
+        raise InputError(f"on_failure is {value!r}; expected 'raise' or 'skip'.")
 
 
 @dataclass(frozen=True)
@@ -92,7 +106,8 @@ class ValueAndGrad:
         """
         check_arrays(batch, "batch")
         check_arrays(outer_batch, "outer_batch")
-        _refuse_transforms((params, hparams))
+        _refuse_transforms((params, hparams, batch, outer_batch, state, _tensors_of(grid)))
+        probe_init(self.choices.field, params, hparams)
         begin = _Begin(self.choices.field, params, hparams, state)
         with torch.no_grad():
             problem = begin.problem(batch, grid, self.tasks)
@@ -114,7 +129,7 @@ class _Begin:
         """The detached problem; keeps the pullback through `field.init`."""
         begin = self._start(self._params, self.hparams)
         self._pullback: Any = torch.func.vjp(self._flat, self._params, self.hparams)[1]
-        return assemble(begin, batch, grid, tasks, _requires_grad).detach()
+        return assemble(begin, batch, grid, tasks, requires_grad).detach()
 
     def hparams_tree(self, diff: Tensors) -> PyTree:
         """Hparams with other differentiable leaves."""
@@ -151,13 +166,15 @@ class _Call:
     def run(self) -> Result:
         """Both sweeps."""
         choices, problem, stats = self._owner.choices, self._problem, Stats()
-        probe(make_kernels(choices, problem).flat, problem)
+        if choices.safety.probe:
+            probe(make_kernels(choices, problem).flat, problem)
         run = run_forward(choices, problem, stats)
         status = state_status(run.trajectory.y_end)
         trace = Trace(exact=True)
         self._settle(status, run, None, trace)
         outer = self._differentiate_outer(run)
         status = merge(status, ~torch.isfinite(outer.values), Status.VALUE_NOT_FINITE)
+        status = outer_status(status, [*outer.states, *outer.hparams])
         self._settle(status, run, None, trace)
         swept, trace = run_backward(run, *self._seeds(outer, run), stats)
         check_replay(trace)
@@ -179,7 +196,7 @@ class _Call:
         states = [own[index] for index in self._observe] + [trajectory.y_end]
         with torch.enable_grad():
             outer = self._over_tasks()(states, self._outer_batch, self._begin.hparams)
-        if any(leaf.requires_grad for leaf in tree.tensors(outer)):
+        if any_requires_grad(outer):
             raise CapturedTensorError(
                 "outer_loss uses a tensor that requires grad and is not one of its arguments: its"
                 " gradient would be lost. Pass it in hparams, or detach it."
@@ -269,20 +286,19 @@ def _task_dims(outer_batch: PyTree) -> PyTree:
     return tree.pytree.tree_unflatten(dims, tree.pytree.tree_structure(outer_batch))
 
 
-def _requires_grad(leaf: object) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.requires_grad
-
-
 def _detach(value: PyTree) -> PyTree:
     return tree.map_tensors(Tensor.detach, value)
 
 
+def _tensors_of(grid: Any) -> list[Tensor]:
+    return [grid.times, grid.dt] if isinstance(grid, TimeGrid) else []
+
+
 def _refuse_transforms(inputs: PyTree) -> None:
-    """A function transform around this path would see constants: refuse it by name."""
-    for leaf in tree.tensors(inputs):
-        if torch._C._functorch.is_gradtrackingtensor(leaf):  # pyright: ignore  # noqa: SLF001
-            raise SecondOrderError(
-                "value_and_grad was called inside torch.func.grad, vjp or jvp: its results carry"
-                " no derivative. Differentiate opt.solve(...) instead; second derivatives"
-                " through a solve are not supported."
-            )
+    """A gradient transform around this path would see constants: refuse it by name."""
+    if inside_gradient_transform(inputs):
+        raise SecondOrderError(
+            "value_and_grad was called inside torch.func.grad, vjp or jvp: its results carry no"
+            " derivative. Differentiate opt.solve(...) instead; second derivatives through a solve"
+            " are not supported."
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,12 +146,24 @@ def _check_steps(times: Tensor, dt: Tensor) -> None:
             f"step {where[-1]} of the grid has the length {dt.detach()[tuple(where)].item():g};"
             " expected finite steps of at least 0 (times must not decrease)."
         )
+    drift = _values(~torch.isclose(times.diff(dim=-1), dt, rtol=1e-6, atol=1e-9))
+    if drift is not None and torch.isfinite(times).all() and drift.any():
+        where = drift.nonzero()[0].tolist()
+        raise InputError(
+            f"dt and times contradict each other at step {where[-1]}: dt is"
+            f" {dt.detach()[tuple(where)].item():g}, but the times differ by"
+            f" {times.detach().diff(dim=-1)[tuple(where)].item():g}. Give times alone, or lr alone"
+            " to from_lr."
+        )
     finite = _values(torch.isfinite(times))
     if finite is not None and not finite.all():
         raise InputError("times holds a value that is not finite; expected finite times.")
 
 
-def _check_observe(observe: Sequence[Any], steps: int) -> tuple[int, ...]:
+def _check_observe(observe: Any, steps: int) -> tuple[int, ...]:
+    if not isinstance(observe, Iterable):
+        raise InputError(f"observe is {observe!r}; expected a list of state indices.")
+    observe = list(observe)
     for index in observe:
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index <= steps:
             raise InputError(f"observe holds {index!r}; expected state indices from 0 to {steps}.")

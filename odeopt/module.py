@@ -66,14 +66,30 @@ def from_module(
     buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
 
     def loss(params: dict[str, Tensor], batch: PyTree, hparams: Any = None) -> Tensor:
+        before = _versions(buffers)
         values = {**buffers, **(hparams or {}), **params}
 
         def model(*args: Any, **keywords: Any) -> Any:
             return torch.func.functional_call(module, values, args, keywords)
 
-        return check_scalar(objective(model, batch), "objective")
+        value = check_scalar(objective(model, batch), "objective")
+        _check_unchanged(before, _versions(buffers))
+        return value
 
     return ModuleLoss(params, frozen or None, loss)
+
+
+def _versions(buffers: dict[str, Tensor]) -> dict[str, int]:
+    return {name: buffer._version for name, buffer in buffers.items()}  # noqa: SLF001
+
+
+def _check_unchanged(before: dict[str, int], after: dict[str, int]) -> None:
+    changed = [name for name, version in after.items() if before[name] != version]
+    if changed:
+        raise InputError(
+            f"the forward pass changes the buffers {changed}, which the inner loop cannot replay:"
+            " call module.eval(), or take that part out of the module."
+        )
 
 
 def _check_pure(module: nn.Module) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, final
 
 import torch
-from torch import Tensor
 
 from odeopt import tree
 from odeopt.adjoint.base import Adjoint
@@ -17,15 +16,16 @@ from odeopt.checkpoint.uniform import Every
 from odeopt.engine import Choices, make_kernels
 from odeopt.errors import InputError
 from odeopt.field.base import Field, as_field
-from odeopt.gradient import OnFailure, OuterLoss, ValueAndGrad
+from odeopt.gradient import OnFailure, OuterLoss, ValueAndGrad, check_on_failure
 from odeopt.grid import TimeGrid
-from odeopt.probe import probe
+from odeopt.probe import probe, probe_init
 from odeopt.problem import assemble, check_arrays, start
 from odeopt.result import Solution
 from odeopt.safety import Safety
 from odeopt.solver.base import Solver
 from odeopt.solver.runge_kutta import Euler
 from odeopt.stats import Stats
+from odeopt.tracking import requires_grad
 from odeopt.types import PyTree
 
 
@@ -91,8 +91,7 @@ class ODEOptimizer:
             on_failure: "raise", or "skip" to leave failed tasks out of the means.
             has_aux: whether outer_loss returns a pair (scalar, tensors); see `Result.aux`.
         """
-        if on_failure not in ("raise", "skip"):
-            raise InputError(f"on_failure is {on_failure!r}; expected 'raise' or 'skip'.")
+        check_on_failure(on_failure)
         if not callable(outer_loss):
             raise InputError(f"outer_loss is {outer_loss!r}; expected a function.")
         return ValueAndGrad(self._choices, OuterLoss(outer_loss, has_aux), tasks, on_failure)
@@ -124,15 +123,18 @@ class ODEOptimizer:
         Raises:
             OdeoptError: see `odeopt.errors`; each message says what to do.
         """
+        check_on_failure(on_failure)
         check_arrays(batch, "batch")
         tree.ravel(params, "params")  # checks it
-        begin = start(self._choices.field, params, hparams, _requires_grad, state)
-        problem = assemble(begin, batch, grid, tasks, _requires_grad)
-        with torch.no_grad():
-            probe(make_kernels(self._choices, problem.detach()).flat, problem)
-        record = Record(self._choices, problem, Stats())
+        probe_init(self._choices.field, params, hparams)
+        begin = start(self._choices.field, params, hparams, requires_grad, state)
+        problem = assemble(begin, batch, grid, tasks, requires_grad)
+        if self._choices.safety.probe:
+            with torch.no_grad():
+                probe(make_kernels(self._choices, problem.detach()).flat, problem)
+        record = Record(self._choices, problem, Stats(), raises=on_failure == "raise")
         y_end, *states = Solve.apply(record, *record.inputs())
-        status = check_solution(record, y_end, on_failure == "raise")
+        status = check_solution(record, y_end)
         observed = [record.observed(index, y_end, states) for index in grid.observe]
         final = problem.layout.state.unflatten(y_end)
         return Solution(
@@ -142,10 +144,6 @@ class ODEOptimizer:
             status,
             record.stats,
         )
-
-
-def _requires_grad(leaf: object) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.requires_grad
 
 
 def _instance(value: Any, kind: type[Any], what: str, default: Callable[[], Any]) -> Any:

@@ -121,8 +121,8 @@ def _load(point: EntryPoint) -> PluginReport:
         importlib.import_module(point.module)
     except Exception as error:  # any failure of third-party code is reported, not raised
         message = f"{type(error).__name__}: {error}"
-        return PluginReport(point.name, point.module, distribution, message)
-    return PluginReport(point.name, point.module, distribution, None)
+        return PluginReport(point.name, point.value, distribution, message)
+    return PluginReport(point.name, point.value, distribution, None)
 
 
 def _origin(entry: Callable[..., Any]) -> str:

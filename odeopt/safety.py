@@ -17,6 +17,7 @@ class Status(IntEnum):
     ADJOINT_NOT_FINITE = 3
     UNSTABLE = 4
     STATE_TOO_COARSE = 5
+    OUTER_GRADIENT_NOT_FINITE = 6
 
 
 @dataclass(frozen=True)
@@ -36,24 +37,32 @@ class Safety:
             for exact adjoints, of the backward method for others. Each costs one
             Hessian-vector product; 0 switches the check off, 3 is enough in a smooth loop, since
             the vector is carried from step to step.
+        probe: whether each call first evaluates the velocity twice, on one task, to find captured
+            tensors, random numbers and counters.
     """
 
     step_ratio: float | None = 1.0
     defect: float | None = 0.5
     growth: float | None = 1e8
     power_iterations: int = 0
+    probe: bool = True
 
     def __post_init__(self) -> None:
         for name in ("step_ratio", "defect", "growth"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not (_is_number(value) and value > 0):
                 raise InputError(f"Safety.{name} is {value!r}; expected a positive number or None.")
-        if self.power_iterations < 0:
+        count = self.power_iterations
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:  # pyright: ignore
             raise InputError(
-                f"Safety.power_iterations is {self.power_iterations}; expected at least 0."
+                f"Safety.power_iterations is {count!r}; expected an integer of at least 0."
             )
 
     @classmethod
     def off(cls) -> Safety:
         """No limits; what is not finite is still refused."""
         return cls(step_ratio=None, defect=None, growth=None)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

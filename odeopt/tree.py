@@ -47,6 +47,7 @@ class Ravel:
     spec: Any
     shapes: tuple[torch.Size, ...]
     size: int
+    dtype: torch.dtype
 
     def flatten(self, tree: PyTree, what: str) -> Tensor:
         """Concatenate the leaves of `tree` into a vector of shape [size]."""
@@ -56,6 +57,11 @@ class Ravel:
             raise InputError(
                 f"{what} has the structure {spec} with shapes {_show(shapes)}; expected"
                 f" {self.spec} with shapes {_show(self.shapes)}."
+            )
+        wrong = {leaf.dtype for leaf in found} - {self.dtype}
+        if wrong:
+            raise InputError(
+                f"{what} has the dtype {wrong.pop()}; expected {self.dtype}, that of the params."
             )
         return _concatenate(found)
 
@@ -79,7 +85,9 @@ def ravel(tree: PyTree, what: str) -> tuple[Tensor, Ravel]:
     found, spec = pytree.tree_flatten(tree)
     _check_state_leaves(found, paths(tree), what)
     shapes = tuple(leaf.shape for leaf in found)
-    return _concatenate(found), Ravel(spec, shapes, sum(shape.numel() for shape in shapes))
+    return _concatenate(found), Ravel(
+        spec, shapes, sum(shape.numel() for shape in shapes), found[0].dtype
+    )
 
 
 @dataclass(frozen=True)

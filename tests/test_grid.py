@@ -117,7 +117,7 @@ def test_a_negative_horizon_is_refused_even_without_steps():
 
 @pytest.mark.parametrize("lr", [-0.1, math.nan, math.inf])
 def test_a_learning_rate_that_is_negative_or_not_finite_is_refused(lr):
-    with pytest.raises(InputError, match="step 0 of the grid has the length .*expected finite"):
+    with pytest.raises(InputError, match=r"step 0 of the grid has the length .*expected finite"):
         TimeGrid.from_lr(lr, steps=2)
 
 

@@ -128,7 +128,8 @@ def test_the_module_is_unchanged_by_a_solve(device):
 
 
 def test_later_changes_of_the_module_do_not_reach_the_loss(device):
-    net, batch = make_net(device).append(nn.BatchNorm1d(2)).to(device).eval(), make_batch(device)
+    net = make_net(device).append(nn.BatchNorm1d(2)).to(device).eval()
+    batch = make_batch(device)
     problem = odeopt.from_module(net, mse)
     before = problem.loss(problem.params, batch)
     with torch.no_grad():
@@ -200,7 +201,7 @@ def test_random_modules_are_refused_with_advice(child):
 
 
 def test_a_random_module_alone_is_named_by_its_class():
-    with pytest.raises(odeopt.InputError, match="^TransformerEncoderLayer|^MultiheadAttention"):
+    with pytest.raises(odeopt.InputError, match=r"^MultiheadAttention drops units"):
         odeopt.from_module(nn.MultiheadAttention(4, 2, dropout=0.1), mse)
 
 
@@ -213,7 +214,10 @@ def test_dropout_deep_inside_is_found():
     nn.BatchNorm1d(2), nn.Dropout(0.5), nn.RReLU(),
 ], ids=lambda child: type(child).__name__)  # fmt: skip
 def test_eval_mode_works(device, child):
-    net, batch = nn.Sequential(nn.Linear(3, 2), child).to(device).eval(), make_batch(device)
+    net, batch = (
+        nn.Sequential(nn.Linear(3, 2), child).to(device, torch.float64).eval(),
+        make_batch(device),
+    )
     problem = odeopt.from_module(net, mse)
     params = with_grad(problem.params)
     end = unrolled(problem.loss, params, batch, None, 0.1, 3)
@@ -228,16 +232,19 @@ def test_eval_mode_works(device, child):
     nn.Dropout(0.0), nn.BatchNorm1d(2, track_running_stats=False), nn.GroupNorm(1, 2),
 ], ids=lambda child: type(child).__name__)  # fmt: skip
 def test_modules_that_are_pure_in_train_mode_are_accepted(device, child):
-    net, batch = nn.Sequential(nn.Linear(3, 2), child).to(device), make_batch(device)
+    net, batch = nn.Sequential(nn.Linear(3, 2), child).to(device, torch.float64), make_batch(device)
     problem = odeopt.from_module(net, mse)
     torch.testing.assert_close(problem.loss(problem.params, batch), mse(net, batch))
 
 
 @pytest.mark.parametrize("make", [
-    lambda: nn.RReLU(), lambda: spectral_norm(nn.Linear(2, 2)),
+    nn.RReLU, lambda: spectral_norm(nn.Linear(2, 2)),
 ], ids=["RReLU", "spectral norm"])  # fmt: skip
 def test_other_impure_modules_do_not_give_a_gradient_silently(device, make):
-    net, batch = nn.Sequential(nn.Linear(3, 2), make()).to(device), make_batch(device)
+    net, batch = (
+        nn.Sequential(nn.Linear(3, 2), make()).to(device, torch.float64),
+        make_batch(device),
+    )
     with pytest.raises((odeopt.OdeoptError, RuntimeError)):  # noqa: PT012
         problem = odeopt.from_module(net, mse)
         odeopt.ODEOptimizer(odeopt.GradientFlow(problem.loss)).value_and_grad(outer)(
@@ -260,9 +267,7 @@ def test_a_module_that_changes_a_buffer_of_its_own_does_not_give_a_gradient_sile
     problem = odeopt.from_module(net, mse)
     opt = odeopt.ODEOptimizer(odeopt.GradientFlow(problem.loss))
     with pytest.raises((odeopt.OdeoptError, RuntimeError)):
-        opt.value_and_grad(outer)(
-            problem.params, batch, odeopt.TimeGrid.from_lr(0.1, 4), batch
-        )
+        opt.value_and_grad(outer)(problem.params, batch, odeopt.TimeGrid.from_lr(0.1, 4), batch)
 
 
 def test_activation_checkpointing_inside_is_right_or_refused(device):
@@ -306,7 +311,7 @@ def test_an_objective_that_is_no_scalar_is_refused(device):
         problem.loss(problem.params, make_batch(device))
 
 
-def test_leaving_out_the_frozen_parameters_is_an_error_or_uses_the_copies(device):
+def test_leaving_out_the_frozen_parameters_is_refused(device):
     net, batch = make_net(device), make_batch(device)
     problem = odeopt.from_module(net, mse, adapt=is_head)
     opt = odeopt.ODEOptimizer(odeopt.GradientFlow(problem.loss))

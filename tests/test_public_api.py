@@ -68,7 +68,9 @@ CLASSES = [entry for entry in PUBLIC if inspect.isclass(entry)]
 ERRORS = [
     entry
     for entry in vars(errors).values()
-    if inspect.isclass(entry) and issubclass(entry, Exception) and entry.__module__ == "odeopt.errors"
+    if inspect.isclass(entry)
+    and issubclass(entry, Exception)
+    and entry.__module__ == "odeopt.errors"
 ]
 
 

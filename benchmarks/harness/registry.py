@@ -14,8 +14,9 @@ from benchmarks.harness.store import ResultStore
 
 
 class Preset(StrEnum):
-    """How large a run is."""
+    """How large a run is; "smoke" only shows that everything runs."""
 
+    SMOKE = "smoke"
     QUICK = "quick"
     PAPER = "paper"
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from odeopt.adjoint.base import Cost, Sweep, Swept, WholeAdjoint
-from odeopt.adjoint.linearize import Differentiation, ReverseMode
+from odeopt.adjoint.linearize import Differentiation, check_differentiation
 from odeopt.errors import CompatibilityError
 from odeopt.registry import ADJOINTS
 from odeopt.solver.base import Solver, Stepping
@@ -53,13 +53,13 @@ class BacksolveAdjoint(WholeAdjoint):
                 " RK4()."
             )
         self.solver = chosen
-        self.differentiation = differentiation or ReverseMode()
+        self.differentiation = check_differentiation(differentiation)
 
     @override
     def backward(self, sweep: Sweep, lam: Tensor) -> tuple[Swept, Cost]:
         times = sweep.times.unbind(-1)
         kernel = sweep.batched(self._interval(sweep))
-        y, start = sweep.y_end, torch.linalg.vector_norm(lam, dim=-1)
+        y, start = sweep.y_end, _largest_seed(lam, sweep)
         g_t: list[Tensor] = []
         g_dt: list[Tensor] = []
         theta: Theta | None = None
@@ -76,7 +76,8 @@ class BacksolveAdjoint(WholeAdjoint):
             theta = back.theta if theta is None else add_thetas([theta, back.theta])
             growth = torch.maximum(growth, torch.linalg.vector_norm(lam, dim=-1) / start)
         steps = len(times) - 1
-        swept = Swept(lam, _stack(g_t, times[0]), _stack(g_dt, times[0]), theta, growth)
+        mismatch = _mismatch(y, sweep)
+        swept = Swept(lam, _stack(g_t, times[0]), _stack(g_dt, times[0]), theta, growth, mismatch)
         return swept, Cost(gradients=0, hvps=steps * len(self.solver.tableau.b))
 
     def _interval(self, sweep: Sweep) -> Any:
@@ -107,6 +108,19 @@ class BacksolveAdjoint(WholeAdjoint):
             )
 
         return back
+
+
+def _largest_seed(lam: Tensor, sweep: Sweep) -> Tensor:
+    seeds = torch.stack([lam, *sweep.cotangents.values()])
+    norm = torch.linalg.vector_norm(seeds, dim=-1).amax(0)
+    return norm.clamp(min=torch.finfo(norm.dtype).tiny)
+
+
+def _mismatch(y: Tensor, sweep: Sweep) -> Tensor:
+    way = torch.linalg.vector_norm(sweep.y_end - sweep.y0, dim=-1)
+    rounding = torch.finfo(y.dtype).eps ** 0.5 * torch.linalg.vector_norm(sweep.y0, dim=-1)
+    missed = torch.linalg.vector_norm(y - sweep.y0, dim=-1)
+    return missed / (way + rounding).clamp(min=torch.finfo(y.dtype).tiny)
 
 
 def _stack(backward: list[Tensor], like: Tensor) -> Tensor:

@@ -100,6 +100,7 @@ class Sweep:
     """A finished forward sweep, for adjoints that look at all of it.
 
     Attributes:
+        y0: the initial state.
         y_end: the final state, shape [d] or [tasks, d].
         times: shape [n + 1] or [tasks, n + 1], in the dtype of the state.
         cotangents: gradients of the outer loss w.r.t. observed states, by index.
@@ -109,6 +110,7 @@ class Sweep:
         data: likewise.
     """
 
+    y0: Tensor
     y_end: Tensor
     times: Tensor
     cotangents: dict[int, Tensor]
@@ -131,6 +133,9 @@ class Swept(NamedTuple):
     """None where no step was pulled; with tasks, leaves carry a leading task dimension."""
     growth: Tensor
     r"""$\max_t \lVert\lambda(t)\rVert / \lVert\lambda(T)\rVert$, shape [] or [tasks]."""
+    mismatch: Tensor
+    """How far a state reconstructed at the start is from the initial one, relative to the way
+    between the two ends; 0 where states were kept; shape [] or [tasks]."""
 
 
 class WholeAdjoint(Adjoint, ABC):

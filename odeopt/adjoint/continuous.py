@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from odeopt.adjoint.base import Cost, Diagnostics, Interval, LocalAdjoint, Pulled
 from odeopt.adjoint.hermite import hermite, midpoint_defect
-from odeopt.adjoint.linearize import Differentiation, ReverseMode
+from odeopt.adjoint.linearize import Differentiation, check_differentiation
 from odeopt.errors import CompatibilityError
 from odeopt.linearization import Cotangents, Linearization
 from odeopt.registry import ADJOINTS
@@ -68,7 +68,7 @@ class ContinuousAdjoint(LocalAdjoint):
                 " Euler(), ModifiedEuler(), Midpoint() or RK4()."
             )
         self.solver = solver
-        self.differentiation = differentiation or ReverseMode()
+        self.differentiation = check_differentiation(differentiation)
 
     @override
     def pull(self, solver: Solver, stepping: Stepping, interval: Interval, lam: Tensor) -> Pulled:

@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from odeopt.adjoint.base import Cost, Diagnostics, Interval, LocalAdjoint, Pulled
-from odeopt.adjoint.linearize import Differentiation, ReverseMode
+from odeopt.adjoint.linearize import Differentiation, check_differentiation
 from odeopt.checkpoint.base import check_positive
 from odeopt.errors import CompatibilityError
 from odeopt.registry import ADJOINTS
@@ -23,7 +23,7 @@ class ExactAdjoint(LocalAdjoint):
     needs_end = False
 
     def __init__(self, differentiation: Differentiation | None = None) -> None:
-        self.differentiation = differentiation or ReverseMode()
+        self.differentiation = check_differentiation(differentiation)
 
     @override
     def check(self, solver: Solver) -> None:

@@ -33,4 +33,5 @@ class FirstOrderAdjoint(WholeAdjoint):
             lam = lam + cotangent
         zero = torch.zeros_like(sweep.times[..., 1:])
         growth = torch.ones_like(sweep.times[..., 0])
-        return Swept(lam, zero, zero, None, growth), Cost(gradients=0, hvps=0)
+        nothing = torch.zeros_like(growth)
+        return Swept(lam, zero, zero, None, growth, nothing), Cost(gradients=0, hvps=0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from odeopt.errors import CompatibilityError
+from odeopt.errors import CompatibilityError, InputError
 from odeopt.linearization import Cotangents, FlatField, Linearization
 from odeopt.theta import Data, Theta
 
@@ -22,6 +22,21 @@ class Differentiation(ABC):
         self, field: FlatField, t: Tensor, y: Tensor, theta: Theta, data: Data
     ) -> Linearization:
         """The velocity at (t, y, theta), with its vector-Jacobian products."""
+
+
+def check_differentiation(value: object) -> Differentiation:
+    """The value, `ReverseMode()` if it is None.
+
+    Raises:
+        InputError: if it is anything else than a `Differentiation`.
+    """
+    if value is None:
+        return ReverseMode()
+    if not isinstance(value, Differentiation):
+        raise InputError(
+            f"differentiation is {value!r}; expected ReverseMode() or ForwardOverReverse()."
+        )
+    return value
 
 
 @final

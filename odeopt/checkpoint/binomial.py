@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import comb
-from typing import final
+from typing import NamedTuple, final
 
 from typing_extensions import override
 
@@ -101,25 +101,37 @@ class Binomial(CheckpointSchedule):
 
     @override
     def backward(self, n: int, kept: Sequence[int]) -> Iterator[Action]:
+        if n == 0:
+            return
         placed = set(kept)
-        yield from _reverse(0, n, self.slots, n, placed)
-        yield Free(0)
+        todo: list[_Part | Free] = [Free(0), _Part(0, n, self.slots)]
+        while todo:  # a stack instead of recursion, which goes as deep as there are slots
+            part = todo.pop()
+            if isinstance(part, Free):
+                placed.discard(part.index)
+                yield part
+            elif part.slots == 1 or part.stop - part.start == 1:
+                yield from _reverse_from_one(part.start, part.stop, n)
+            else:
+                middle = part.start + split(part.stop - part.start, part.slots)
+                if middle not in placed:
+                    yield from _place(part.start, middle)
+                todo += [part._replace(stop=middle), Free(middle)]
+                todo.append(_Part(middle, part.stop, part.slots - 1))
 
 
-def _reverse(start: int, stop: int, slots: int, n: int, placed: set[int]) -> Iterator[Action]:
-    """Reverse the steps start..stop-1; the state `start` is kept and stays so."""
-    if slots == 1 or stop - start == 1:
-        yield from _reverse_from_one(start, stop, n)
-        return
-    middle = start + split(stop - start, slots)
-    if middle not in placed:
-        yield Restore(start)
-        yield Advance(start, middle)
-        yield Store(middle)
-    yield from _reverse(middle, stop, slots - 1, n, placed)
-    yield Free(middle)
-    placed.discard(middle)
-    yield from _reverse(start, middle, slots, n, placed)
+class _Part(NamedTuple):
+    """The steps start..stop-1, to be reversed with `slots` slots; the state `start` is kept."""
+
+    start: int
+    stop: int
+    slots: int
+
+
+def _place(start: int, middle: int) -> Iterator[Action]:
+    yield Restore(start)
+    yield Advance(start, middle)
+    yield Store(middle)
 
 
 def _reverse_from_one(start: int, stop: int, n: int) -> Iterator[Action]:

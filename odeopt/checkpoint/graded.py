@@ -37,7 +37,7 @@ class Graded(CheckpointSchedule):
     gradient evaluations matter more than memory, `Density` with more states is cheaper, and the
     accepted steps of `Adaptive` are graded already.
 
-    With tasks the nodes are common to all. One synchronisation per step.
+    With tasks the nodes are common to all.
 
     Args:
         n: the number of kept states, the initial one included.
@@ -92,25 +92,35 @@ class Monitor:
 
     def __init__(self, start: Progress) -> None:
         self._recent = [start]
-        self._bends: list[float] = []
-        self._durations: list[float] = []
+        self._bends: list[Tensor] = []
+        self._durations: list[Tensor] = []
 
     def observe(self, progress: Progress) -> None:
         """Take the state at the end of the next step."""
         self._recent = [*self._recent[-2:], progress]
-        self._durations.append(float((progress.t - self._recent[-2].t).mean()))
+        self._durations.append(progress.t - self._recent[-2].t)
         if len(self._recent) == 3:
-            self._bends.append(float(_curvature(*self._recent).sqrt().mean()))
+            self._bends.append(_curvature(*self._recent).sqrt())
 
     def shares(self) -> list[float]:
-        """The share of each step: half by its curvature, half by its duration."""
-        bends = [self._bends[0] if self._bends else 0.0, *self._bends]
-        curved = [bend * duration for bend, duration in zip(bends, self._durations, strict=True)]
-        total, time = sum(curved) or 1.0, sum(self._durations) or 1.0
-        return [
-            0.5 * bend / total + 0.5 * duration / time
-            for bend, duration in zip(curved, self._durations, strict=True)
-        ]
+        """The share of each step, half by its curvature and half by its duration.
+
+        Each task counts as much as another; one that diverges does not count.
+        """
+        durations = torch.stack(self._durations)
+        bends = torch.stack(self._bends or [torch.zeros_like(durations[0])])
+        bends = torch.cat([bends[:1], bends])[: len(durations)]
+        curved = _normalised(bends.to(durations.dtype) * durations)
+        share = 0.5 * curved + 0.5 * _normalised(durations)
+        return share.reshape(len(durations), -1).mean(1).tolist()
+
+
+def _normalised(parts: Tensor) -> Tensor:
+    """Parts of shape [n] or [n, tasks] over their sum; even ones where it is 0 or not finite."""
+    total = parts.sum(0)
+    usable = torch.isfinite(total) & (total > 0)
+    even = torch.full_like(parts, 1 / len(parts))
+    return torch.where(usable, parts / total, even)
 
 
 def _curvature(first: Progress, second: Progress, third: Progress) -> Tensor:

@@ -57,7 +57,10 @@ class RegularizedFlow(GradientField):
     def init(self, params: PyTree, hparams: PyTree) -> tuple[PyTree, PyTree]:
         if self._center is None:
             return params, params
-        return params, select(self._center, hparams, "center")
+        center = select(self._center, hparams, "center")
+        layout = tree.ravel(params, "params")[1]
+        layout.flatten(center, "center")  # checks that it is laid out like params
+        return params, center
 
     @override
     def potential(

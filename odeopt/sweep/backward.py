@@ -77,7 +77,8 @@ class BackwardSweep:
 
     def run(self, actions: Iterator[Action], lam: Tensor) -> Swept:
         """The whole sweep, from lam at the final state."""
-        start = torch.linalg.vector_norm(lam, dim=-1)
+        seeds = torch.stack([lam, *self._cotangents.values()])
+        start = torch.linalg.vector_norm(seeds, dim=-1).amax(0)
         self._lam = lam
         self._trajectory.y_end = self._trajectory.before_end = lam.new_empty(0)  # release them
         for action in actions:
@@ -92,6 +93,7 @@ class BackwardSweep:
             self._gather(self._g_dt, start),
             self._theta,
             norms / start.clamp(min=torch.finfo(start.dtype).tiny),
+            torch.zeros_like(start),
         )
 
     def _run(self, action: Action) -> None:
@@ -130,7 +132,8 @@ class BackwardSweep:
 
     def _compare(self, start: int, y: Tensor) -> None:
         if self._trajectory.prints:
-            changed = fingerprint(y) != self._trajectory.prints[start]
+            found, expected = fingerprint(y), self._trajectory.prints[start]
+            changed = (found != expected) & ~(found.isnan() & expected.isnan())
             self.trace.changed.append((self._trajectory.first + start, changed))
 
     def _collect(self, pulled: Pulled, start: int, stop: int) -> None:
@@ -153,6 +156,8 @@ def _freeze(dt: Tensor, lam: Tensor, pulled: Pulled) -> Pulled:
     """An interval of zero length is the identity, even where the velocity is not finite."""
     theta = Theta(*(tuple(_zero_frozen(dt, leaf) for leaf in part) for part in pulled.theta))
     zero = torch.zeros_like(dt)
+    undefined = (dt == 0) & ~torch.isfinite(pulled.dt)
+    pulled = pulled._replace(dt=torch.where(undefined, zero, pulled.dt))
     return pulled._replace(
         lam=keep_frozen(dt, lam, pulled.lam), t=torch.where(dt == 0, zero, pulled.t), theta=theta
     )

@@ -35,8 +35,8 @@ SOLVERS = {
     "rk4": RK4(),
 }
 SCHEDULES = [
-    Every(1), Every(3), Every(100), Density(1), Density(2), Density(5), Graded(1), Graded(3),
-    Binomial(1), Binomial(2), Binomial(4), Binomial(50),
+    Every(1), Every(3), Every(100), Density(1), Density(5), Graded(3),
+    Binomial(1), Binomial(2), Binomial(50),
 ]  # fmt: skip
 EXACT = 1e-12
 forward_mode = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own
@@ -200,9 +200,7 @@ class Recorder(CheckpointSchedule):
 
 @pytest.mark.parametrize("schedule", [Every(1), Every(3), Density(3), Graded(3), Binomial(2)])
 @pytest.mark.parametrize("horizons", [[1.5], [0.2, 0.9, 0.4]])
-def test_adaptive_equals_autograd_through_its_accepted_steps(
-    horizons, schedule, reference, device
-):
+def test_adaptive_equals_autograd_through_its_accepted_steps(horizons, schedule, reference, device):
     params, batch, outer_batch, hparams = problem([(3,), ()], device)
     grid = TimeGrid.from_lr(torch.tensor(horizons, device=device))
     solver, recorder = Adaptive(1e-5, 1e-7), Recorder()
@@ -262,6 +260,30 @@ def test_a_velocity_that_depends_on_time_equals_autograd(method, schedule, refer
     assert_same_as_autograd(reference, res, autograd(objective, params, batch, hparams, lr))
 
 
+@pytest.mark.parametrize("schedule", [Every(1), Binomial(2)])
+def test_adaptive_steps_move_with_their_intervals(schedule, reference, device):
+    """Each accepted step keeps its share of its interval, and begins later when others grow."""
+    params, batch, outer_batch, hparams, _ = spiral_problem(device)
+    grid = TimeGrid.from_lr(torch.tensor([0.7, 0.4, 1.3], device=device))
+    solver, recorder = Adaptive(1e-4, 1e-6), Recorder()
+    ODEOptimizer(spiral, solver, checkpoints=recorder).solve(params, batch, grid, hparams)
+    times = torch.stack([*recorder.times, grid.times[-1]])
+    parents = torch.searchsorted(grid.times, times[:-1] + 1e-9) - 1
+    share = times.diff() / grid.dt[parents]
+    assert len(share) > 5
+    opt = ODEOptimizer(spiral, solver, checkpoints=schedule)
+    res = opt.value_and_grad(end)(params, batch, grid, outer_batch, hparams)
+
+    def objective(params, hparams, lengths):
+        velocity = lambda t, y: spiral(t, y, (), hparams, batch)  # noqa: E731
+        states = reference.states("dopri5", velocity, params, share * lengths[parents])
+        return end(states[-1], outer_batch, hparams)
+
+    _, expected = autograd(objective, params, hparams, grid.dt)
+    found = (res.grads.params, res.grads.hparams, res.grads.dt)
+    assert reference.relative(found, expected) <= EXACT
+
+
 @pytest.mark.parametrize("method", SOLVERS)
 def test_gradient_of_the_times_of_a_grid(method, reference, device):
     """Each inner time ends one step and begins the next."""
@@ -318,9 +340,9 @@ def test_terms_of_the_field_equal_autograd(field, schedule, reference, device):
 @pytest.mark.parametrize("schedule", [Every(1), Binomial(3)])
 def test_equals_higher(schedule, reference, device):
     higher = pytest.importorskip("higher")
-    model = torch.nn.Sequential(
-        torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1)
-    ).to(device)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1)).to(
+        device
+    )
     x, y = torch.randn(8, 3, device=device), torch.randn(8, 1, device=device)
     x_val, y_val = torch.randn(6, 3, device=device), torch.randn(6, 1, device=device)
 
@@ -343,11 +365,11 @@ def test_equals_higher(schedule, reference, device):
     assert reference.relative(res.grads.params, expected) <= EXACT
 
 
-@pytest.mark.parametrize("solver", [*SOLVERS.values(), Adaptive(1e-6, 1e-8)])
+@pytest.mark.parametrize("solver", [*SOLVERS.values(), Adaptive(1e-4, 1e-6)])
 def test_bitwise_the_same_whatever_is_kept(solver, device):
     params, batch, outer_batch, hparams = problem([(3,), (2, 2)], device)
     batch = requiring_grad(batch)
-    grid = TimeGrid.from_lr(torch.linspace(0.05, 0.4, 11, device=device))
+    grid = TimeGrid.from_lr(torch.linspace(0.05, 0.3, 7, device=device))
     results = [
         ODEOptimizer(GradientFlow(inner), solver, checkpoints=schedule).value_and_grad(outer)(
             params, batch, grid, outer_batch, hparams

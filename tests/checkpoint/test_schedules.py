@@ -82,24 +82,30 @@ PATHS = [straight, decaying, frozen, two_tasks]
 
 
 def forward(schedule, n, path=straight, online=False):
-    """The machine after the forward stream, and the most states kept by then."""
+    """The machine after the forward stream; the last state must have been reached."""
     machine = Machine(n)
     stream = schedule.forward(None if online else n)
     action = next(stream)
     while True:
-        assert isinstance(action, Store | Free | Advance)
+        assert not isinstance(action, Pull)
         machine.run(action)
-        if machine.running == n:
+        if online and machine.running == n:
             stream.close()
-            return machine
-        action = stream.send(path(machine.running))
+            break
+        try:
+            action = stream.send(path(machine.running))
+        except StopIteration:
+            break
+    assert n - 1 in machine.advanced
+    return machine
 
 
 def both(schedule, n, path=straight, online=False):
     """The machine after both sweeps, what was kept between them, and the most kept before."""
     machine = forward(schedule, n, path, online)
     between, most = sorted(machine.kept), machine.most
-    assert machine.advanced == list(range(n)), "the forward sweep makes each step once"
+    if not isinstance(schedule, Graded):
+        assert machine.advanced == list(range(n)), "the forward sweep makes each step once"
     machine.advanced.clear()
     machine.running = n - 1
     for action in schedule.backward(n, between):
@@ -161,13 +167,19 @@ def test_density_gaps_differ_by_at_most_one(n):
 @pytest.mark.parametrize("n", SOME_LENGTHS)
 def test_graded_reverses_each_step_once_within_its_slots(n, path, device):
     for slots in sorted({1, 2, 3, 4, n // 2 + 1, n, n + 1}):
-        for online in (False, True):
-            machine, between, most = both(Graded(slots), n, lambda k: _on(path(k), device), online)
-            assert_reverses(machine)
-            assert between[0] == 0
-            assert len(between) <= most <= slots
-            if path is not frozen:
-                assert len(between) == min(slots, n)
+        machine, between, most = both(Graded(slots), n, lambda k: _on(path(k), device))
+        assert_reverses(machine)
+        assert between[0] == 0
+        assert len(between) == most == min(slots, n)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("n", SOME_LENGTHS)
+def test_graded_makes_at_most_two_forward_sweeps(n, path, device):
+    for slots in (1, 2, n // 2 + 1, n):
+        machine = forward(Graded(slots), n, lambda k: _on(path(k), device))
+        assert machine.advanced[:n] == list(range(n))
+        assert machine.advanced[n:] == list(range(max(machine.kept)))
 
 
 def test_graded_puts_its_nodes_where_the_trajectory_bends(device):
@@ -179,17 +191,18 @@ def test_graded_puts_its_nodes_where_the_trajectory_bends(device):
     assert sum(node < 100 for node in nodes) > sum(node >= 100 for node in nodes)
 
 
-def test_graded_equidistributes_its_monitor(device):
-    """With p = 1/2 and u = exp(-a t), the share of [0, t] is proportional to 1 - exp(-a t / 2)."""
-    n, slots, rate = 2000, 25, 6.0
+def test_graded_equidistributes_curvature_and_time(device):
+    """For u = exp(-a t) the root of the curvature on [0, t] is as 1 - exp(-a t / 2)."""
+    n, slots, rate = 2000, 25, 12.0
 
     def path(index):
         t = torch.tensor(index / n, device=device)
         return Progress(t, torch.exp(-rate * t)[None])
 
-    nodes = torch.tensor([*sorted(forward(Graded(slots), n, path).kept), n]) / n
-    shares = (1 - torch.exp(-rate * nodes / 2)).diff() / (1 - torch.exp(torch.tensor(-rate / 2)))
-    assert float(shares.max()) < 3 / slots
+    t = torch.tensor([*sorted(forward(Graded(slots), n, path).kept), n]) / n
+    bend = (1 - torch.exp(-rate * t / 2)) / (1 - torch.exp(torch.tensor(-rate / 2)))
+    shares = (0.5 * t + 0.5 * bend).diff()
+    assert float((shares * slots - 1).abs().max()) < 0.1
 
 
 @functools.cache

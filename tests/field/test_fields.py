@@ -237,9 +237,7 @@ def test_euler_on_gradient_flow_is_sgd_bit_for_bit(device, weight_decay):
         sgd.step()
     field = odeopt.GradientFlow(loss, weight_decay=weight_decay)
     sol = odeopt.ODEOptimizer(field).solve(params, batch, odeopt.TimeGrid.from_lr(0.05, 50))
-    assert all(
-        torch.equal(sol.params[name], leaf) for name, leaf in zip(names, own, strict=True)
-    )
+    assert all(torch.equal(sol.params[name], leaf) for name, leaf in zip(names, own, strict=True))
 
 
 def test_sgd_with_a_rate_per_step_is_bit_equal(device):
@@ -353,7 +351,9 @@ def test_has_aux_wants_a_pair(device, returned):
         return loss(params, batch) if returned == 1 else returned
 
     field = odeopt.GradientFlow(bad, has_aux=True)
-    with pytest.raises(odeopt.InputError, match=r"has_aux=True, but loss returned .*; expected"):
+    with pytest.raises(
+        odeopt.InputError, match=r"(?s)has_aux=True, but loss returned .*; expected"
+    ):
         odeopt.ODEOptimizer(field).solve(
             make_params(device), make_batch(device), odeopt.TimeGrid.from_lr(0.1, 1)
         )

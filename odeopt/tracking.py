@@ -1,0 +1,46 @@
+"""Whether a tensor is being differentiated, through every level of `torch.func` transforms.
+
+Inside `torch.func.vmap` a tensor says `requires_grad = False` even where a gradient transform
+around it is watching, so that the wrappers must be taken off one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odeopt import tree
+from odeopt.types import PyTree
+
+_functorch: Any = torch._C._functorch  # noqa: SLF001  # pyright: ignore
+
+
+def requires_grad(leaf: object) -> bool:
+    """Whether a leaf is a floating-point tensor that some level differentiates."""
+    if not tree.is_differentiable(leaf):
+        return False
+    return any(level.requires_grad for level in _levels(leaf))
+
+
+def any_requires_grad(value: PyTree) -> bool:
+    """Whether any tensor leaf is differentiated at some level."""
+    return any(requires_grad(leaf) for leaf in tree.tensors(value))
+
+
+def inside_gradient_transform(value: PyTree) -> bool:
+    """Whether a `torch.func` gradient transform is watching any tensor leaf."""
+    return any(
+        _functorch.is_gradtrackingtensor(level) and level.requires_grad
+        for leaf in tree.tensors(value)
+        for level in _levels(leaf)
+    )
+
+
+def _levels(leaf: Any) -> Iterator[Tensor]:
+    yield leaf
+    while _functorch.is_functorch_wrapped_tensor(leaf):
+        leaf = _functorch.get_unwrapped(leaf)
+        yield leaf
