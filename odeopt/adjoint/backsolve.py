@@ -97,7 +97,7 @@ class BacksolveAdjoint(WholeAdjoint):
                 pulls.append(pulled.y)
                 lead = torch.dot(seed, point.value) + (1 - c) * dt * pulled.t
                 rates.append((pulled.t, lead, pulled.theta))
-            return _Back(
+            found = _Back(
                 y - dt * weighted_sum(tableau.b, points),
                 lam + dt * weighted_sum(tableau.b, pulls),
                 dt * weighted_sum(tableau.b, [rate for rate, _, _ in rates]),
@@ -106,8 +106,24 @@ class BacksolveAdjoint(WholeAdjoint):
                     [scale_theta(r[2], b * dt) for b, r in zip(tableau.b, rates, strict=True)]
                 ),
             )
+            return _unless_frozen(dt, y, lam, found)
 
         return back
+
+
+def _unless_frozen(dt: Tensor, y: Tensor, lam: Tensor, found: _Back) -> _Back:
+    """An interval of zero length is the identity, even where the velocity is not finite."""
+
+    def zero(leaf: Tensor) -> Tensor:
+        return torch.where(dt > 0, leaf, torch.zeros_like(leaf))
+
+    return _Back(
+        torch.where(dt > 0, found.y, y),
+        torch.where(dt > 0, found.lam, lam),
+        zero(found.t),
+        torch.where(torch.isfinite(found.dt) | (dt > 0), found.dt, torch.zeros_like(dt)),
+        Theta(*(tuple(zero(leaf) for leaf in part) for part in found.theta)),
+    )
 
 
 def _largest_seed(lam: Tensor, sweep: Sweep) -> Tensor:

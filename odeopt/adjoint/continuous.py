@@ -113,7 +113,10 @@ class ContinuousAdjoint(LocalAdjoint):
         del solver
         positions = {1.0 - c for c in self.solver.tableau.c}
         interpolates = bool(positions - {0.0, 1.0})
-        extra = len({0.0, 1.0} - positions) if interpolates else 0
+        extra = 0
+        if interpolates:  # the velocity at the start is needed before it is pulled back, if at all
+            pulled_at_start = 0.0 in positions
+            extra = self.differentiation.value_cost if pulled_at_start else 1
         return Cost(gradients=extra, hvps=len(self.solver.tableau.b))
 
 

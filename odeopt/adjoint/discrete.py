@@ -45,7 +45,8 @@ class ExactAdjoint(LocalAdjoint):
     @override
     def cost(self, solver: Solver) -> Cost:
         assert isinstance(solver, StepSolver), "checked before"
-        return Cost(gradients=0, hvps=solver.stages)
+        extra = (solver.stages - 1) * self.differentiation.value_cost
+        return Cost(gradients=extra, hvps=solver.stages)
 
 
 @final

@@ -17,6 +17,9 @@ from odeopt.theta import Data, Theta
 class Differentiation(ABC):
     """Makes linearisations of a flat field."""
 
+    value_cost: int
+    """Gradient evaluations for a value that is asked for before the first pullback."""
+
     @abstractmethod
     def linearize(
         self, field: FlatField, t: Tensor, y: Tensor, theta: Theta, data: Data
@@ -47,6 +50,8 @@ class ReverseMode(Differentiation):
     about 1.7, since the graph of the gradient is kept. Works for every field.
     """
 
+    value_cost = 0
+
     @override
     def linearize(
         self, field: FlatField, t: Tensor, y: Tensor, theta: Theta, data: Data
@@ -70,6 +75,8 @@ class ForwardOverReverse(Differentiation):
         Pearlmutter 1994; Kemaev et al. 2025, "Scalable Meta-Learning via Mixed-Mode
         Differentiation", arXiv 2505.00793.
     """
+
+    value_cost = 1
 
     @override
     def linearize(

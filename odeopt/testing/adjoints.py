@@ -124,7 +124,7 @@ def _check_replay(adjoint: Adjoint, problem: SmoothProblem) -> None:
 
 
 def _check_convergence(adjoint: Adjoint, problem: SmoothProblem) -> None:
-    reference = _gradients(adjoint, problem, grid=TimeGrid.uniform(1.0, 512))
+    reference = _gradients(adjoint, problem, grid=TimeGrid.uniform(1.0, 128))
     errors = [
         relative_error(_gradients(adjoint, problem, grid=TimeGrid.uniform(1.0, n)), reference)
         for n in (8, 32)
