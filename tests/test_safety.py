@@ -815,7 +815,9 @@ def test_an_adjoint_refuses_a_differentiation_of_another_kind(make, wrong):
         make(wrong)
 
 
-@pytest.mark.parametrize("adjoint", [DiscreteAdjoint(), TruncatedAdjoint(2)], ids=lambda a: type(a).__name__)
+@pytest.mark.parametrize(
+    "adjoint", [DiscreteAdjoint(), TruncatedAdjoint(2)], ids=lambda a: type(a).__name__
+)
 def test_an_exact_adjoint_of_torchdiffeq_is_refused(adjoint):
     with pytest.raises(odeopt.CompatibilityError, match=r"cannot replay DormandPrince.*Continuous"):
         ODEOptimizer(GradientFlow(quadratic), DormandPrince(), adjoint)

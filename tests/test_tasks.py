@@ -105,14 +105,11 @@ GRIDS = {
         torch.tensor([0.6, 0.1, 0.0, 0.9], device=device), STEPS
     ),
     "learning rates": lambda device: TimeGrid.from_lr(
-        torch.rand(TASKS, STEPS, device=device)
-        * torch.tensor([0.2, 0.1, 0.15, 0.05])[:, None].to(device)
-    ),
-    "frozen later": lambda device: TimeGrid.from_lr(
-        torch.full((TASKS, STEPS), 0.1, device=device).where(
+        torch.rand(TASKS, STEPS, device=device).where(
             torch.arange(STEPS, device=device) < torch.tensor([[6], [3], [0], [5]], device=device),
             0.0,
         )
+        / 5
     ),
 }
 

@@ -130,8 +130,8 @@ def test_continuous_adjoint_of_a_quadratic_is_a_power_of_the_stability_polynomia
 def test_continuous_rk4_gives_the_matrix_exponential(curvature, solver, device):
     u0, a, c, hparams = quadratic_problem(curvature, device)
     opt = ODEOptimizer(GradientFlow(quadratic), solver, ContinuousAdjoint(RK4()))
-    res = opt.value_and_grad(linear)(u0, a, TimeGrid.uniform(1.5, 300), c, hparams)
-    decay = torch.linalg.matrix_exp(-1.5 * a)
+    res = opt.value_and_grad(linear)(u0, a, TimeGrid.uniform(0.75, 150), c, hparams)
+    decay = torch.linalg.matrix_exp(-0.75 * a)
     eye = torch.eye(4, device=device)
     start = torch.linalg.solve(a, hparams["b"])  # the stationary point
     end = start + decay @ (u0 - start)
@@ -146,25 +146,25 @@ def test_error_on_a_quadratic_is_within_the_order(method, curvature, device):
     u0, a, c, hparams = quadratic_problem(curvature, device)
     backward, order = METHODS[method]
     opt = ODEOptimizer(GradientFlow(quadratic), RK4(), ContinuousAdjoint(backward), Every(1))
-    res = opt.value_and_grad(linear)(u0, a, TimeGrid.uniform(1.0, 50), c, hparams)
+    res = opt.value_and_grad(linear)(u0, a, TimeGrid.uniform(1.0, 25), c, hparams)
     expected = torch.linalg.matrix_exp(-a) @ c
-    assert close(res.grads.params, expected, 30 * (0.02 * 3.5) ** order)
+    assert close(res.grads.params, expected, 30 * (0.04 * 3.5) ** order)
 
 
 @pytest.mark.parametrize("adjoint", [DiscreteAdjoint(), ContinuousAdjoint(RK4())])
 def test_observed_states_of_a_quadratic(adjoint, device):
-    """Each cotangent travels from its own time: u(0), u(0.6) and u(2) are observed."""
+    """Each cotangent travels from its own time: u(0), u(0.3) and u(1) are observed."""
     u0, a, c, hparams = quadratic_problem("indefinite", device)
 
     def outer(params, c, hparams, observed):
         first, middle, last = observed
         return c @ params + c.flip(0) @ middle + c.sum() * first[0] + 2 * c @ last
 
-    grid = TimeGrid.uniform(2.0, 400, observe=[0, 120, 400])
+    grid = TimeGrid.uniform(1.0, 200, observe=[0, 60, 200])
     opt = ODEOptimizer(GradientFlow(quadratic), RK4(), adjoint)
     res = opt.value_and_grad(outer)(u0, a, grid, c, hparams)
-    expected = torch.linalg.matrix_exp(-2 * a) @ (3 * c)
-    expected += torch.linalg.matrix_exp(-0.6 * a) @ c.flip(0)
+    expected = torch.linalg.matrix_exp(-a) @ (3 * c)
+    expected += torch.linalg.matrix_exp(-0.3 * a) @ c.flip(0)
     expected[0] += c.sum()
     assert close(res.grads.params, expected, 1e-8)
 
@@ -234,8 +234,8 @@ def outside_solve(name):
 
     start = torch.cat([u0, torch.eye(6, 13).reshape(-1)]).numpy()
     times = np.linspace(0, HORIZON, FINEST + 1)
-    span = {"t_eval": times, "max_step": HORIZON / 40}
-    found = solve_ivp(rhs, (0, HORIZON), start, "DOP853", rtol=1e-12, atol=1e-13, **span)
+    span = {"t_eval": times, "max_step": HORIZON / 20}
+    found = solve_ivp(rhs, (0, HORIZON), start, "DOP853", rtol=1e-11, atol=1e-12, **span)
     path = torch.from_numpy(np.ascontiguousarray(found.y.T))
     z = path[-1]
     u, s = z[:6], z[6:].reshape(6, 13)
@@ -286,7 +286,7 @@ def ladder(name, method, device):
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_exact_adjoint_of_a_fine_solve_meets_the_outside_gradient(name, device):
-    found = errors(name, DiscreteAdjoint(), Every(1), device, RK4(), 400)
+    found = errors(name, DiscreteAdjoint(), Every(1), device, RK4(), 200)
     assert max(found["params"], found["hparams"]) < 1e-8
 
 
@@ -306,10 +306,10 @@ def test_kept_states_of_a_fine_grid_serve_as_well_as_accurate_ones(name, device)
     assert fine == pytest.approx(accurate, rel=0.05)
 
 
-@pytest.mark.parametrize("solver", [Adaptive(1e-11, 1e-12), DormandPrince(1e-11, 1e-12)])
+@pytest.mark.parametrize("solver", [Adaptive(1e-9, 1e-10), DormandPrince(1e-9, 1e-10)])
 @pytest.mark.parametrize("name", FIELDS)
 def test_rk4_on_the_grid_of_a_solver_with_error_control(name, solver, device):
-    found = errors(name, ContinuousAdjoint(RK4()), Every(1), device, solver, 64)
+    found = errors(name, ContinuousAdjoint(RK4()), Every(1), device, solver, 32)
     assert max(found.values()) < 1e-4
 
 
@@ -339,11 +339,11 @@ def assert_bitwise(found, expected):
     assert torch.equal(found.grads.hparams["decay"], expected.grads.hparams["decay"])
 
 
-@pytest.mark.parametrize("slots", [1, 2, 5, 40])
+@pytest.mark.parametrize("slots", [1, 3, 40])
 @pytest.mark.parametrize("method", METHODS)
 def test_binomial_takes_the_whole_grid_for_its_mesh(method, slots, device):
-    found = results(Binomial(slots), method, device, steps=20, observe=[0, 7, 20])
-    assert_bitwise(found, results(Every(1), method, device, steps=20, observe=[0, 7, 20]))
+    found = results(Binomial(slots), method, device, steps=12, observe=[0, 7, 12])
+    assert_bitwise(found, results(Every(1), method, device, steps=12, observe=[0, 7, 12]))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -423,7 +423,7 @@ def stiff_gradient(adjoint, horizon, device, safety=None):
         return 0.5 * params @ a @ params + torch.log(torch.cosh(batch @ params)).sum()
 
     opt = ODEOptimizer(GradientFlow(stiff), RK4(), adjoint, safety=safety)
-    grid = TimeGrid.uniform(horizon, 200)
+    grid = TimeGrid.uniform(horizon, 120)
     return opt.value_and_grad(lambda u, c: c @ u)(u0, mix, grid, c).grads.params
 
 

@@ -562,7 +562,7 @@ GRADIENT_FIELDS = {
 }
 BOTH_MODES = {
     "discrete": DiscreteAdjoint,
-    "truncated": lambda mode: odeopt.TruncatedAdjoint(4, mode),
+    "truncated": lambda mode: odeopt.TruncatedAdjoint(2, mode),
     "continuous": lambda mode: odeopt.ContinuousAdjoint(RK4(), mode),
     "continuous-midpoint": lambda mode: odeopt.ContinuousAdjoint(Midpoint(), mode),
     "backsolve": lambda mode: odeopt.BacksolveAdjoint(RK4(), mode),
@@ -576,7 +576,7 @@ BOTH_MODES = {
 def test_forward_over_reverse_equals_reverse_mode(field, solver, adjoint, reference, device):
     params, batch, outer_batch, hparams = problem([(4,)], device)
     batch = requiring_grad(batch)
-    grid = TimeGrid.from_lr(torch.tensor([0.1, 0.02, 0.05, 0.1, 0.04, 0.1], device=device))
+    grid = TimeGrid.from_lr(torch.tensor([0.1, 0.02, 0.05, 0.1], device=device))
     found, expected = (
         ODEOptimizer(GRADIENT_FIELDS[field], solver, BOTH_MODES[adjoint](mode)).value_and_grad(
             outer
