@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from odeopt import tree
 from odeopt.adjoint.base import Swept
-from odeopt.calls import call_loss, check_scalar
 from odeopt.checks import (
     backward_status,
     check_replay,
@@ -21,16 +19,17 @@ from odeopt.checks import (
     state_status,
 )
 from odeopt.engine import Choices, Run, make_kernels, run_backward, run_forward
-from odeopt.errors import CapturedTensorError, InputError, SecondOrderError
+from odeopt.errors import InputError, SecondOrderError
 from odeopt.field.base import Field
 from odeopt.grid import TimeGrid
+from odeopt.outer import OuterGradients, OuterLoss, differentiate, outer_kernel
 from odeopt.probe import probe, probe_init
 from odeopt.problem import Problem, assemble, check_arrays, check_lead, start
 from odeopt.result import Grads, Result
 from odeopt.safety import Status
 from odeopt.stats import Stats
 from odeopt.sweep.backward import Trace
-from odeopt.tracking import any_requires_grad, inside_gradient_transform, requires_grad
+from odeopt.tracking import inside_gradient_transform, requires_grad
 from odeopt.types import PyTree, Tensors
 
 OnFailure = Literal["raise", "skip"]
@@ -40,37 +39,6 @@ def check_on_failure(value: object) -> None:
     """Raise `InputError` unless the value is "raise" or "skip"."""
     if value not in ("raise", "skip"):
         raise InputError(f"on_failure is {value!r}; expected 'raise' or 'skip'.")
-
-
-@dataclass(frozen=True)
-class OuterLoss:
-    """The outer loss on flat states."""
-
-    loss: Callable[..., Any]
-    has_aux: bool
-
-    def __call__(
-        self, field: Field, states: list[PyTree], outer_batch: PyTree, hparams: PyTree,
-        observing: bool,
-    ) -> tuple[Tensor, Any]:  # fmt: skip
-        """The value and aux at the final state, the last of `states`; the others are observed."""
-        params = field.readout(states[-1])
-        keywords: dict[str, Any] = {"observed": states[:-1]} if observing else {}
-        found = call_loss(self.loss, hparams, params, outer_batch, what="outer_loss", **keywords)
-        if not self.has_aux:
-            return check_scalar(found, "outer_loss"), ()
-        if not isinstance(found, tuple) or len(cast("tuple[Any, ...]", found)) != 2:
-            raise InputError(f"has_aux=True, but outer_loss returned {found!r}; expected a pair.")
-        value, aux = cast("tuple[Any, Any]", found)
-        return check_scalar(value, "outer_loss"), aux
-
-
-class _Outer(NamedTuple):
-    values: Tensor
-    aux: Any
-    states: list[Tensor]
-    """Gradients w.r.t. the observed states and, last, the final one."""
-    hparams: Tensors
 
 
 @dataclass(frozen=True)
@@ -187,43 +155,26 @@ class _Call:
         if not skips or not bool((status == Status.OK).any()):
             raise_for_status(status, run, swept, trace)
 
-    def _differentiate_outer(self, run: Run) -> _Outer:
+    def _differentiate_outer(self, run: Run) -> OuterGradients:
         """Value and gradients of the outer loss, captured tensors refused (eq. 6, line 1)."""
         trajectory = run.trajectory
         own = {run.stepper.grid_index(k): y for k, y in trajectory.observed.items()}
         own[0] = self._problem.y0
         own[self._problem.grid.steps] = trajectory.y_end
         states = [own[index] for index in self._observe] + [trajectory.y_end]
-        with torch.enable_grad():
-            outer = self._over_tasks()(states, self._outer_batch, self._begin.hparams)
-        if any_requires_grad(outer):
-            raise CapturedTensorError(
-                "outer_loss uses a tensor that requires grad and is not one of its arguments: its"
-                " gradient would be lost. Pass it in hparams, or detach it."
-            )
-        return outer
+        owner = self._owner
+        kernel = outer_kernel(
+            owner.outer,
+            owner.choices.field,
+            self._problem.layout.state,
+            self._begin.hparams_tree,
+            observing=bool(self._observe),
+        )
+        return differentiate(
+            kernel, states, self._outer_batch, self._begin.hparams, self._problem.tasks
+        )
 
-    def _over_tasks(self) -> Callable[..., _Outer]:
-        layout, owner, begin = self._problem.layout, self._owner, self._begin
-
-        def one(states: list[Tensor], outer_batch: PyTree, hparams: Tensors) -> _Outer:
-            def value(states: list[Tensor], hparams: Tensors) -> tuple[Tensor, Any]:
-                trees = [layout.state.unflatten(y) for y in states]
-                return owner.outer(
-                    owner.choices.field, trees, outer_batch, begin.hparams_tree(hparams),
-                    observing=bool(self._observe),
-                )  # fmt: skip
-
-            gradients, (found, aux) = torch.func.grad_and_value(
-                value, argnums=(0, 1), has_aux=True
-            )(states, hparams)
-            return _Outer(found, aux, *gradients)
-
-        if self._problem.tasks is None:
-            return one
-        return torch.func.vmap(one, in_dims=(0, _task_dims(self._outer_batch), None))
-
-    def _seeds(self, outer: _Outer, run: Run) -> tuple[Tensor, dict[int, Tensor]]:
+    def _seeds(self, outer: OuterGradients, run: Run) -> tuple[Tensor, dict[int, Tensor]]:
         """Lam at the final state, and cotangents of observed states by step index."""
         length = run.stepper.length or 0
         own = {run.stepper.grid_index(k): k for k in run.trajectory.observed}
@@ -236,7 +187,7 @@ class _Call:
                 cotangents[own[index]] = cotangent
         return lam, cotangents
 
-    def _result(self, outer: _Outer, swept: Swept, status: Tensor, stats: Stats) -> Result:
+    def _result(self, outer: OuterGradients, swept: Swept, status: Tensor, stats: Stats) -> Result:
         mean = _Mean(status, self._problem.tasks)
         theta = swept.theta
         g_shared = (
@@ -279,11 +230,6 @@ class _Mean:
             return x
         mask = self._ok.reshape(-1, *(1,) * (x.ndim - 1))
         return torch.where(mask, x, torch.zeros_like(x)).sum(0) / self._ok.sum()
-
-
-def _task_dims(outer_batch: PyTree) -> PyTree:
-    dims = [0 if isinstance(leaf, Tensor) else None for leaf in tree.leaves(outer_batch)]
-    return tree.pytree.tree_unflatten(dims, tree.pytree.tree_structure(outer_batch))
 
 
 def _detach(value: PyTree) -> PyTree:

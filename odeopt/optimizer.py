@@ -16,8 +16,9 @@ from odeopt.checkpoint.uniform import Every
 from odeopt.engine import Choices, make_kernels
 from odeopt.errors import InputError
 from odeopt.field.base import Field, as_field
-from odeopt.gradient import OnFailure, OuterLoss, ValueAndGrad, check_on_failure
+from odeopt.gradient import OnFailure, ValueAndGrad, check_on_failure
 from odeopt.grid import TimeGrid
+from odeopt.outer import OuterLoss
 from odeopt.probe import probe, probe_init
 from odeopt.problem import assemble, check_arrays, start
 from odeopt.result import Solution

@@ -125,7 +125,7 @@ def test_continuous_adjoint_of_a_quadratic_is_a_power_of_the_stability_polynomia
     assert close(res.grads.hparams["b"], torch.linalg.solve(a, (eye - power) @ c), 1e-12)
 
 
-@pytest.mark.parametrize("solver", [RK4(), DormandPrince(1e-10, 1e-12)])
+@pytest.mark.parametrize("solver", [RK4(), DormandPrince(1e-12, 1e-13)])
 @pytest.mark.parametrize("curvature", CURVATURES)
 def test_continuous_rk4_gives_the_matrix_exponential(curvature, solver, device):
     u0, a, c, hparams = quadratic_problem(curvature, device)
