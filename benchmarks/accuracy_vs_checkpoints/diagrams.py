@@ -26,7 +26,7 @@ AXES = {
 def section(results: Results, settings: Settings, sizes: Sizes) -> str:
     """Plots and tables for each problem and target."""
     parts = [_INTRODUCTION]
-    for case in inputs():
+    for case in inputs(settings.preset):
         found = _of_case(results, case.name, sizes)
         for target, words in TARGETS.items():
             parts.append(f"### {case.name}: {words}")

@@ -102,5 +102,5 @@ _INTRODUCTION = """## Longer horizons
 
 The same against the flow's gradient at longer horizons, median over the starts. *Unstable* cells
 are those that odeopt refuses with its default `Safety`; in brackets the error that the gradient
-would have had. *Backsolve* integrates state and adjoint back from T together (RK4, 64 steps per
-unit of time) and keeps nothing."""
+would have had. *Backsolve* integrates state and adjoint back from T together (RK4, with the
+steps of the reference) and keeps nothing."""

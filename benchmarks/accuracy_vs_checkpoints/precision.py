@@ -15,7 +15,7 @@ from torch import Tensor
 import odeopt
 from benchmarks.accuracy_vs_checkpoints.cases import Case, cosmixture_case, digits_cases
 from benchmarks.accuracy_vs_checkpoints.sizes import Sizes
-from benchmarks.harness.registry import Settings
+from benchmarks.harness.registry import Preset, Settings
 from benchmarks.harness.runner import Cell
 from odeopt.tree import ravel
 
@@ -85,15 +85,15 @@ def _of_size(n: int) -> list[Configuration]:
     ]  # fmt: skip
 
 
-def inputs() -> list[Case]:
-    """The problems of the diagrams: the paper's, and one on real input."""
-    return [cosmixture_case(), digits_cases()[0]]
+def inputs(preset: Preset) -> list[Case]:
+    """The problems of the diagrams: the paper's, and one on real input in a full run."""
+    return [cosmixture_case(), *digits_cases()[: 1 if preset is Preset.PAPER else 0]]
 
 
 def cells(settings: Settings, sizes: Sizes) -> list[Cell]:
     """One cell per problem and configuration."""
     found: list[Cell] = []
-    for case in inputs():
+    for case in inputs(settings.preset):
         targets = cache(partial(_targets, case, settings.device))
         for index, one in enumerate(configurations(sizes)):
             compute = partial(_compute, case, one, targets, settings.device, sizes.repeats)
