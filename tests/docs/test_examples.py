@@ -1,0 +1,47 @@
+"""Every Python block of the README and the documentation runs, and relative links lead to files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from odeopt.registry import ADJOINTS, CHECKPOINTS, FIELDS, SOLVERS
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
+
+
+def name(path):
+    return str(path.relative_to(ROOT))
+
+
+@pytest.fixture
+def registries():
+    before = [
+        (r, dict(r._entries), dict(r._examples)) for r in (FIELDS, SOLVERS, ADJOINTS, CHECKPOINTS)
+    ]
+    yield
+    for registry, entries, examples in before:
+        registry._entries, registry._examples = entries, examples
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_the_blocks_of_a_page_run_in_order(page, registries, capsys):
+    torch.set_default_dtype(torch.float32)
+    blocks = BLOCK.findall(page.read_text())
+    namespace = {"__name__": "__page__"}
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
+    assert bool(blocks) is (page.name in {"README.md", "extending.md"})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_relative_links_lead_to_files(page):
+    targets = LINK.findall(page.read_text())
+    missing = [target for target in targets if not (page.parent / target).exists()]
+    assert missing == []
