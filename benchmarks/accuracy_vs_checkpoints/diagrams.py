@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 from benchmarks.accuracy_vs_checkpoints.precision import DESCENT, T1, configurations, inputs
 from benchmarks.accuracy_vs_checkpoints.sizes import Sizes
@@ -16,6 +17,7 @@ TARGETS = {
     "descent": f"(A) the gradient of {DESCENT} steps of gradient descent",
     "flow": "(B) the gradient of the flow",
 }
+METRICS = {"error": "relative L2 error", "cosine": "1 - cosine"}
 AXES = {
     "stored_bytes": "kept states, bytes",
     "work": "gradient evaluations + Hessian-vector products",
@@ -30,12 +32,31 @@ def section(results: Results, settings: Settings, sizes: Sizes) -> str:
         found = _of_case(results, case.name, sizes)
         for target, words in TARGETS.items():
             parts.append(f"### {case.name}: {words}")
-            for axis, label in AXES.items():
-                name = f"precision-{_slug(case.name)}-{target}-{_slug(axis)}.png"
-                _plot(found, settings, name, target, axis, f"{case.name}, T = {T1:g}: {words}")
-                parts.append(f"![{words} against {label}]({name})")
+            for (axis, label), metric in product(AXES.items(), METRICS):
+                diagram = Diagram(case.name, target, axis, metric)
+                _plot(found, settings, diagram)
+                parts.append(f"![{METRICS[metric]} against {label}]({diagram.file})")
         parts.append(_table(found))
     return "\n\n".join(parts)
+
+
+class Diagram(NamedTuple):
+    """What one diagram shows."""
+
+    case: str
+    target: str
+    axis: str
+    metric: str
+
+    @property
+    def file(self) -> str:
+        """Its file name."""
+        return "-".join(["precision", *(_slug(part) for part in self)]) + ".png"
+
+    def value(self, cell: dict[str, Any]) -> float:
+        """The ordinate of a cell."""
+        found = cell[f"{self.metric} {self.target}"]
+        return 1 - found if self.metric == "cosine" else found
 
 
 def _of_case(results: Results, case: str, sizes: Sizes) -> list[dict[str, Any]]:
@@ -47,23 +68,17 @@ def _of_case(results: Results, case: str, sizes: Sizes) -> list[dict[str, Any]]:
     ]
 
 
-def _plot(
-    cells: list[dict[str, Any]],
-    settings: Settings,
-    name: str,
-    target: str,
-    axis: str,
-    title: str,
-) -> None:
+def _plot(cells: list[dict[str, Any]], settings: Settings, diagram: Diagram) -> None:
     families = dict.fromkeys(cell["family"] for cell in cells)
     lines: list[plots.Series] = []
     for index, family in enumerate(families):
         own = [cell for cell in cells if cell["family"] == family and not cell["guard"]]
-        x = [max(float(cell[axis]), 1.0) for cell in own]
-        y = [cell[f"error {target}"] for cell in own]
+        x = [max(float(cell[diagram.axis]), 1.0) for cell in own]
+        y = [diagram.value(cell) for cell in own]
         lines.append(plots.Series(family, x, y, "-" if index < len(plots.PALETTE) else "--"))
-    labels = plots.Labels(title, AXES[axis], "relative L2 error")
-    plots.loglog(settings.store.directory / name, labels, lines)
+    title = f"{diagram.case}, T = {T1:g}: {TARGETS[diagram.target]}"
+    labels = plots.Labels(title, AXES[diagram.axis], METRICS[diagram.metric])
+    plots.loglog(settings.store.directory / diagram.file, labels, lines)
 
 
 def _table(cells: list[dict[str, Any]]) -> str:
