@@ -152,8 +152,8 @@ _ADVICE = {
     ),
     "step_ratio": (
         "{where} is too long for the backward method: step times rate of the adjoint is"
-        " {value:.2f} times its stability limit. Keep more states, put them where they are needed"
-        " with Graded(n), or use DiscreteAdjoint(), which is stable wherever the solver is."
+        " {value:.2f} times its stability limit. Keep more states, evenly spread, or use"
+        " DiscreteAdjoint(), which is stable wherever the solver is."
     ),
     "defect": (
         "the state interpolated over {where} misses the flow by {value:.2f} of the way it goes"

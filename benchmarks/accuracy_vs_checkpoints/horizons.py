@@ -76,7 +76,7 @@ def section(results: dict[str, dict[str, Any]], sizes: Sizes) -> str:
         for states in sizes.horizon_states:
             found = [results[f"horizon T={t1} N={states} {method}"] for method in METHODS]
             own = markdown.scientific(found[0]["reference_error"])
-            rows.append([t1, states, *(show(c) for c in found), show(backsolve), own])
+            rows.append([f"{t1:g}", states, *(show(c) for c in found), show(backsolve), own])
             fired += [
                 f"- T = {t1}, {states} states, {method}: {cell['guard']}"
                 for method, cell in zip(METHODS, found, strict=True)
