@@ -140,10 +140,23 @@ class Record:
         )  # fmt: skip
 
 
-class Solve(torch.autograd.Function):
-    """(record, *inputs) -> (y_end, *states, *fingerprints)."""
+class _ReverseOnly(torch.autograd.Function):
+    """A function without a forward-mode rule, which says so."""
 
     generate_vmap_rule = True
+
+    @staticmethod
+    @override
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise SecondOrderError(
+            "forward-mode differentiation (torch.func.jvp, jacfwd) and second derivatives (hessian)"
+            " through a solve are not supported: use reverse mode (backward, torch.func.grad, vjp,"
+            " jacrev), once."
+        )
+
+
+class Solve(_ReverseOnly):
+    """(record, *inputs) -> (y_end, *states, *fingerprints)."""
 
     @staticmethod
     @override
@@ -181,20 +194,9 @@ class Solve(torch.autograd.Function):
         saved = ctx.saved_tensors
         return (None, *_Pullback.apply(ctx.record, ctx.count, *cotangents, *saved))
 
-    @staticmethod
-    @override
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise SecondOrderError(
-            "forward-mode differentiation (torch.func.jvp, jacfwd) and second derivatives (hessian)"
-            " through a solve are not supported: use reverse mode (backward, torch.func.grad, vjp,"
-            " jacrev), once."
-        )
 
-
-class _Pullback(torch.autograd.Function):
+class _Pullback(_ReverseOnly):
     """The backward sweep; its own backward raises, since it would be silently wrong."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     @override
@@ -217,15 +219,6 @@ class _Pullback(torch.autograd.Function):
             "a second derivative through a solve was asked for (create_graph=True, func.hessian or"
             " a nested grad). It is not supported: use unrolled autograd for second derivatives,"
             " or detach the first."
-        )
-
-    @staticmethod
-    @override
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise SecondOrderError(
-            "forward-mode differentiation (torch.func.jvp, jacfwd) and second derivatives (hessian)"
-            " through a solve are not supported: use reverse mode (backward, torch.func.grad, vjp,"
-            " jacrev), once."
         )
 
 

@@ -108,7 +108,8 @@ def test_an_empty_variable_is_no_data_folder(monkeypatch):
 
 
 def test_the_real_catalogue_loads():
-    registry.load(catalogue.BENCHMARKS)
+    names = [benchmark.name for benchmark in registry.load(catalogue.BENCHMARKS)]
+    assert "accuracy-vs-checkpoints" in names
 
 
 def test_wrong_entries_are_refused(runs):
