@@ -114,6 +114,8 @@ def guarded(make: Any, begin: Start, grid: odeopt.TimeGrid, target: Tensor) -> d
     guard = ""
     try:
         found = gradients(make(odeopt.Safety()), begin, grid)
+    except odeopt.DivergenceError as error:  # there is no number to show
+        return {"errors": [float("nan")], "guard": f"{type(error).__name__}: {error}"}
     except odeopt.OdeoptError as error:
         guard = f"{type(error).__name__}: {error}"
         try:

@@ -132,6 +132,7 @@ def _compute(
     target = targets()
     call = _call(case, one, device)
     cell: dict[str, Any] = {"family": one.family, "case": case.name}
+    begin = perf_counter()
     try:
         result = call()
     except odeopt.OdeoptError as error:
@@ -146,7 +147,7 @@ def _compute(
         "stored_states": stats.stored_states,
         "gradient_evaluations": stats.gradient_evaluations,
         "hvps": stats.hvps,
-        **_time(call, _gradient(case, device), repeats, device),
+        **_time(perf_counter() - begin, call, _gradient(case, device), repeats, device),
     }
 
 
@@ -165,14 +166,22 @@ def _gradient(case: Case, device: torch.device) -> Callable[[], object]:
 
 
 def _time(
-    call: Callable[[], object], unit: Callable[[], object], repeats: int, device: torch.device
+    first: float,
+    call: Callable[[], object],
+    unit: Callable[[], object],
+    repeats: int,
+    device: torch.device,
 ) -> dict[str, float]:
-    """Median seconds, and in units of one gradient evaluation measured in between."""
-    seconds, units = [], []
-    for _ in range(repeats):
-        units.append(min(_once(unit, device) for _ in range(20)))
+    """Median seconds, the first run included, and in units of one gradient measured beside."""
+    seconds, units = [first], [_shortest(unit, device)]
+    for _ in range(repeats - 1):
         seconds.append(_once(call, device))
+        units.append(_shortest(unit, device))
     return {"seconds": median(seconds), "gradient_units": median(seconds) / median(units)}
+
+
+def _shortest(unit: Callable[[], object], device: torch.device) -> float:
+    return min(_once(unit, device) for _ in range(20))
 
 
 def _once(call: Callable[[], object], device: torch.device) -> float:
