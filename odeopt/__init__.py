@@ -2,10 +2,13 @@
 
 from odeopt.adjoint import (
     BacksolveAdjoint,
+    ConjugateGradient,
     ContinuousAdjoint,
     DiscreteAdjoint,
     FirstOrderAdjoint,
     ForwardOverReverse,
+    ImplicitAdjoint,
+    Neumann,
     ReverseMode,
     TruncatedAdjoint,
 )
@@ -13,6 +16,7 @@ from odeopt.checkpoint import Binomial, Density, Every, Graded
 from odeopt.errors import (
     CapturedTensorError,
     CompatibilityError,
+    CompilationError,
     DivergenceError,
     InputError,
     NondeterminismError,
@@ -25,9 +29,10 @@ from odeopt.errors import (
 )
 from odeopt.field import Field, GradientField, GradientFlow, HeavyBall, RegularizedFlow
 from odeopt.grid import TimeGrid
+from odeopt.meta import InnerLoop, MetaGradient, MetaGrads, Method, TaskBatch, TaskHorizon
 from odeopt.module import ModuleLoss, from_module
 from odeopt.optimizer import ODEOptimizer
-from odeopt.registry import ADJOINTS, CHECKPOINTS, FIELDS, SOLVERS
+from odeopt.registry import ADJOINTS, CHECKPOINTS, FIELDS, METHODS, SOLVERS
 from odeopt.result import Grads, Result, Solution
 from odeopt.safety import Safety, Status
 from odeopt.solver import (
@@ -48,6 +53,7 @@ __all__ = [
     "ADJOINTS",
     "CHECKPOINTS",
     "FIELDS",
+    "METHODS",
     "RK4",
     "SOLVERS",
     "Adaptive",
@@ -55,6 +61,8 @@ __all__ = [
     "Binomial",
     "CapturedTensorError",
     "CompatibilityError",
+    "CompilationError",
+    "ConjugateGradient",
     "ContinuousAdjoint",
     "Density",
     "DiscreteAdjoint",
@@ -70,10 +78,16 @@ __all__ = [
     "GradientFlow",
     "Grads",
     "HeavyBall",
+    "ImplicitAdjoint",
+    "InnerLoop",
     "InputError",
+    "MetaGradient",
+    "MetaGrads",
+    "Method",
     "Midpoint",
     "ModifiedEuler",
     "ModuleLoss",
+    "Neumann",
     "NondeterminismError",
     "ODEOptimizer",
     "OdeoptError",
@@ -89,6 +103,8 @@ __all__ = [
     "Stats",
     "Status",
     "StepLimitError",
+    "TaskBatch",
+    "TaskHorizon",
     "TimeGrid",
     "Torchdiffeq",
     "TruncatedAdjoint",

@@ -110,12 +110,7 @@ class Record:
 
     def inputs(self) -> tuple[Tensor, ...]:
         """The tensors of the problem as a flat tuple."""
-        problem = self.problem
-        parts = (*problem.theta, *problem.data)
-        return (
-            problem.y0, problem.grid.times, problem.grid.dt,
-            *(leaf for part in parts for leaf in part),
-        )  # fmt: skip
+        return tuple(self.problem.tensors())
 
     def observed(self, index: int, y_end: Tensor, states: list[Tensor]) -> Tensor:
         """The observed state at an index of the user's grid."""

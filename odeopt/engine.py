@@ -9,6 +9,7 @@ from torch import Tensor
 
 from odeopt.adjoint.base import Adjoint, LocalAdjoint, Sweep, Swept, WholeAdjoint
 from odeopt.checkpoint.base import CheckpointSchedule
+from odeopt.compilation import Compiler
 from odeopt.errors import CompatibilityError
 from odeopt.field.base import Field
 from odeopt.kernels import BoundField, Kernels
@@ -24,6 +25,7 @@ from odeopt.sweep.kept import Kept
 from odeopt.sweep.spectrum import SpectralMonitor
 from odeopt.sweep.stepper import FixedStepper, GridStepper, SettledStepper, Stepper
 from odeopt.theta import Data, Theta
+from odeopt.tracking import inside_transform
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Choices:
     adjoint: Adjoint
     checkpoints: CheckpointSchedule
     safety: Safety
+    compiler: Compiler | None = None
 
     @property
     def needs_length(self) -> bool:
@@ -73,15 +76,17 @@ class Run:
     trajectory: Trajectory
 
 
-def make_kernels(choices: Choices, problem: Problem) -> Kernels:
-    """The kernels of a problem."""
+def make_kernels(choices: Choices, problem: Problem, stats: Stats) -> Kernels:
+    """The kernels of a problem; not compiled inside a function transform, which cannot be."""
     flat = BoundField(choices.field, problem.layout)
-    return Kernels(flat, choices.solver, problem.theta, problem.data, problem.tasks)
+    compiler = None if inside_transform(problem.tensors()) else choices.compiler
+    theta, data = problem.theta, problem.data
+    return Kernels(flat, choices.solver, theta, data, problem.tasks, compiler, stats)
 
 
 def run_forward(choices: Choices, problem: Problem, stats: Stats) -> Run:
     """The forward sweep (eq. 3 of the paper)."""
-    kernels = make_kernels(choices, problem)
+    kernels = make_kernels(choices, problem, stats)
     stepper = _make_stepper(choices, kernels, problem, stats)
     adjoint = choices.adjoint
     local = isinstance(adjoint, LocalAdjoint)
@@ -200,7 +205,7 @@ def resume(
     stats: Stats,
 ) -> Run:
     """A finished forward sweep, put together again from its tensors."""
-    kernels = make_kernels(choices, problem)
+    kernels = make_kernels(choices, problem, stats)
     grid, y0 = problem.grid, problem.y0
     if refinement is not None:
         stepper: SettledStepper = RefinedStepper(kernels, grid, refinement, y0.dtype, stats)

@@ -9,6 +9,7 @@ OdeoptError
     StabilityError           a step is too long, or interpolated states are too coarse
     StepLimitError           an adaptive solver needs more steps than it may take
     SecondOrderError         a second derivative through a solve was asked for
+    CompilationError         a compiled kernel is wrong, or cannot be made on this machine
     UnknownNameError         a registry does not hold that name
 OdeoptWarning                something works, but not as well as it could
 """
@@ -50,6 +51,10 @@ class StepLimitError(OdeoptError):
 
 class SecondOrderError(OdeoptError, NotImplementedError):
     """A second derivative through a solve was asked for."""
+
+
+class CompilationError(OdeoptError):
+    """A compiled kernel gives other numbers than eager execution, or no compiler is there."""
 
 
 class UnknownNameError(OdeoptError, KeyError):

@@ -18,7 +18,7 @@ from odeopt.checks import (
     raise_for_status,
     state_status,
 )
-from odeopt.engine import Choices, Run, make_kernels, run_backward, run_forward
+from odeopt.engine import Choices, Run, run_backward, run_forward
 from odeopt.errors import InputError, SecondOrderError
 from odeopt.field.base import Field
 from odeopt.grid import TimeGrid
@@ -135,7 +135,7 @@ class _Call:
         """Both sweeps."""
         choices, problem, stats = self._owner.choices, self._problem, Stats()
         if choices.safety.probe:
-            probe(make_kernels(choices, problem).flat, problem)
+            probe(choices.field, problem)
         run = run_forward(choices, problem, stats)
         status = state_status(run.trajectory.y_end)
         trace = Trace(exact=True)
@@ -207,7 +207,8 @@ class _Call:
         tasks = self._problem.tasks
         values = None if tasks is None else outer.values
         aux = outer.aux if self._owner.outer.has_aux else None
-        return Result(mean(outer.values), values, grads, status, stats, aux)
+        reports = dict(swept.reports)
+        return Result(mean(outer.values), values, grads, status, stats, aux, reports)
 
     def _batch_gradients(self, swept: Swept) -> PyTree:
         leaves = self._problem.theta.batch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -12,10 +12,12 @@ from typing_extensions import override
 
 from odeopt.adjoint.base import Interval, LocalAdjoint, Pulled
 from odeopt.adjoint.linearize import Differentiation
+from odeopt.compilation import CompiledKernel, Compiler
 from odeopt.field.base import Field, GradientField
 from odeopt.linearization import FlatField, Linearization
 from odeopt.solver.adaptive import Adaptive, Attempt
 from odeopt.solver.base import Solver, Stepping, StepSolver
+from odeopt.stats import Stats
 from odeopt.theta import Data, Theta
 from odeopt.tree import Partition, Ravel
 
@@ -34,27 +36,27 @@ class Layout(NamedTuple):
 class BoundField(FlatField):
     """A field that reads and writes flat vectors."""
 
-    def __init__(self, field: Field, layout: Layout) -> None:
-        self._field = field
-        self._layout = layout
+    def __init__(self, inner: Field, layout: Layout) -> None:
+        self._field = inner
+        self.layout = layout
 
     @override
     def velocity(self, t: Tensor, y: Tensor, theta: Theta, data: Data) -> Tensor:
         slope = self._field.velocity(t, *self._unpack(y, theta, data))
-        return self._layout.state.flatten(slope, "the velocity")
+        return self.layout.state.flatten(slope, "the velocity")
 
     @property
     @override
     def potential(self) -> Potential | None:
-        field = self._field
-        if not isinstance(field, GradientField):
+        inner = self._field
+        if not isinstance(inner, GradientField):
             return None
-        return lambda t, y, theta, data: field.potential(t, *self._unpack(y, theta, data))
+        return lambda t, y, theta, data: inner.potential(t, *self._unpack(y, theta, data))
 
     def _unpack(self, y: Tensor, theta: Theta, data: Data) -> tuple[Any, Any, Any, Any]:
-        consts, hparams = self._layout.shared.merge(theta.shared, data.shared)
-        batch = self._layout.batch.merge(theta.batch, data.batch)
-        return self._layout.state.unflatten(y), consts, hparams, batch
+        consts, hparams = self.layout.shared.merge(theta.shared, data.shared)
+        batch = self.layout.batch.merge(theta.batch, data.batch)
+        return self.layout.state.unflatten(y), consts, hparams, batch
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Kernels:
     theta: Theta
     data: Data
     tasks: int | None
+    compiler: Compiler | None = None
+    stats: Stats = field(default_factory=Stats)
 
     def stepping(self, differentiation: Differentiation, theta: Theta, data: Data) -> Stepping:
         """The field with theta and data bound, for use inside a kernel."""
@@ -93,7 +97,7 @@ class Kernels:
 
     def velocity(self) -> Callable[[Tensor, Tensor], Tensor]:
         """`(t, y) -> dy/dt`."""
-        return self._bind(self.flat.velocity)
+        return self._bind("velocity", self.flat.velocity, guard=True)
 
     def step(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """`(t, dt, y) -> y` after one step of a step solver."""
@@ -103,7 +107,7 @@ class Kernels:
         def kernel(t: Tensor, dt: Tensor, y: Tensor, theta: Theta, data: Data) -> Tensor:
             return solver.step(self._velocity_at(theta, data), t, dt, y)
 
-        return self._bind(kernel)
+        return self._bind("step", kernel, guard=True)
 
     def pull(self, adjoint: LocalAdjoint) -> Callable[[Interval, Tensor], Pulled]:
         """`(interval, lam) -> Pulled`."""
@@ -114,7 +118,7 @@ class Kernels:
             stepping = self.stepping(adjoint.differentiation, theta, data)
             return adjoint.pull(self.solver, stepping, Interval(t, dt, y0, y1), lam)
 
-        bound = self._bind(kernel)
+        bound = self._bind("pull", kernel)
         return lambda interval, lam: bound(*interval, lam)
 
     def attempt(self, solver: Adaptive) -> Callable[..., Attempt]:
@@ -125,7 +129,7 @@ class Kernels:
         ) -> Attempt:
             return solver.attempt(self._velocity_at(theta, data), t, dt, y, slope)
 
-        return self._bind(kernel)
+        return self._bind("attempt", kernel, guard=True)
 
     def initial_dt(self, solver: Adaptive) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """`(t, y, slope) -> dt` of an adaptive solver."""
@@ -133,11 +137,16 @@ class Kernels:
         def kernel(t: Tensor, y: Tensor, slope: Tensor, theta: Theta, data: Data) -> Tensor:
             return solver.initial_dt(self._velocity_at(theta, data), t, y, slope)
 
-        return self._bind(kernel)
+        return self._bind("initial_dt", kernel)
 
     def _velocity_at(self, theta: Theta, data: Data) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda t, y: self.flat.velocity(t, y, theta, data)
 
-    def _bind(self, kernel: Callable[..., Any]) -> Callable[..., Any]:
-        batched = self.batched(kernel)
-        return lambda *tensors: batched(*tensors, self.theta, self.data)
+    def _bind(
+        self, name: str, kernel: Callable[..., Any], guard: bool = False
+    ) -> Callable[..., Any]:
+        batched, bound = self.batched(kernel), (self.theta, self.data)
+        if self.compiler is None:
+            return lambda *tensors: batched(*tensors, *bound)
+        layout = (self.flat.layout, self.tasks)
+        return CompiledKernel(self.compiler, name, layout, batched, bound, self.stats, guard)

@@ -13,7 +13,8 @@ from odeopt.adjoint.discrete import DiscreteAdjoint
 from odeopt.bridge import Record, Solve, check_solution
 from odeopt.checkpoint.base import CheckpointSchedule
 from odeopt.checkpoint.uniform import Every
-from odeopt.engine import Choices, make_kernels
+from odeopt.compilation import Compiler
+from odeopt.engine import Choices
 from odeopt.errors import InputError
 from odeopt.field.base import Field, as_field
 from odeopt.gradient import OnFailure, ValueAndGrad, check_on_failure
@@ -50,6 +51,9 @@ class ODEOptimizer:
         adjoint: how it is differentiated; `DiscreteAdjoint()`, the exact gradient, by default.
         checkpoints: what is kept in between; `Every(1)`, every state, by default.
         safety: limits beyond which a gradient is refused.
+        compile: None; "trace" to run the kernels as recorded graphs; or "inductor" to compile
+            those graphs, which takes seconds per kernel, once per shape, and needs a C++
+            compiler. Inside `torch.func` transforms kernels run eagerly.
 
     Raises:
         CompatibilityError: if two choices do not work together.
@@ -62,6 +66,7 @@ class ODEOptimizer:
         adjoint: Adjoint | None = None,
         checkpoints: CheckpointSchedule | None = None,
         safety: Safety | None = None,
+        compile: str | None = None,
     ) -> None:
         self._choices = Choices(
             as_field(field),
@@ -69,8 +74,14 @@ class ODEOptimizer:
             _instance(adjoint, Adjoint, "adjoint", DiscreteAdjoint),
             _instance(checkpoints, CheckpointSchedule, "checkpoints", Every),
             _instance(safety, Safety, "safety", Safety),
+            None if compile is None else Compiler(compile),
         )
         self._choices.check()
+
+    @property
+    def field(self) -> Field:
+        """The inner optimiser as a field."""
+        return self._choices.field
 
     def value_and_grad(
         self,
@@ -132,7 +143,7 @@ class ODEOptimizer:
         problem = assemble(begin, batch, grid, tasks, requires_grad)
         if self._choices.safety.probe:
             with torch.no_grad():
-                probe(make_kernels(self._choices, problem.detach()).flat, problem)
+                probe(self._choices.field, problem)
         record = Record(self._choices, problem, Stats(), raises=on_failure == "raise")
         y_end, *states = Solve.apply(record, *record.inputs())
         status = check_solution(record, y_end)

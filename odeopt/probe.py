@@ -15,7 +15,7 @@ from odeopt.tracking import any_requires_grad, requires_grad
 from odeopt.types import PyTree
 
 
-def probe(flat: BoundField, problem: Problem) -> None:
+def probe(field: Field, problem: Problem) -> None:
     """Evaluate the field twice, for the first task, with every input detached.
 
     Costs two gradient evaluations of one task; none when there is no step to make.
@@ -27,6 +27,7 @@ def probe(flat: BoundField, problem: Problem) -> None:
     """
     if problem.grid.steps == 0:
         return
+    flat = BoundField(field, problem.layout)
     inputs = _first_task(problem)
     before = _random_states(problem.y0)
     with torch.enable_grad():

@@ -40,6 +40,11 @@ class Problem:
     layout: Layout
     tasks: int | None
 
+    def tensors(self) -> list[Tensor]:
+        """Every tensor of it."""
+        parts = (*self.theta, *self.data)
+        return [self.y0, self.grid.times, self.grid.dt, *(leaf for part in parts for leaf in part)]
+
     def detach(self) -> Problem:
         """The same tensors without their autograd history."""
         return Problem(

@@ -99,6 +99,7 @@ FIELDS = Registry("field")
 SOLVERS = Registry("solver")
 ADJOINTS = Registry("adjoint")
 CHECKPOINTS = Registry("checkpoint schedule")
+METHODS = Registry("method")
 
 _reports: list[PluginReport] | None = None
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -62,6 +63,7 @@ class Result:
         status: a `Status` code, shape [] or [tasks]; all OK unless `on_failure="skip"`.
         stats: what it cost.
         aux: what the outer loss returned beside its value, when `has_aux=True`.
+        diagnostics: what the adjoint reports, by name (see `ImplicitAdjoint`).
     """
 
     value: Tensor
@@ -70,3 +72,4 @@ class Result:
     status: Tensor
     stats: Stats
     aux: Any = None
+    diagnostics: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])

@@ -17,6 +17,9 @@ class Stats:
         replayed_steps: steps made again in the backward sweep.
         stored_states: the most states kept at one time.
         stored_bytes: their size (of all tasks together).
+        compile_misses: kernels that were traced during this call.
+        compile_hits: kernels that had been traced before.
+        compile_seconds: time spent on tracing, compiling and checking.
     """
 
     steps: int = 0
@@ -25,3 +28,6 @@ class Stats:
     replayed_steps: int = 0
     stored_states: int = 0
     stored_bytes: int = 0
+    compile_misses: int = 0
+    compile_hits: int = 0
+    compile_seconds: float = 0.0

@@ -6,7 +6,7 @@ around it is watching, so that the wrappers must be taken off one by one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,11 @@ def inside_gradient_transform(value: PyTree) -> bool:
         for leaf in tree.tensors(value)
         for level in _levels(leaf)
     )
+
+
+def inside_transform(tensors: Sequence[Tensor]) -> bool:
+    """Whether any tensor belongs to a `torch.func` transform such as vmap."""
+    return any(_functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
 
 
 def _levels(leaf: Any) -> Iterator[Tensor]:

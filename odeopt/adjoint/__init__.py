@@ -5,18 +5,24 @@ from odeopt.adjoint.base import Adjoint, Interval, LocalAdjoint, Pulled, WholeAd
 from odeopt.adjoint.continuous import ContinuousAdjoint
 from odeopt.adjoint.discrete import DiscreteAdjoint, TruncatedAdjoint
 from odeopt.adjoint.first_order import FirstOrderAdjoint
+from odeopt.adjoint.implicit import ImplicitAdjoint
+from odeopt.adjoint.linear_solver import ConjugateGradient, LinearSolver, Neumann
 from odeopt.adjoint.linearize import Differentiation, ForwardOverReverse, ReverseMode
 
 __all__ = [
     "Adjoint",
     "BacksolveAdjoint",
+    "ConjugateGradient",
     "ContinuousAdjoint",
     "Differentiation",
     "DiscreteAdjoint",
     "FirstOrderAdjoint",
     "ForwardOverReverse",
+    "ImplicitAdjoint",
     "Interval",
+    "LinearSolver",
     "LocalAdjoint",
+    "Neumann",
     "Pulled",
     "ReverseMode",
     "TruncatedAdjoint",

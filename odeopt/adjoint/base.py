@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -63,6 +64,9 @@ class Adjoint:
 
     consistent: bool = True
     """Whether its gradient converges to that of the flow as the grid is refined."""
+
+    path_dependent: bool = True
+    """Whether it differentiates the path; else the point at which the path ends."""
 
     needs_length: bool = False
     """Whether the number of steps must be known before the forward sweep."""
@@ -136,6 +140,8 @@ class Swept(NamedTuple):
     mismatch: Tensor
     """How far a state reconstructed at the start is from the initial one, relative to the way
     between the two ends; 0 where states were kept; shape [] or [tasks]."""
+    reports: Mapping[str, Tensor] = MappingProxyType({})
+    """What else the adjoint has to say, by name; shape [] or [tasks]."""
 
 
 class WholeAdjoint(Adjoint, ABC):

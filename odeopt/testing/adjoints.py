@@ -13,29 +13,34 @@ from odeopt.checkpoint.base import CheckpointSchedule
 from odeopt.checkpoint.binomial import Binomial
 from odeopt.checkpoint.uniform import Every
 from odeopt.field.gradient_flow import GradientFlow
+from odeopt.field.regularized_flow import RegularizedFlow
 from odeopt.grid import TimeGrid
 from odeopt.optimizer import ODEOptimizer
 from odeopt.safety import Safety
 from odeopt.solver.runge_kutta import RK4
-from odeopt.testing.problems import SmoothProblem, relative_error, smooth_problem
+from odeopt.testing.problems import Quadratic, SmoothProblem, relative_error, smooth_problem
 from odeopt.types import PyTree
 
 
 def check_adjoint(adjoint: Adjoint, device: torch.device | None = None) -> None:
     """Check an adjoint; raises AssertionError with what is wrong.
 
-    It is linear in the outer loss; it is the identity where nothing moves; tasks are independent;
-    observed states count; replay does not change it; and if it says that it is `consistent`, its
-    error falls as the grid is refined.
+    Tasks are independent. If it is `path_dependent`, it is linear in the outer loss; it is the
+    identity where nothing moves; observed states count; replay does not change it; and if it says
+    that it is `consistent`, its error falls as the grid is refined. If it is not, it is right at
+    the minimiser of a regularised quadratic.
 
     Args:
         adjoint: an instance.
         device: where to compute.
     """
     problem = smooth_problem(device)
+    _check_tasks(adjoint, device)
+    if not adjoint.path_dependent:
+        _check_minimiser(adjoint, device)
+        return
     _check_linearity(adjoint, problem)
     _check_identity(adjoint, problem)
-    _check_tasks(adjoint, device)
     _check_observed(adjoint, problem)
     _check_replay(adjoint, problem)
     if adjoint.consistent:
@@ -60,6 +65,20 @@ def _gradients(
         problem.hparams,
     )
     return found.grads.params, found.grads.hparams
+
+
+def _check_minimiser(adjoint: Adjoint, device: torch.device | None) -> None:
+    problem, strength = Quadratic.from_spectrum([0.5, 1.0, 2.0, 3.0]), 1.5
+    field = RegularizedFlow(problem.loss, strength)
+    params = torch.ones(4, dtype=torch.float64, device=device)
+    outer = torch.linspace(-1, 1, 4, dtype=torch.float64, device=device)
+    found = ODEOptimizer(field, adjoint=adjoint).value_and_grad(torch.dot)(
+        params, problem.center.to(device), TimeGrid.from_lr(0.2, 120), outer
+    )
+    matrix = problem.matrix.to(device) + strength * torch.eye(4, dtype=torch.float64, device=device)
+    expected = strength * torch.linalg.solve(matrix, outer)
+    error = relative_error(found.grads.params, expected)
+    assert error < 1e-8, f"the gradient of a quadratic's minimiser is off by {error:.1e}"
 
 
 def _check_linearity(adjoint: Adjoint, problem: SmoothProblem) -> None:

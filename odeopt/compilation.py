@@ -1,0 +1,259 @@
+"""Kernels traced once per signature, kept, and checked against eager execution."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from odeopt import tree
+from odeopt.errors import CompilationError, InputError, OdeoptWarning
+from odeopt.stats import Stats
+
+Kernel = Callable[..., Any]
+Flat = Callable[..., Sequence[Tensor]]
+
+RETRACES = 8
+"""Traces of one kernel after which a warning asks what changes from call to call."""
+
+
+def _as_traced(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Flat:
+    del inputs
+    return graph
+
+
+def _with_inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Flat:
+    _need_compiler(inputs[0].device)
+    return torch._inductor.compile(graph, inputs)  # type: ignore[no-any-return]  # noqa: SLF001  # pyright: ignore
+
+
+BACKENDS: dict[str, Callable[[torch.fx.GraphModule, list[Tensor]], Flat]] = {
+    "trace": _as_traced,
+    "inductor": _with_inductor,
+}
+"""What becomes of a traced graph."""
+
+
+class Traced(NamedTuple):
+    """A compiled kernel and what it was compiled for; `run` is None if it could not be."""
+
+    name: str
+    key: object
+    run: Flat | None
+    spec: Any
+
+
+class Compiler:
+    """The compiled kernels of one optimiser.
+
+    A kernel is traced once per name, structure, shapes, dtypes and devices of its inputs, and
+    Python numbers among them; then it is compared with eager execution on distinct random
+    tensors. Later calls reuse it.
+
+    Args:
+        backend: "trace" runs the traced operations one by one; "inductor" fuses them, which
+            takes seconds per kernel and needs a C++ compiler.
+    """
+
+    def __init__(self, backend: str) -> None:
+        if backend not in BACKENDS:
+            names = ", ".join(map(repr, BACKENDS))
+            raise InputError(f"compile is {backend!r}; expected None or one of {names}.")
+        self.backend = backend
+        self._known: list[Traced] = []
+        self._warned = False
+
+    def find(
+        self, name: str, key: object, kernel: Kernel, args: tuple[Any, ...], stats: Stats
+    ) -> tuple[Traced, bool]:
+        """The compiled kernel for these arguments, and whether it was made before."""
+        for known in self._known:
+            if known.name == name and _equal(known.key, key):
+                stats.compile_hits += 1
+                return known, True
+        begin = time.perf_counter()
+        traced = self._make(name, key, kernel, args)
+        stats.compile_seconds += time.perf_counter() - begin
+        stats.compile_misses += 1
+        self._known.append(traced)
+        self._count(name)
+        return traced, False
+
+    def _make(self, name: str, key: object, kernel: Kernel, args: tuple[Any, ...]) -> Traced:
+        inputs, spec = tree.pytree.tree_flatten(args)
+        inputs = [_distinct(leaf, seed) for seed, leaf in enumerate(inputs)]
+        out_spec: list[Any] = []
+
+        def flat(*leaves: Tensor) -> list[Tensor]:
+            found, own = tree.pytree.tree_flatten(
+                kernel(*tree.pytree.tree_unflatten(list(leaves), spec))
+            )
+            out_spec[:] = [own]
+            return found
+
+        try:
+            graph = make_fx(flat)(*inputs)
+        except Exception as error:  # whatever the model does that cannot be traced
+            self._warn(name, "cannot be traced", error)
+            return Traced(name, key, None, None)
+        run = self._lower(name, graph, inputs)
+        if run is not None:
+            _check_against(flat(*inputs), run(*inputs), _MISTRACED.format(name=name))
+        return Traced(name, key, run, out_spec[0])
+
+    def _lower(self, name: str, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Flat | None:
+        try:
+            return BACKENDS[self.backend](graph, inputs)
+        except CompilationError:
+            raise
+        except Exception as error:  # whatever the backend does not support
+            self._warn(name, f"cannot be compiled with {self.backend!r}", error)
+            return None
+
+    def _warn(self, name: str, what: str, error: Exception) -> None:
+        if self._warned:
+            return
+        self._warned = True
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        warnings.warn(
+            f"the {name} kernel {what}, so it runs without compilation: {reason}",
+            OdeoptWarning,
+            stacklevel=2,
+        )
+
+    def _count(self, name: str) -> None:
+        if sum(known.name == name for known in self._known) == RETRACES:
+            warnings.warn(
+                f"the {name} kernel has been traced {RETRACES} times, since shapes, structures or"
+                " Python numbers in hparams or batch change from call to call: pass numbers as"
+                " tensors and keep shapes fixed.",
+                OdeoptWarning,
+                stacklevel=2,
+            )
+
+
+class CompiledKernel:
+    """A kernel with some of its inputs bound, which finds its compiled form when first called.
+
+    The inputs of later calls must have the shapes of the first ones.
+
+    Args:
+        compiler: where compiled kernels are kept.
+        name: the kernel's name.
+        layout: what else the trace depends on.
+        kernel: `kernel(*tensors, *bound)`.
+        bound: trees of tensors.
+        stats: hits, misses and seconds are added to it.
+        guard: whether the first call is compared with eager execution if the trace is an old one.
+    """
+
+    def __init__(
+        self, compiler: Compiler, name: str, layout: object, kernel: Kernel,
+        bound: tuple[Any, ...], stats: Stats, guard: bool,
+    ) -> None:  # fmt: skip
+        self._compiler, self._name, self._layout = compiler, name, layout
+        self._kernel, self._bound, self._stats = kernel, bound, stats
+        self._leaves = [leaf.contiguous() for leaf in tree.leaves(bound)]
+        self._guard = guard
+        self._traced: Traced | None = None
+
+    def __call__(self, *tensors: Tensor) -> Any:
+        """The kernel's result."""
+        traced = self._traced or self._find(tensors)
+        if traced.run is None:
+            return self._kernel(*tensors, *self._bound)
+        found = traced.run(*[x.contiguous() for x in tensors], *self._leaves)
+        return tree.pytree.tree_unflatten(list(found), traced.spec)
+
+    def _find(self, tensors: tuple[Tensor, ...]) -> Traced:
+        args = (*tensors, *self._bound)
+        key = (self._layout, _signature([*tensors, *self._leaves]))
+        traced, old = self._compiler.find(self._name, key, self._kernel, args, self._stats)
+        self._traced = traced
+        if old and self._guard and traced.run is not None:
+            expected = tree.leaves(self._kernel(*args))
+            found = traced.run(*[x.contiguous() for x in tensors], *self._leaves)
+            _check_against(expected, found, _STALE.format(name=self._name))
+        return traced
+
+
+_MISTRACED = (
+    "the compiled {name} kernel gives other numbers than eager execution (relative difference"
+    " {{gap:.1e}}): the model does something that tracing cannot see. Use compile=None for it, and"
+    " please report it."
+)
+_STALE = (
+    "the compiled {name} kernel gives other numbers than the loss does now (relative difference"
+    " {{gap:.1e}}): the loss uses a number or tensor that is not one of its arguments and has"
+    " changed since it was traced. Pass it in hparams or in the batch, or use compile=None."
+)
+
+
+def _check_against(expected: Sequence[Tensor], found: Sequence[Tensor], message: str) -> None:
+    largest = max((_largest(want) for want in expected), default=0.0)
+    for want, got in zip(expected, found, strict=True):
+        eps = torch.finfo(want.dtype).eps
+        gap = _gap(want, got, eps**0.5 * largest + eps)
+        if gap > 100 * eps**0.75:
+            raise CompilationError(message.format(gap=gap))
+
+
+def _largest(leaf: Tensor) -> float:
+    finite = torch.where(torch.isfinite(leaf), leaf, torch.zeros_like(leaf))
+    return float(finite.abs().amax()) if leaf.numel() else 0.0
+
+
+def _gap(want: Tensor, got: Tensor, floor: float) -> float:
+    """The largest difference over the largest entry; infinite where only one is finite."""
+    if want.shape != got.shape or want.dtype != got.dtype:
+        return float("inf")
+    if want.numel() == 0:
+        return 0.0
+    finite = torch.isfinite(want)
+    if not bool((finite == torch.isfinite(got)).all()):
+        return float("inf")
+    gap = torch.where(finite, got - want, torch.zeros_like(want))
+    return _largest(gap) / max(_largest(want), floor)
+
+
+def _distinct(leaf: Tensor, seed: int) -> Tensor:
+    """A new tensor near a given one; floats are moved at random, zeros by a little."""
+    leaf = leaf.contiguous().clone()
+    if not leaf.is_floating_point():
+        return leaf
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.rand(leaf.shape, generator=generator, dtype=leaf.dtype).to(leaf.device)
+    return leaf * (1 + 0.01 * noise) + 1e-3 * noise
+
+
+def _signature(leaves: Sequence[Tensor]) -> tuple[object, ...]:
+    return tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves)
+
+
+def _equal(first: object, second: object) -> bool:
+    try:
+        return bool(first == second)
+    except (ValueError, RuntimeError):  # e.g. arrays, which compare entry by entry
+        return False
+
+
+def _need_compiler(device: torch.device) -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler  # noqa: PLC0415  # pyright: ignore
+    from torch._inductor.exc import InvalidCxxCompiler  # noqa: PLC0415  # pyright: ignore
+
+    try:
+        found = get_cpp_compiler()
+    except InvalidCxxCompiler:
+        found = None
+    if found is None or shutil.which(found) is None:
+        raise CompilationError(
+            f"compile='inductor' needs a C++ compiler such as g++ (for the {device.type} device)"
+            " and none was found: install one or set the environment variable CXX, or use"
+            " compile='trace', which needs none."
+        )

@@ -1,0 +1,124 @@
+"""Methods whose meta-gradient is that of one `ODEOptimizer`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from odeopt.calls import call_loss
+from odeopt.errors import InputError
+from odeopt.gradient import OnFailure
+from odeopt.grid import TimeGrid
+from odeopt.meta.method import MetaGradient, MetaGrads, Method, TaskBatch, as_task_batch
+from odeopt.optimizer import ODEOptimizer
+from odeopt.types import PyTree
+
+
+@dataclass(frozen=True)
+class TaskHorizon:
+    """A horizon per task: where its validation loss is least along the inner trajectory.
+
+    Since the derivative of the validation loss along the trajectory vanishes there (or the
+    horizon is an end of the grid), the horizon may be taken for a constant. Costs one more
+    forward solve and one validation loss per look.
+
+    Args:
+        every: look at every so-many-th state.
+        patience: stop looking after so many looks without a new least value.
+    """
+
+    every: int = 10
+    patience: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("every", "patience"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"TaskHorizon.{name} is {value!r}; expected a positive integer.")
+
+    def looks(self, steps: int) -> list[int]:
+        """The states at which the validation loss is evaluated."""
+        return sorted({*range(0, steps, self.every), steps})
+
+    def choose(self, looks: list[int], values: Tensor) -> Tensor:
+        """The step at which each task stops, shape [tasks].
+
+        Args:
+            looks: state indices.
+            values: validation losses there, shape [looks, tasks].
+        """
+        running = values.nan_to_num(torch.inf).cummin(0)
+        age = torch.arange(len(looks), device=values.device)[:, None] - running.indices
+        stop = (age >= self.patience).to(torch.int64)
+        last = torch.where(stop.any(0), stop.argmax(0), len(looks) - 1)
+        best = running.indices.gather(0, last[None])[0]
+        return torch.tensor(looks, device=values.device)[best]
+
+
+class InnerLoop(Method):
+    """An inner optimiser, its grid and a validation loss.
+
+    Args:
+        opt: the inner optimiser.
+        outer_loss: the validation loss after adaptation.
+        grid: the steps.
+        on_failure: "raise", or "skip" to leave failed tasks out of the means and report them.
+        horizon: None for the whole grid, or a horizon of each task's own.
+    """
+
+    def __init__(
+        self,
+        opt: ODEOptimizer,
+        outer_loss: Callable[..., Any],
+        grid: TimeGrid,
+        on_failure: OnFailure = "raise",
+        horizon: TaskHorizon | None = None,
+    ) -> None:
+        self.opt, self.outer_loss, self.grid = opt, outer_loss, grid
+        self.on_failure: OnFailure = on_failure
+        self.horizon = horizon
+        self._differentiate = opt.value_and_grad(outer_loss, tasks=True, on_failure=on_failure)
+
+    @override
+    def __call__(
+        self, params: PyTree, task_batch: tuple[PyTree, PyTree], hparams: PyTree = None
+    ) -> MetaGradient:
+        batch = as_task_batch(task_batch)
+        grid = self.grid if self.horizon is None else self.stopped_grid(params, batch, hparams)
+        res = self._differentiate(params, batch.train, grid, batch.validation, hparams)
+        assert res.values is not None, "there are tasks"
+        grads = MetaGrads(res.grads.params, res.grads.hparams)
+        return MetaGradient(res.value, grads, res.stats, res.values, res.status, res.diagnostics)
+
+    @override
+    def adapt(self, params: PyTree, train: PyTree, hparams: PyTree = None) -> PyTree:
+        with torch.no_grad():
+            return self.opt.solve(params, train, self.grid, hparams, tasks=True).params
+
+    def stopped_grid(self, params: PyTree, batch: TaskBatch, hparams: PyTree) -> TimeGrid:
+        """The grid with each task's own horizon; steps after it have zero length."""
+        assert self.horizon is not None, "asked for only if there is one"
+        steps = self.grid.steps
+        looks = self.horizon.looks(steps)
+        observing = TimeGrid(self.grid.times, looks, dt=self.grid.dt)
+        with torch.no_grad():
+            sol = self.opt.solve(
+                params, batch.train, observing, hparams, tasks=True, on_failure="skip"
+            )
+            values = torch.stack([self._validate(s, batch, hparams) for s in sol.observed])
+        stop = self.horizon.choose(looks, values)
+        moving = torch.arange(steps, device=stop.device) < stop[:, None]
+        return TimeGrid.from_lr(torch.where(moving, self.grid.dt.to(stop.device), 0.0))
+
+    def _validate(self, state: PyTree, batch: TaskBatch, hparams: PyTree) -> Tensor:
+        field = self.opt.field
+
+        def loss(one: PyTree, data: PyTree) -> Tensor:
+            return call_loss(self.outer_loss, hparams, field.readout(one), data, what="outer_loss")
+
+        return torch.func.vmap(loss)(state, batch.validation)

@@ -1,0 +1,100 @@
+"""What a meta-learning method is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
+
+from torch import Tensor
+
+from odeopt.errors import InputError
+from odeopt.stats import Stats
+from odeopt.types import PyTree
+
+
+class TaskBatch(NamedTuple):
+    """Several tasks: pytrees whose tensors all have a leading task dimension."""
+
+    train: PyTree
+    validation: PyTree
+
+
+class MetaGrads(NamedTuple):
+    """Gradients of the mean validation loss after adaptation, or what a method puts in place."""
+
+    params: PyTree
+    """Like the initialisation."""
+    hparams: PyTree
+    """Like hparams; None for leaves that are not learned."""
+
+
+@dataclass(frozen=True)
+class MetaGradient:
+    """What a method returns.
+
+    Attributes:
+        value: the mean validation loss after adaptation, of the tasks that did not fail.
+        grads: the direction in which the outer optimiser descends.
+        stats: what it cost.
+        values: the validation loss of each task, shape [tasks].
+        status: a `Status` code for each task, shape [tasks].
+        diagnostics: what the adjoint reports, by name (see `Result.diagnostics`).
+    """
+
+    value: Tensor
+    grads: MetaGrads
+    stats: Stats
+    values: Tensor
+    status: Tensor
+    diagnostics: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+
+class Method(ABC):
+    """A meta-learning method: `method(params, task_batch, hparams) -> MetaGradient`.
+
+    A method owns its loss and all its settings; what is learned is passed in: `params`, the
+    initialisation, and `hparams`. Most methods are an `InnerLoop`.
+    """
+
+    @abstractmethod
+    def __call__(
+        self, params: PyTree, task_batch: tuple[PyTree, PyTree], hparams: PyTree = None
+    ) -> MetaGradient:
+        """The meta-gradient over some tasks.
+
+        Args:
+            params: the initialisation, shared by the tasks.
+            task_batch: a `TaskBatch`, or a pair (train, validation).
+            hparams: what `init_hparams` returned, or the like.
+        """
+
+    @abstractmethod
+    def adapt(self, params: PyTree, train: PyTree, hparams: PyTree = None) -> PyTree:
+        """Adapted parameters, each leaf with a leading task dimension; without gradients.
+
+        Args:
+            params: the initialisation.
+            train: training data with a leading task dimension.
+            hparams: as in a call.
+        """
+
+    def init_hparams(self, params: PyTree, hparams: PyTree = None) -> PyTree:
+        """The hparams to start with, from those of the loss (methods may learn more)."""
+        del params
+        return hparams
+
+
+def as_task_batch(value: object) -> TaskBatch:
+    """A `TaskBatch` as it is; a pair as one.
+
+    Raises:
+        InputError: if it is neither.
+    """
+    if not isinstance(value, tuple) or len(cast("tuple[Any, ...]", value)) != 2:
+        raise InputError(
+            f"task_batch is a {type(value).__name__}; expected TaskBatch(train, validation), or a"
+            " pair (train, validation), with a leading task dimension in every tensor."
+        )
+    return TaskBatch(*cast("tuple[Any, Any]", value))

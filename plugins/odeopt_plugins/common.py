@@ -1,0 +1,56 @@
+"""What several methods share: their common settings, and how an inner loop is put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import TypedDict, Unpack
+
+import odeopt
+from odeopt.gradient import OnFailure
+
+Loss = Callable[..., Any]
+"""`loss(params, batch)`, or `loss(params, batch, hparams)` where hparams is not None."""
+
+
+class Settings(TypedDict, total=False):
+    """Settings that every method takes.
+
+    Keys:
+        compile: None, "trace" or "inductor" (see `ODEOptimizer`).
+        on_failure: "raise", or "skip" to leave failed tasks out of the means and report them.
+        safety: limits beyond which a gradient is refused.
+        horizon: a `TaskHorizon` to stop each task where its validation loss is least.
+    """
+
+    compile: str | None
+    on_failure: OnFailure
+    safety: odeopt.Safety | None
+    horizon: odeopt.TaskHorizon | None
+
+
+def inner_loop(
+    field: odeopt.Field,
+    solver: Any,
+    adjoint: Any,
+    checkpoints: Any,
+    grid: odeopt.TimeGrid,
+    outer_loss: Loss,
+    **settings: Unpack[Settings],
+) -> odeopt.InnerLoop:
+    """A method that is one `ODEOptimizer`."""
+    opt = odeopt.ODEOptimizer(
+        field, solver, adjoint, checkpoints, settings.get("safety"), settings.get("compile")
+    )
+    return odeopt.InnerLoop(
+        opt, outer_loss, grid, settings.get("on_failure", "raise"), settings.get("horizon")
+    )
+
+
+def mean_over(status: Tensor, values: Tensor) -> Tensor:
+    """The mean over tasks that did not fail, of values [tasks, ...]."""
+    ok = (status == odeopt.Status.OK).reshape(-1, *(1,) * (values.ndim - 1))
+    return torch.where(ok, values, torch.zeros_like(values)).sum(0) / ok.sum()

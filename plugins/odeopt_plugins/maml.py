@@ -1,0 +1,88 @@
+"""MAML: gradient descent, differentiated exactly, or through its last steps only."""
+
+from __future__ import annotations
+
+from typing_extensions import Unpack
+
+import odeopt
+from odeopt.checkpoint import CheckpointSchedule
+from odeopt_plugins.common import Loss, Settings, inner_loop
+
+
+def maml(
+    loss: Loss,
+    outer_loss: Loss | None = None,
+    *,
+    lr: float = 0.01,
+    steps: int = 5,
+    checkpoints: CheckpointSchedule | None = None,
+    **settings: Unpack[Settings],
+) -> odeopt.InnerLoop:
+    r"""$\theta - \eta\,\mathrm{mean}_n\nabla_\theta L_n^{val}(\psi_n(\theta))$, exactly.
+
+    $\psi_n$ is the end of K steps of gradient descent. Cost: K gradients and K Hessian-vector
+    products. Memory: K states, or fewer with other checkpoints, and the graph of one step.
+
+    Args:
+        loss: the training loss.
+        outer_loss: the validation loss; the training loss by default.
+        lr: the inner learning rate.
+        steps: K.
+        checkpoints: which states are kept; all by default, e.g. `Binomial(20)`.
+        **settings: see `odeopt_plugins.common.Settings`.
+
+    References:
+        Finn et al. 2017, "Model-Agnostic Meta-Learning".
+    """
+    grid = odeopt.TimeGrid.from_lr(lr, steps)
+    field, adjoint = odeopt.GradientFlow(loss), odeopt.DiscreteAdjoint()
+    return inner_loop(
+        field, odeopt.Euler(), adjoint, checkpoints, grid, outer_loss or loss, **settings
+    )
+
+
+def maml_1(
+    loss: Loss, outer_loss: Loss | None = None, *, lr: float = 0.01, **settings: Unpack[Settings]
+) -> odeopt.InnerLoop:
+    """MAML with one inner step.
+
+    Cost: one gradient and one Hessian-vector product. Arguments as for `maml`.
+    """
+    return maml(loss, outer_loss, lr=lr, steps=1, **settings)
+
+
+def truncated_maml(
+    loss: Loss,
+    outer_loss: Loss | None = None,
+    *,
+    lr: float = 0.01,
+    steps: int = 5,
+    last: int = 1,
+    **settings: Unpack[Settings],
+) -> odeopt.InnerLoop:
+    """MAML differentiated through its last steps only, the others taken for the identity.
+
+    Cost: as many gradients as steps, as many Hessian-vector products as `last`. Memory: `last`
+    states.
+
+    Args:
+        loss: the training loss.
+        outer_loss: the validation loss; the training loss by default.
+        lr: the inner learning rate.
+        steps: inner steps.
+        last: how many of them are differentiated.
+        **settings: see `odeopt_plugins.common.Settings`.
+
+    References:
+        Shaban et al. 2019, "Truncated Back-propagation for Bilevel Optimization".
+    """
+    grid = odeopt.TimeGrid.from_lr(lr, steps)
+    field, adjoint = odeopt.GradientFlow(loss), odeopt.TruncatedAdjoint(last)
+    return inner_loop(field, odeopt.Euler(), adjoint, None, grid, outer_loss or loss, **settings)
+
+
+odeopt.METHODS.register("maml", example=lambda loss: maml(loss, lr=0.05))(maml)
+odeopt.METHODS.register("maml-1", example=lambda loss: maml_1(loss, lr=0.05))(maml_1)
+odeopt.METHODS.register("truncated-maml", example=lambda loss: truncated_maml(loss, lr=0.05))(
+    truncated_maml
+)
