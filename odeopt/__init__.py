@@ -29,7 +29,18 @@ from odeopt.errors import (
 )
 from odeopt.field import Field, GradientField, GradientFlow, HeavyBall, RegularizedFlow
 from odeopt.grid import TimeGrid
-from odeopt.meta import InnerLoop, MetaGradient, MetaGrads, Method, TaskBatch, TaskHorizon
+from odeopt.meta import (
+    InnerLoop,
+    MetaGradient,
+    MetaGrads,
+    MetaLearner,
+    Method,
+    Step,
+    TaskBatch,
+    TaskHorizon,
+    TaskPool,
+    tensorboard,
+)
 from odeopt.module import ModuleLoss, from_module
 from odeopt.optimizer import ODEOptimizer
 from odeopt.registry import ADJOINTS, CHECKPOINTS, FIELDS, METHODS, SOLVERS
@@ -83,6 +94,7 @@ __all__ = [
     "InputError",
     "MetaGradient",
     "MetaGrads",
+    "MetaLearner",
     "Method",
     "Midpoint",
     "ModifiedEuler",
@@ -102,13 +114,16 @@ __all__ = [
     "StabilityError",
     "Stats",
     "Status",
+    "Step",
     "StepLimitError",
     "TaskBatch",
     "TaskHorizon",
+    "TaskPool",
     "TimeGrid",
     "Torchdiffeq",
     "TruncatedAdjoint",
     "UnknownNameError",
     "__version__",
     "from_module",
+    "tensorboard",
 ]

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.harness import atomic
+from odeopt import files
 
 # Okabe and Ito's palette, told apart with every common form of colour blindness; no yellow,
 # which is too pale for thin lines on white.
@@ -111,4 +111,4 @@ def _decorate(axes: Axes, labels: Labels) -> None:
 def _save(figure: Figure, path: Path) -> Path:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
-    return atomic.write_bytes(path, buffer.getvalue())
+    return files.write_bytes(path, buffer.getvalue())

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import atomic, strict_json
+from benchmarks.harness import strict_json
+from odeopt import files
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
@@ -52,12 +53,12 @@ class ResultStore:
         """Store a cell and return its value as a later `get` returns it (tuples are lists)."""
         cell = {"key": key, "fingerprint": fingerprint, "value": dict(value)}
         text = strict_json.dumps(cell)
-        atomic.write_text(self.cell_path(key), text)
+        files.write_text(self.cell_path(key), text)
         return strict_json.loads(text)["value"]
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a text file, e.g. a report, into the folder."""
-        return atomic.write_text(self.directory / name, text)
+        return files.write_text(self.directory / name, text)
 
     def write_json(self, name: str, obj: Any) -> Path:
         """Write plain data as strict JSON into the folder."""

@@ -10,11 +10,18 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from odeopt.calls import call_loss
 from odeopt.errors import InputError
 from odeopt.gradient import OnFailure
 from odeopt.grid import TimeGrid
-from odeopt.meta.method import MetaGradient, MetaGrads, Method, TaskBatch, as_task_batch
+from odeopt.meta.method import (
+    MetaGradient,
+    MetaGrads,
+    Method,
+    TaskBatch,
+    TaskData,
+    as_task_batch,
+    task_losses,
+)
 from odeopt.optimizer import ODEOptimizer
 from odeopt.types import PyTree
 
@@ -86,7 +93,7 @@ class InnerLoop(Method):
 
     @override
     def __call__(
-        self, params: PyTree, task_batch: tuple[PyTree, PyTree], hparams: PyTree = None
+        self, params: PyTree, task_batch: TaskData, hparams: PyTree = None
     ) -> MetaGradient:
         batch = as_task_batch(task_batch)
         grid = self.grid if self.horizon is None else self.stopped_grid(params, batch, hparams)
@@ -100,6 +107,12 @@ class InnerLoop(Method):
         with torch.no_grad():
             return self.opt.solve(params, train, self.grid, hparams, tasks=True).params
 
+    @override
+    def evaluate(self, params: PyTree, task_batch: TaskData, hparams: PyTree = None) -> Tensor:
+        batch = as_task_batch(task_batch)
+        adapted = self.adapt(params, batch.train, hparams)
+        return task_losses(self.outer_loss, adapted, batch.validation, hparams)
+
     def stopped_grid(self, params: PyTree, batch: TaskBatch, hparams: PyTree) -> TimeGrid:
         """The grid with each task's own horizon; steps after it have zero length."""
         assert self.horizon is not None, "asked for only if there is one"
@@ -110,15 +123,9 @@ class InnerLoop(Method):
             sol = self.opt.solve(
                 params, batch.train, observing, hparams, tasks=True, on_failure="skip"
             )
-            values = torch.stack([self._validate(s, batch, hparams) for s in sol.observed])
+            read = [self.opt.field.readout(state) for state in sol.observed]
+            losses = [task_losses(self.outer_loss, p, batch.validation, hparams) for p in read]
+            values = torch.stack(losses)
         stop = self.horizon.choose(looks, values)
         moving = torch.arange(steps, device=stop.device) < stop[:, None]
         return TimeGrid.from_lr(torch.where(moving, self.grid.dt.to(stop.device), 0.0))
-
-    def _validate(self, state: PyTree, batch: TaskBatch, hparams: PyTree) -> Tensor:
-        field = self.opt.field
-
-        def loss(one: PyTree, data: PyTree) -> Tensor:
-            return call_loss(self.outer_loss, hparams, field.readout(one), data, what="outer_loss")
-
-        return torch.func.vmap(loss)(state, batch.validation)

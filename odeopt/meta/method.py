@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import Tensor
 
+from odeopt.calls import call_loss
 from odeopt.errors import InputError
 from odeopt.stats import Stats
 from odeopt.types import PyTree
@@ -19,6 +21,12 @@ class TaskBatch(NamedTuple):
 
     train: PyTree
     validation: PyTree
+    names: tuple[str, ...] = ()
+    """What the tasks are called in reports of failures; their positions if it is empty."""
+
+
+TaskData = TaskBatch | tuple[PyTree, PyTree]
+"""What methods take: a pair (train, validation) will do."""
 
 
 class MetaGrads(NamedTuple):
@@ -60,7 +68,7 @@ class Method(ABC):
 
     @abstractmethod
     def __call__(
-        self, params: PyTree, task_batch: tuple[PyTree, PyTree], hparams: PyTree = None
+        self, params: PyTree, task_batch: TaskData, hparams: PyTree = None
     ) -> MetaGradient:
         """The meta-gradient over some tasks.
 
@@ -80,6 +88,10 @@ class Method(ABC):
             hparams: as in a call.
         """
 
+    @abstractmethod
+    def evaluate(self, params: PyTree, task_batch: TaskData, hparams: PyTree = None) -> Tensor:
+        """The validation loss of each task after `adapt`, shape [tasks]; without gradients."""
+
     def init_hparams(self, params: PyTree, hparams: PyTree = None) -> PyTree:
         """The hparams to start with, from those of the loss (methods may learn more)."""
         del params
@@ -92,9 +104,22 @@ def as_task_batch(value: object) -> TaskBatch:
     Raises:
         InputError: if it is neither.
     """
+    if isinstance(value, TaskBatch):
+        return value
     if not isinstance(value, tuple) or len(cast("tuple[Any, ...]", value)) != 2:
         raise InputError(
             f"task_batch is a {type(value).__name__}; expected TaskBatch(train, validation), or a"
             " pair (train, validation), with a leading task dimension in every tensor."
         )
     return TaskBatch(*cast("tuple[Any, Any]", value))
+
+
+def task_losses(
+    loss: Callable[..., Any], params: PyTree, batch: PyTree, hparams: PyTree = None
+) -> Tensor:
+    """The loss of each task at its own parameters, shape [tasks]."""
+
+    def one(params: PyTree, batch: PyTree) -> Tensor:
+        return call_loss(loss, hparams, params, batch, what="outer_loss")
+
+    return torch.func.vmap(one)(params, batch)

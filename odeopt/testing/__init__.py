@@ -6,6 +6,7 @@ One line checks everything that is registered, your plugin's entries included:
 
 from odeopt.testing.adjoints import check_adjoint
 from odeopt.testing.fields import check_field
+from odeopt.testing.methods import check_method
 from odeopt.testing.problems import Quadratic, relative_error, smooth_problem
 from odeopt.testing.schedules import check_schedule
 from odeopt.testing.solvers import check_solver
@@ -14,6 +15,7 @@ __all__ = [
     "Quadratic",
     "check_adjoint",
     "check_field",
+    "check_method",
     "check_schedule",
     "check_solver",
     "relative_error",

@@ -5,8 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from odeopt.registry import ADJOINTS, CHECKPOINTS, FIELDS, SOLVERS
-from odeopt.testing import check_adjoint, check_field, check_schedule, check_solver
+from odeopt.registry import ADJOINTS, CHECKPOINTS, FIELDS, METHODS, SOLVERS
+from odeopt.testing import (
+    check_adjoint,
+    check_field,
+    check_method,
+    check_schedule,
+    check_solver,
+)
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -32,3 +38,10 @@ def test_adjoint(name: str, device: str) -> None:
 @pytest.mark.parametrize("name", CHECKPOINTS.names())
 def test_schedule(name: str) -> None:
     check_schedule(CHECKPOINTS.example(name)())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's forward mode
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", METHODS.names())
+def test_method(name: str, device: str) -> None:
+    check_method(METHODS.example(name), torch.device(device))

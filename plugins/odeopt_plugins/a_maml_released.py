@@ -13,6 +13,7 @@ from odeopt import tree
 from odeopt.adjoint import Interval, LocalAdjoint, Pulled
 from odeopt.adjoint.base import Cost, Diagnostics
 from odeopt.calls import call_loss
+from odeopt.meta.method import TaskData
 from odeopt.solver import Solver
 from odeopt.solver.base import Stepping
 from odeopt.theta import add_thetas, scale_theta
@@ -63,7 +64,7 @@ class ReleasedAMAML(odeopt.Method):
 
     @override
     def __call__(
-        self, params: PyTree, task_batch: tuple[PyTree, PyTree], hparams: PyTree = None
+        self, params: PyTree, task_batch: TaskData, hparams: PyTree = None
     ) -> odeopt.MetaGradient:
         found = self._inner(params, task_batch, {"center": params, "loss": hparams})
         grads = odeopt.MetaGrads(
@@ -75,6 +76,10 @@ class ReleasedAMAML(odeopt.Method):
     @override
     def adapt(self, params: PyTree, train: PyTree, hparams: PyTree = None) -> PyTree:
         return self._inner.adapt(params, train, {"center": params, "loss": hparams})
+
+    @override
+    def evaluate(self, params: PyTree, task_batch: TaskData, hparams: PyTree = None) -> Tensor:
+        return self._inner.evaluate(params, task_batch, {"center": params, "loss": hparams})
 
 
 def a_maml_released(

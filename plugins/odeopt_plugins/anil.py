@@ -11,6 +11,7 @@ from typing_extensions import Unpack, override
 import odeopt
 from odeopt import tree
 from odeopt.calls import call_loss
+from odeopt.meta.method import TaskData
 from odeopt.types import PyTree
 from odeopt_plugins.common import Loss, Settings, inner_loop
 
@@ -54,7 +55,7 @@ class ANIL(odeopt.Method):
 
     @override
     def __call__(
-        self, params: PyTree, task_batch: tuple[PyTree, PyTree], hparams: PyTree = None
+        self, params: PyTree, task_batch: TaskData, hparams: PyTree = None
     ) -> odeopt.MetaGradient:
         head, body = self._split(params)
         found = self._inner(head, task_batch, {"body": body, "loss": hparams})
@@ -71,6 +72,11 @@ class ANIL(odeopt.Method):
         tasks = tree.tensors(adapted)[0].shape[0]
         body = tree.map_tensors(lambda leaf: leaf.expand(tasks, *leaf.shape), body)
         return {name: adapted[name] if name in adapted else body[name] for name in params}
+
+    @override
+    def evaluate(self, params: PyTree, task_batch: TaskData, hparams: PyTree = None) -> Tensor:
+        head, body = self._split(params)
+        return self._inner.evaluate(head, task_batch, {"body": body, "loss": hparams})
 
     def _split(self, params: Any) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
         if not isinstance(params, dict) or not set(self._head) <= set(params) or not self._head:

@@ -13,7 +13,7 @@ from typing_extensions import Unpack, override
 import odeopt
 from odeopt import tree
 from odeopt.gradient import OnFailure
-from odeopt.meta.method import as_task_batch
+from odeopt.meta.method import TaskData, as_task_batch
 from odeopt.solver import Solver
 from odeopt.types import PyTree
 from odeopt_plugins.common import Settings, mean_over
@@ -149,7 +149,7 @@ class COMLN(odeopt.Method):
 
     @override
     def __call__(
-        self, params: PyTree, task_batch: tuple[PyTree, PyTree], hparams: PyTree = None
+        self, params: PyTree, task_batch: TaskData, hparams: PyTree = None
     ) -> odeopt.MetaGradient:
         batch = as_task_batch(task_batch)
         params = tree.map_tensors(lambda leaf: leaf.detach().requires_grad_(), params)
@@ -193,6 +193,22 @@ class COMLN(odeopt.Method):
             weight: weights[..., :-1].reshape(tasks, *shapes[weight]),
             bias: weights[..., -1].reshape(tasks, *shapes[bias]),
         }
+
+    @override
+    def evaluate(self, params: PyTree, task_batch: TaskData, hparams: PyTree = None) -> Tensor:
+        batch = as_task_batch(task_batch)
+        adapted = self.adapt(params, batch.train, hparams)
+
+        def one(params: PyTree, data: PyTree) -> Tensor:
+            return self._outer(self._outputs(params, data), data)
+
+        return torch.func.vmap(one)(adapted, batch.validation)
+
+    def _outputs(self, params: Any, data: PyTree) -> Tensor:
+        weight, bias = self._names
+        features = self._features(params, data)
+        outputs = features @ params[weight].reshape(-1, features.shape[-1]).mT
+        return outputs if bias is None else outputs + params[bias]
 
     def _layer(self, params: Any, train: PyTree) -> _Layer:
         features = self._inputs(params, train)

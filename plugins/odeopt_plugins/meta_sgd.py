@@ -11,6 +11,7 @@ from typing_extensions import Unpack, override
 import odeopt
 from odeopt import tree
 from odeopt.calls import call_loss
+from odeopt.meta.method import TaskData
 from odeopt.types import PyTree
 from odeopt_plugins.common import Loss, Settings, inner_loop
 
@@ -57,13 +58,17 @@ class MetaSGD(odeopt.Method):
 
     @override
     def __call__(
-        self, params: PyTree, task_batch: tuple[PyTree, PyTree], hparams: PyTree = None
+        self, params: PyTree, task_batch: TaskData, hparams: PyTree = None
     ) -> odeopt.MetaGradient:
         return self._inner(params, task_batch, self._checked(params, hparams))
 
     @override
     def adapt(self, params: PyTree, train: PyTree, hparams: PyTree = None) -> PyTree:
         return self._inner.adapt(params, train, self._checked(params, hparams))
+
+    @override
+    def evaluate(self, params: PyTree, task_batch: TaskData, hparams: PyTree = None) -> Tensor:
+        return self._inner.evaluate(params, task_batch, self._checked(params, hparams))
 
     def _checked(self, params: PyTree, hparams: PyTree) -> PyTree:
         if not isinstance(hparams, dict) or set(hparams) != {"lr", "loss"}:

@@ -12,7 +12,7 @@ import odeopt
 from odeopt import tree
 from odeopt.calls import call_loss
 from odeopt.gradient import OnFailure
-from odeopt.meta.method import as_task_batch
+from odeopt.meta.method import TaskData, as_task_batch, task_losses
 from odeopt.types import PyTree
 from odeopt_plugins.common import Loss, Settings, mean_over
 
@@ -62,15 +62,15 @@ class Reptile(odeopt.Method):
 
     @override
     def __call__(
-        self, params: PyTree, task_batch: tuple[PyTree, PyTree], hparams: PyTree = None
+        self, params: PyTree, task_batch: TaskData, hparams: PyTree = None
     ) -> odeopt.MetaGradient:
         batch = as_task_batch(task_batch)
-        data = tuple(batch) if self._use_validation else batch.train
+        data = (batch.train, batch.validation) if self._use_validation else batch.train
         with torch.no_grad():
             sol = self._train.solve(
                 params, data, self._grid, hparams, tasks=True, on_failure=self._on_failure
             )
-            values = self._validate(sol.params, batch.validation, hparams)
+            values = task_losses(self._outer_loss, sol.params, batch.validation, hparams)
         status = sol.status
         assert status is not None, "there is no transform around a method"
         direction = tree.pytree.tree_map(
@@ -84,6 +84,12 @@ class Reptile(odeopt.Method):
         with torch.no_grad():
             return self._adapt.solve(params, train, self._grid, hparams, tasks=True).params
 
+    @override
+    def evaluate(self, params: PyTree, task_batch: TaskData, hparams: PyTree = None) -> Tensor:
+        batch = as_task_batch(task_batch)
+        adapted = self.adapt(params, batch.train, hparams)
+        return task_losses(self._outer_loss, adapted, batch.validation, hparams)
+
     def _optimizer(self, loss: Loss, settings: Settings) -> odeopt.ODEOptimizer:
         return odeopt.ODEOptimizer(
             odeopt.GradientFlow(loss),
@@ -91,12 +97,6 @@ class Reptile(odeopt.Method):
             safety=settings.get("safety"),
             compile=settings.get("compile"),
         )
-
-    def _validate(self, params: PyTree, validation: PyTree, hparams: PyTree) -> Tensor:
-        def loss(params: PyTree, batch: PyTree) -> Tensor:
-            return call_loss(self._outer_loss, hparams, params, batch, what="outer_loss")
-
-        return torch.func.vmap(loss)(params, validation)
 
 
 def _both(loss: Loss) -> Loss:

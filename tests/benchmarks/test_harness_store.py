@@ -9,8 +9,9 @@ import os
 import pytest
 import torch
 
-from benchmarks.harness import atomic, strict_json
+from benchmarks.harness import strict_json
 from benchmarks.harness.store import ResultStore, fingerprint
+from odeopt import files
 
 MARK = fingerprint({"preset": "quick"})
 
@@ -91,7 +92,7 @@ def test_what_json_cannot_hold_is_refused(value):
 
 
 def test_a_crash_during_a_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = atomic.write_text(tmp_path / "report.md", "old")
+    path = files.write_text(tmp_path / "report.md", "old")
 
     def crash(*_):
         raise OSError("disk full")
@@ -100,7 +101,7 @@ def test_a_crash_during_a_write_leaves_the_old_file(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(os, step, crash)
             with pytest.raises(OSError, match="disk full"):
-                atomic.write_text(path, "new and longer")
+                files.write_text(path, "new and longer")
         assert path.read_text() == "old"
         assert list(tmp_path.iterdir()) == [path]
 

@@ -1,0 +1,249 @@
+"""The outer loop of meta-learning."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from odeopt import tree
+from odeopt.errors import DivergenceError, OdeoptError, OdeoptWarning
+from odeopt.meta.arguments import check_settings, resolve
+from odeopt.meta.method import MetaGradient, Method, TaskBatch, TaskData, as_task_batch
+from odeopt.meta.metrics import MetricsFile, Step, progress
+from odeopt.meta.storage import copy_into, write_checkpoint
+from odeopt.module import ModuleLoss
+from odeopt.safety import Status
+from odeopt.types import PyTree
+
+Tasks = Callable[[int], TaskData]
+"""`tasks(k)` is the meta-batch of update k, the same whenever it is asked for."""
+
+CHECKPOINT, METRICS = "checkpoint.pt", "metrics.jsonl"
+
+
+@final
+class MetaLearner:
+    r"""Learns an initialisation over meta-batches of tasks.
+
+    $\theta \leftarrow \mathrm{Adam}(\theta, \tfrac1B\sum_n \partial J_n/\partial\theta)$, and the
+    same for hparams. It stops after a number of updates or when $\theta$ hardly moves
+    (Algorithm 1 of the paper).
+
+    Example:
+        >>> import torch, odeopt
+        >>> loss = lambda params, batch: ((params - batch) ** 2).sum()
+        >>> pool = odeopt.TaskPool(torch.randn(20, 3), torch.randn(20, 3))
+        >>> model = odeopt.ModuleLoss(torch.zeros(3), None, loss)
+        >>> learner = odeopt.MetaLearner("maml", model, pool)
+        >>> len(learner.fit(10))
+        10
+
+    Args:
+        method: a `Method`, or the name of one in `METHODS`, which is then built for the loss of
+            `model` with `settings`.
+        model: a `ModuleLoss`, as `from_module` makes it; or, with a `Method`, the initial
+            parameters alone.
+        tasks: `tasks(k)`, the meta-batch of update k, e.g. a `TaskPool`.
+        optimizer: makes the outer optimiser from a list of tensors; Adam, 1e-3, by default.
+        settings: keywords for a method given by name, e.g. `{"lr": 0.01, "steps": 500}`.
+        hparams: initial hparams, in place of the method's own or the model's.
+        clip: the largest norm of a meta-gradient; longer ones are shortened. None for no limit.
+        validation: held-out tasks, evaluated every `validate_every` updates and after the last.
+        validate_every: see `validation`.
+        callback: called with a `Step` after each update.
+        folder: where `checkpoint.pt` and `metrics.jsonl` go; None to write nothing.
+        checkpoint_every: updates between two checkpoints; the end of `fit` makes one, too.
+        show_progress: whether to show a progress bar, where standard error is a terminal.
+    """
+
+    def __init__(
+        self,
+        method: Method | str,
+        model: ModuleLoss | PyTree,
+        tasks: Tasks,
+        optimizer: Callable[[list[Tensor]], Optimizer] = torch.optim.Adam,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        hparams: PyTree = None,
+        clip: float | None = None,
+        validation: TaskData | None = None,
+        validate_every: int = 100,
+        callback: Callable[[Step], None] | None = None,
+        folder: str | Path | None = None,
+        checkpoint_every: int = 100,
+        show_progress: bool = True,
+    ) -> None:
+        self.method, params, own = resolve(method, model, dict(settings or {}))
+        check_settings(tasks, clip, validate_every, checkpoint_every)
+        self._tasks, self._clip, self._callback = tasks, clip, callback
+        self._validation = None if validation is None else as_task_batch(validation)
+        self._validate_every, self._checkpoint_every = validate_every, checkpoint_every
+        self._folder = None if folder is None else Path(folder)
+        self._metrics = None if self._folder is None else MetricsFile(self._folder / METRICS)
+        self._show = show_progress
+        self.updates = 0
+        self.params: PyTree = tree.map_tensors(_copy, params)
+        initial = self.method.init_hparams(params, own) if hparams is None else hparams
+        self.hparams: PyTree = tree.map_tensors(_copy, initial)
+        learned = [leaf for leaf in self._leaves() if tree.is_differentiable(leaf)]
+        self._optimizer = optimizer(learned)
+
+    def fit(self, updates: int, tolerance: float = 0.0) -> list[Step]:
+        r"""Learn until so many updates have been made in all.
+
+        Args:
+            updates: the number of updates to reach, those before a `restore` included.
+            tolerance: stop when $\lVert\Delta\theta\rVert$ is below this.
+
+        Returns:
+            The steps made in this call.
+
+        Raises:
+            OdeoptError: of the method, with the update and its tasks in a note.
+            DivergenceError: if a meta-gradient is not finite.
+        """
+        steps: list[Step] = []
+        with progress(updates, self.updates, self._show) as show:
+            while self.updates < updates:
+                step = self._update(last=self.updates == updates - 1)
+                steps.append(step)
+                show(step)
+                self._record(step)
+                if step.change < tolerance:
+                    break
+        if steps:
+            self.save()
+        return steps
+
+    def adapt(self, train: PyTree) -> PyTree:
+        """Parameters adapted to new tasks, each leaf with a leading task dimension."""
+        return self.method.adapt(self.params, train, self.hparams)
+
+    def evaluate(self, task_batch: TaskData) -> Tensor:
+        """The validation losses of new tasks after adaptation, shape [tasks]."""
+        return self.method.evaluate(self.params, task_batch, self.hparams)
+
+    def history(self) -> list[Step]:
+        """Every step so far, as `metrics.jsonl` has them."""
+        return [] if self._metrics is None else self._metrics.read()
+
+    def save(self) -> None:
+        """Write a checkpoint atomically; does nothing without a folder."""
+        if self._folder is None:
+            return
+        content = {
+            "updates": self.updates,
+            "params": tree.leaves(self.params),
+            "hparams": tree.leaves(self.hparams),
+            "optimizer": self._optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+        write_checkpoint(self._folder / CHECKPOINT, content)
+
+    def restore(self) -> bool:
+        """Go on from the checkpoint in the folder; False if there is none.
+
+        The run that follows is, on a CPU, bit for bit the one that was interrupted.
+
+        Raises:
+            InputError: if the checkpoint was made with other parameters or hparams.
+        """
+        path = None if self._folder is None else self._folder / CHECKPOINT
+        if path is None or not path.exists():
+            return False
+        found: dict[str, Any] = torch.load(path, weights_only=True)
+        for own, name in ((self.params, "params"), (self.hparams, "hparams")):
+            copy_into(own, found[name], f"{name} of {path}")
+        self._optimizer.load_state_dict(found["optimizer"])
+        torch.set_rng_state(found["random"])
+        self.updates = found["updates"]
+        if self._metrics is not None:
+            self._metrics.truncate(self.updates)
+        return True
+
+    def _update(self, last: bool) -> Step:
+        begin = time.perf_counter()
+        batch = as_task_batch(self._tasks(self.updates))
+        found = self._differentiate(batch)
+        norm = self._set_gradients(found)
+        before = [leaf.clone() for leaf in tree.tensors(self.params)]
+        with torch.no_grad():
+            self._optimizer.step()
+        moved = zip(tree.tensors(self.params), before, strict=True)
+        change = math.sqrt(sum(float((new - old).square().sum()) for new, old in moved))
+        validation = self._validate(last)
+        self.updates += 1
+        return Step(
+            self.updates - 1, float(found.value), norm, change, time.perf_counter() - begin,
+            self._failed(found, batch), validation,
+        )  # fmt: skip
+
+    def _differentiate(self, batch: TaskBatch) -> MetaGradient:
+        try:
+            return self.method(self.params, batch, self.hparams)
+        except OdeoptError as error:
+            names = ", ".join(batch.names) or "unnamed"
+            error.add_note(f"in meta-update {self.updates}, whose tasks are: {names}")
+            raise
+
+    def _set_gradients(self, found: MetaGradient) -> float:
+        gradients = tree.leaves(found.grads.params) + tree.leaves(found.grads.hparams)
+        pairs = [
+            (leaf, gradient)
+            for leaf, gradient in zip(self._leaves(), gradients, strict=True)
+            if isinstance(gradient, Tensor)
+        ]
+        norm = math.sqrt(sum(float(gradient.square().sum()) for _, gradient in pairs))
+        if not math.isfinite(norm):
+            raise DivergenceError(
+                f"the meta-gradient of update {self.updates} is not finite: lower the outer"
+                " learning rate, or set clip."
+            )
+        scale = 1.0 if self._clip is None or norm <= self._clip else self._clip / norm
+        for leaf, gradient in pairs:
+            leaf.grad = gradient.to(leaf.dtype) * scale
+        return norm
+
+    def _validate(self, last: bool) -> float | None:
+        due = last or (self.updates + 1) % self._validate_every == 0
+        if self._validation is None or not due:
+            return None
+        return float(self.evaluate(self._validation).mean())
+
+    def _failed(self, found: MetaGradient, batch: TaskBatch) -> tuple[str, ...]:
+        codes: list[int] = found.status.reshape(-1).tolist()
+        failed = tuple(
+            f"{batch.names[i] if batch.names else f'task {i}'} ({Status(code).name})"
+            for i, code in enumerate(codes)
+            if code != Status.OK
+        )
+        if failed:
+            warnings.warn(
+                f"meta-update {self.updates - 1} left out: {', '.join(failed)}",
+                OdeoptWarning,
+                stacklevel=2,
+            )
+        return failed
+
+    def _record(self, step: Step) -> None:
+        if self._metrics is not None:
+            self._metrics.append(step)
+        if self.updates % self._checkpoint_every == 0:
+            self.save()
+        if self._callback is not None:
+            self._callback(step)
+
+    def _leaves(self) -> list[Any]:
+        return tree.leaves(self.params) + tree.leaves(self.hparams)
+
+
+def _copy(leaf: Tensor) -> Tensor:
+    return leaf.detach().clone()
