@@ -59,7 +59,8 @@ def reference(begin: Start, t1: float, steps: int) -> tuple[Tensor, float]:
 
     The error is that of order 4, from the same with half the steps; the worst start counts.
     """
-    opt = odeopt.ODEOptimizer(odeopt.GradientFlow(begin.case.loss), odeopt.RK4())
+    flow = odeopt.GradientFlow(begin.case.loss)
+    opt = odeopt.ODEOptimizer(flow, odeopt.RK4(), compile="trace")
     fine = gradients(opt, begin, odeopt.TimeGrid.uniform(t1, steps)).gradients
     coarse = gradients(opt, begin, odeopt.TimeGrid.uniform(t1, steps // 2)).gradients
     return fine, errors(coarse, fine).max().item() / 15
@@ -91,6 +92,7 @@ def flow_optimizer(
     backward: odeopt.Euler | odeopt.ModifiedEuler | odeopt.RK4,
     nodes: odeopt.Density | odeopt.Graded,
     safety: odeopt.Safety | None = None,
+    compile: str | None = None,
 ) -> odeopt.ODEOptimizer:
     """The paper's Algorithm 2 with any backward method and any choice of nodes."""
     return odeopt.ODEOptimizer(
@@ -99,6 +101,7 @@ def flow_optimizer(
         odeopt.ContinuousAdjoint(backward),
         nodes,
         safety,
+        compile,
     )
 
 

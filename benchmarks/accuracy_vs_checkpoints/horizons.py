@@ -48,7 +48,9 @@ def _compute(references: References, t1: float, states: int, method: str) -> dic
     target, own = references(t1)
 
     def make(safety: odeopt.Safety) -> odeopt.ODEOptimizer:
-        return flow_optimizer(references.begin.case, backward, nodes(states), safety)
+        return flow_optimizer(
+            references.begin.case, backward, nodes(states), safety, compile="trace"
+        )
 
     fine = states if nodes is odeopt.Density else max(4 * states, 512)
     grid = odeopt.TimeGrid.uniform(t1, fine)
@@ -64,7 +66,8 @@ def _backsolve(references: References, t1: float) -> dict[str, Any]:
 
 def _backsolve_optimizer(case: Case, safety: odeopt.Safety) -> odeopt.ODEOptimizer:
     flow = odeopt.GradientFlow(case.loss)
-    return odeopt.ODEOptimizer(flow, odeopt.RK4(), odeopt.BacksolveAdjoint(), safety=safety)
+    adjoint = odeopt.BacksolveAdjoint()
+    return odeopt.ODEOptimizer(flow, odeopt.RK4(), adjoint, safety=safety, compile="trace")
 
 
 def section(results: dict[str, dict[str, Any]], sizes: Sizes) -> str:

@@ -21,10 +21,14 @@ class Model(NamedTuple):
         init: `init(seed)` draws float64 parameters.
         apply: `apply(parameters, x)` maps inputs [n, ...] to outputs [n, outputs]; it works
             under `torch.func` transformations of either argument.
+        features: `features(parameters, x)`, the inputs of the last layer, [n, features].
+        head: The names of the last layer's weight and bias.
     """
 
     init: Callable[[int], Parameters]
     apply: Callable[[Parameters, Tensor], Tensor]
+    features: Callable[[Parameters, Tensor], Tensor]
+    head: tuple[str, str]
 
 
 def mlp(widths: Sequence[int]) -> Model:
@@ -42,15 +46,15 @@ def mlp(widths: Sequence[int]) -> Model:
             parameters |= _layer(f"layer{index}", (outputs, inputs), generator)
         return parameters
 
-    def apply(parameters: Parameters, x: Tensor) -> Tensor:
-        for index, _ in layers:
-            x = x if index == 0 else torch.tanh(x)
-            x = functional.linear(
-                x, parameters[f"layer{index}.weight"], parameters[f"layer{index}.bias"]
+    def features(parameters: Parameters, x: Tensor) -> Tensor:
+        for index, _ in layers[:-1]:
+            name = f"layer{index}"
+            x = torch.tanh(
+                functional.linear(x, parameters[f"{name}.weight"], parameters[f"{name}.bias"])
             )
         return x
 
-    return Model(init, apply)
+    return _with_head(init, features, f"layer{len(layers) - 1}")
 
 
 def conv_net(outputs: int = 5, channels: tuple[int, int] = (8, 16)) -> Model:
@@ -70,18 +74,31 @@ def conv_net(outputs: int = 5, channels: tuple[int, int] = (8, 16)) -> Model:
             | _layer("head", (outputs, 4 * second), generator)
         )
 
-    def apply(parameters: Parameters, x: Tensor) -> Tensor:
+    def features(parameters: Parameters, x: Tensor) -> Tensor:
         for name in ("conv0", "conv1"):
             weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
             x = torch.tanh(functional.conv2d(x, weight, bias, stride=2, padding=1))
-        return functional.linear(x.flatten(-3), parameters["head.weight"], parameters["head.bias"])
+        return x.flatten(-3)
 
-    return Model(init, apply)
+    return _with_head(init, features, "head")
 
 
 def count(parameters: Parameters) -> int:
     """The number of scalars in the parameters."""
     return sum(tensor.numel() for tensor in parameters.values())
+
+
+def _with_head(
+    init: Callable[[int], Parameters],
+    features: Callable[[Parameters, Tensor], Tensor],
+    name: str,
+) -> Model:
+    weight, bias = f"{name}.weight", f"{name}.bias"
+
+    def apply(parameters: Parameters, x: Tensor) -> Tensor:
+        return functional.linear(features(parameters, x), parameters[weight], parameters[bias])
+
+    return Model(init, apply, features, (weight, bias))
 
 
 def _layer(name: str, shape: tuple[int, ...], generator: Generator) -> Parameters:
