@@ -30,6 +30,7 @@ def _as_traced(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Flat:
 
 def _with_inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Flat:
     _need_compiler(inputs[0].device)
+    _spell_out_factors(graph)
     return torch._inductor.compile(graph, inputs)  # type: ignore[no-any-return]  # noqa: SLF001  # pyright: ignore
 
 
@@ -78,14 +79,19 @@ class Compiler:
                 stats.compile_hits += 1
                 return known, True
         begin = time.perf_counter()
-        traced = self._make(name, key, kernel, args)
+        with warnings.catch_warnings():  # torch's compilers warn of their own deprecated parts
+            warnings.simplefilter("ignore")
+            traced, problem = self._make(name, key, kernel, args)
         stats.compile_seconds += time.perf_counter() - begin
         stats.compile_misses += 1
         self._known.append(traced)
-        self._count(name)
+        self._warn(name, problem)
         return traced, False
 
-    def _make(self, name: str, key: object, kernel: Kernel, args: tuple[Any, ...]) -> Traced:
+    def _make(
+        self, name: str, key: object, kernel: Kernel, args: tuple[Any, ...]
+    ) -> tuple[Traced, str]:
+        """The compiled kernel, and why there is none."""
         inputs, spec = tree.pytree.tree_flatten(args)
         inputs = [_distinct(leaf, seed) for seed, leaf in enumerate(inputs)]
         out_spec: list[Any] = []
@@ -100,34 +106,25 @@ class Compiler:
         try:
             graph = make_fx(flat)(*inputs)
         except Exception as error:  # whatever the model does that cannot be traced
-            self._warn(name, "cannot be traced", error)
-            return Traced(name, key, None, None)
-        run = self._lower(name, graph, inputs)
-        if run is not None:
-            _check_against(flat(*inputs), run(*inputs), _MISTRACED.format(name=name))
-        return Traced(name, key, run, out_spec[0])
-
-    def _lower(self, name: str, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Flat | None:
+            return Traced(name, key, None, None), f"cannot be traced: {_first_line(error)}"
         try:
-            return BACKENDS[self.backend](graph, inputs)
+            run = BACKENDS[self.backend](graph, inputs)
         except CompilationError:
             raise
         except Exception as error:  # whatever the backend does not support
-            self._warn(name, f"cannot be compiled with {self.backend!r}", error)
-            return None
+            reason = f"cannot be compiled with {self.backend!r}: {_first_line(error)}"
+            return Traced(name, key, None, None), reason
+        _check_against(flat(*inputs), run(*inputs), _MISTRACED.format(name=name))
+        return Traced(name, key, run, out_spec[0]), ""
 
-    def _warn(self, name: str, what: str, error: Exception) -> None:
-        if self._warned:
-            return
-        self._warned = True
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        warnings.warn(
-            f"the {name} kernel {what}, so it runs without compilation: {reason}",
-            OdeoptWarning,
-            stacklevel=2,
-        )
-
-    def _count(self, name: str) -> None:
+    def _warn(self, name: str, problem: str) -> None:
+        if problem and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"it runs without compilation, since the {name} kernel {problem}",
+                OdeoptWarning,
+                stacklevel=2,
+            )
         if sum(known.name == name for known in self._known) == RETRACES:
             warnings.warn(
                 f"the {name} kernel has been traced {RETRACES} times, since shapes, structures or"
@@ -136,6 +133,10 @@ class Compiler:
                 OdeoptWarning,
                 stacklevel=2,
             )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class CompiledKernel:
@@ -243,13 +244,34 @@ def _equal(first: object, second: object) -> bool:
         return False
 
 
+def _spell_out_factors(graph: torch.fx.GraphModule) -> None:
+    """Write alpha and beta as multiplications, in place.
+
+    Inductor of torch 2.13 turns an addition to a matrix product into one operation and drops
+    these factors on the way (pytorch/pytorch issue 167313).
+    """
+    for node in list(graph.graph.nodes):
+        factors = {name: node.kwargs.get(name, 1) for name in ("alpha", "beta")}
+        if node.op != "call_function" or all(factor == 1 for factor in factors.values()):
+            continue
+        where = {"beta": 0, "alpha": 1}  # add(x, alpha y), addmm(beta x, alpha y, z)
+        args = list(node.args)
+        with graph.graph.inserting_before(node):
+            for name, place in where.items():
+                if factors[name] != 1:
+                    product = (args[place], factors[name])
+                    args[place] = graph.graph.call_function(torch.ops.aten.mul.Tensor, product)
+        node.args = tuple(args)
+        node.kwargs = {k: v for k, v in node.kwargs.items() if k not in where}
+    graph.recompile()
+
+
 def _need_compiler(device: torch.device) -> None:
-    from torch._inductor.cpp_builder import get_cpp_compiler  # noqa: PLC0415  # pyright: ignore
-    from torch._inductor.exc import InvalidCxxCompiler  # noqa: PLC0415  # pyright: ignore
+    from torch._inductor import cpp_builder, exc  # noqa: PLC0415  (slow to import)  # pyright: ignore
 
     try:
-        found = get_cpp_compiler()
-    except InvalidCxxCompiler:
+        found = cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler:
         found = None
     if found is None or shutil.which(found) is None:
         raise CompilationError(
