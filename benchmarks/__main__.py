@@ -13,6 +13,7 @@ import typer
 from benchmarks import catalogue
 from benchmarks.harness import registry
 from benchmarks.harness.registry import Benchmark, Preset, Settings
+from benchmarks.harness.runner import IncompleteError
 from benchmarks.harness.store import ResultStore
 from benchmarks.problems.data_files import MissingDataError
 
@@ -33,6 +34,7 @@ def main(
     results: Annotated[Path | None, typer.Option(help="Default: results/NAME.")] = None,
     data: Annotated[Path | None, typer.Option(help="The folder of the data sets.")] = None,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.CPU,
+    only: Annotated[str, typer.Option(help="Compute cells whose key contains this only.")] = "",
 ) -> None:
     """Run a benchmark, resuming an interrupted one, or list them all."""
     benchmarks = registry.load(catalogue.BENCHMARKS)
@@ -42,11 +44,13 @@ def main(
     benchmark = _find(name, benchmarks)
     _check_device(device)
     store = ResultStore(results or Path("results") / benchmark.name)
-    settings = Settings(preset, store, data or default_data(), torch.device(device.value))
+    settings = Settings(preset, store, data or default_data(), torch.device(device.value), only)
     try:
         benchmark.run(settings)
     except MissingDataError as error:
         _fail(str(error), code=1)
+    except IncompleteError as error:
+        typer.echo(str(error))
     typer.echo(f"results: {store.directory}")
 
 

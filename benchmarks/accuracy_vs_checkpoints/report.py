@@ -40,7 +40,8 @@ def run(settings: Settings) -> None:
         "device": circumstances["device_name"],
         "sizes": repr(sizes),
     }
-    results = run_cells(TITLE, _cells(settings, sizes), settings.store, fingerprint(depends))
+    cells = _cells(settings, sizes)
+    results = run_cells(TITLE, cells, settings.store, fingerprint(depends), settings.only)
     sections = [
         table4.section(results, sizes),
         table5.section(results, settings, sizes),

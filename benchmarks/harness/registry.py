@@ -30,12 +30,14 @@ class Settings:
         store: Where its cells and its reports go.
         data: The folder of the data sets, None where there is none.
         device: Where to compute.
+        only: Compute cells whose key contains this text only.
     """
 
     preset: Preset
     store: ResultStore
     data: Path | None
     device: torch.device
+    only: str = ""
 
 
 @dataclass(frozen=True)

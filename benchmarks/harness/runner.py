@@ -27,8 +27,12 @@ class Cell:
     compute: Callable[[], dict[str, Any]]
 
 
+class IncompleteError(RuntimeError):
+    """Cells were left out on request, so that there is no report yet."""
+
+
 def run_cells(
-    title: str, cells: Sequence[Cell], store: ResultStore, fingerprint: str
+    title: str, cells: Sequence[Cell], store: ResultStore, fingerprint: str, only: str = ""
 ) -> dict[str, dict[str, Any]]:
     """Compute the cells that are not stored yet, storing each as soon as it is done.
 
@@ -37,19 +41,23 @@ def run_cells(
         cells: The cells in the order of computation; their keys must differ.
         store: Where results are kept.
         fingerprint: What the results depend on besides their keys (`store.fingerprint`).
+        only: Compute cells whose key contains this text only; several processes may so share
+            the work and the store.
 
     Returns:
         The value of each cell by its key, in the order of `cells`.
 
     Raises:
         KeyboardInterrupt: The user stopped the run; the cells done so far stay stored.
+        IncompleteError: Cells are missing that `only` left out.
     """
     _check_unique([cell.key for cell in cells])
     found = {cell.key: store.get(cell.key, fingerprint) for cell in cells}
     values = {key: value for key, value in found.items() if value is not None}
+    chosen = [cell for cell in cells if only in cell.key]
     console = Console(stderr=True)
     try:
-        _compute_missing(title, cells, values, store, fingerprint, console)
+        _compute_missing(title, chosen, values, store, fingerprint, console)
     except KeyboardInterrupt:
         _say(
             console,
@@ -57,6 +65,11 @@ def run_cells(
             "run the same command again to resume",
         )
         raise
+    if len(values) < len(cells):
+        raise IncompleteError(
+            f"{len(values)} of {len(cells)} cells are stored; run the command without --only for"
+            " the others and the report"
+        )
     return {cell.key: values[cell.key] for cell in cells}
 
 
@@ -69,7 +82,8 @@ def _compute_missing(
     console: Console,
 ) -> None:
     with _progress(console) as progress:
-        bar = progress.add_task(title, total=len(cells), completed=len(values), cell="")
+        done = sum(cell.key in values for cell in cells)
+        bar = progress.add_task(title, total=len(cells), completed=done, cell="")
         for cell in cells:
             if cell.key in values:
                 continue
@@ -77,7 +91,8 @@ def _compute_missing(
             values[cell.key] = store.put(cell.key, fingerprint, cell.compute())
             progress.advance(bar)
             if not console.is_terminal:
-                _say(console, f"{title}: {len(values)}/{len(cells)} {cell.key}")
+                done = sum(known.key in values for known in cells)
+                _say(console, f"{title}: {done}/{len(cells)} {cell.key}")
 
 
 def _progress(console: Console) -> Progress:

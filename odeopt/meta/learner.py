@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from odeopt import tree
-from odeopt.errors import DivergenceError, OdeoptError, OdeoptWarning
+from odeopt.errors import DivergenceError, InputError, OdeoptError, OdeoptWarning
 from odeopt.meta.arguments import check_settings, resolve
 from odeopt.meta.method import MetaGradient, Method, TaskBatch, TaskData, as_task_batch
 from odeopt.meta.metrics import MetricsFile, Step, progress
@@ -90,6 +90,7 @@ class MetaLearner:
         self._metrics = None if self._folder is None else MetricsFile(self._folder / METRICS)
         self._show = show_progress
         self.updates = 0
+        self._owns_folder = False
         self.params: PyTree = tree.map_tensors(_copy, params)
         initial = self.method.init_hparams(params, own) if hparams is None else hparams
         self.hparams: PyTree = tree.map_tensors(_copy, initial)
@@ -109,7 +110,9 @@ class MetaLearner:
         Raises:
             OdeoptError: of the method, with the update and its tasks in a note.
             DivergenceError: if a meta-gradient is not finite.
+            InputError: if the folder holds another run.
         """
+        self._claim_folder()
         steps: list[Step] = []
         with progress(updates, self.updates, self._show) as show:
             while self.updates < updates:
@@ -162,12 +165,24 @@ class MetaLearner:
         found: dict[str, Any] = torch.load(path, weights_only=True)
         for own, name in ((self.params, "params"), (self.hparams, "hparams")):
             copy_into(own, found[name], f"{name} of {path}")
+        self._owns_folder = True
         self._optimizer.load_state_dict(found["optimizer"])
         torch.set_rng_state(found["random"])
         self.updates = found["updates"]
         if self._metrics is not None:
             self._metrics.truncate(self.updates)
         return True
+
+    def _claim_folder(self) -> None:
+        if self._folder is None or self._owns_folder:
+            return
+        if (self._folder / CHECKPOINT).exists():
+            raise InputError(
+                f"{self._folder} holds the checkpoint of another run: call restore() to go on with"
+                " it, or give another folder."
+            )
+        MetricsFile(self._folder / METRICS).truncate(0)
+        self._owns_folder = True
 
     def _update(self, last: bool) -> Step:
         begin = time.perf_counter()

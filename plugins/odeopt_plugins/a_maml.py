@@ -47,4 +47,4 @@ def a_maml(
     return inner_loop(field, chosen, adjoint, None, grid, outer_loss or loss, **settings)
 
 
-odeopt.METHODS.register("a-maml", example=lambda loss: a_maml(loss, lr=0.05))(a_maml)
+odeopt.METHODS.register("a-maml", example=lambda loss: a_maml(loss, lr=0.05, steps=20))(a_maml)

@@ -127,6 +127,6 @@ def a_maml_released(
     return ReleasedAMAML(inner_loop(field, solver, ReleasedEuler(), None, grid, outer, **settings))
 
 
-odeopt.METHODS.register("a-maml-released", example=lambda loss: a_maml_released(loss, lr=0.05))(
-    a_maml_released
-)
+odeopt.METHODS.register(
+    "a-maml-released", example=lambda loss: a_maml_released(loss, lr=0.05, steps=20)
+)(a_maml_released)

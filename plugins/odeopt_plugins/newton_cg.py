@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -41,13 +41,9 @@ class NewtonCG(StepSolver):
 
     @override
     def step(self, velocity: Velocity, t: Tensor, dt: Tensor, y: Tensor) -> Tensor:
-        slope: Tensor = velocity(t, y)
-
-        def hessian(v: Tensor) -> Tensor:
-            image: Any = torch.func.jvp(lambda u: velocity(t, u), (y,), (v,))[1]
-            return -image
-
-        direction = self._solver.solve(hessian, slope)
+        slope: Tensor
+        slope, pullback = torch.func.vjp(lambda u: velocity(t, u), y)[:2]
+        direction = self._solver.solve(lambda v: -pullback(v)[0], slope)
         return y + dt * self._length(velocity, t, y, direction, slope) * direction
 
     def _length(

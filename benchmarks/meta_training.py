@@ -1,0 +1,128 @@
+"""Meta-training of a method, and what its initialisation is good for on new tasks."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import odeopt
+from benchmarks.methods import Problem
+from benchmarks.problems.models import Parameters
+from benchmarks.problems.tasks import Batch, Task
+
+LOGGED = 50
+"""How many points of the training curve are kept."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A learned initialisation.
+
+    Attributes:
+        params: The initialisation.
+        hparams: What else the method learned.
+        record: Plain data about the run: the training curve, seconds and failures.
+    """
+
+    params: Parameters
+    hparams: Any
+    record: dict[str, Any]
+
+
+def train(
+    method: odeopt.Method, params: Parameters, pool: odeopt.TaskPool, updates: int, folder: Path
+) -> Trained:
+    """Learn an initialisation with Adam, 1e-3, going on from the checkpoint in the folder."""
+    learner = odeopt.MetaLearner(
+        method, params, pool, folder=folder, checkpoint_every=100, show_progress=False
+    )
+    learner.restore()
+    begin = time.perf_counter()
+    with warnings.catch_warnings():  # failed tasks are counted in the record
+        warnings.simplefilter("ignore", odeopt.OdeoptWarning)
+        stopped = _fit(learner, updates)
+    history = learner.history()
+    stride = max(1, len(history) // LOGGED)
+    record = {
+        "updates": learner.updates,
+        "curve": [[step.update, step.value] for step in history[::stride]],
+        "seconds": sum(step.seconds for step in history),
+        "seconds_here": time.perf_counter() - begin,
+        "failed_tasks": sum(len(step.failed) for step in history),
+        "stopped": stopped,
+    }
+    return Trained(learner.params, learner.hparams, record)
+
+
+def _fit(learner: odeopt.MetaLearner, updates: int) -> str:
+    """Why the run ended early; empty if it did not."""
+    try:
+        learner.fit(updates)
+    except odeopt.OdeoptError as error:
+        return f"update {learner.updates}: {type(error).__name__}: {error}"
+    return ""
+
+
+def pool(tasks: Task, batch_size: int, seed: int) -> odeopt.TaskPool:
+    """Meta-batches of stacked tasks."""
+    return odeopt.TaskPool(tasks.train, tasks.validation, batch_size, seed)
+
+
+def spread(params: Parameters, tasks: int) -> Parameters:
+    """The same parameters for each task, with a leading dimension."""
+    return {name: leaf.expand(tasks, *leaf.shape).clone() for name, leaf in params.items()}
+
+
+def adapt_by_descent(
+    problem: Problem, params: Parameters, support: Batch, lr: float, steps: int, every: int,
+    compile: str | None = None,
+) -> list[Parameters]:  # fmt: skip
+    """Parameters of each task after 0, every, 2 every, ... steps of gradient descent."""
+    opt = odeopt.ODEOptimizer(
+        odeopt.GradientFlow(problem.loss), adjoint=odeopt.FirstOrderAdjoint(), compile=compile
+    )
+    grid = odeopt.TimeGrid.from_lr(lr, steps, observe=range(0, steps + 1, every))
+    with torch.no_grad():
+        sol = opt.solve(params, support, grid, tasks=True, on_failure="skip")
+    first = spread(params, support.x.shape[0])
+    return [first, *sol.observed[1:]]
+
+
+def adapt_by_adam(
+    problem: Problem, params: Parameters, support: Batch, epochs: int, every: int,
+    lr: float = 1e-3, weight_decay: float = 1e-6,
+) -> list[Parameters]:  # fmt: skip
+    """Parameters of each task after 0, every, 2 every, ... steps of Adam on all its data.
+
+    Tasks are stacked: Adam treats every entry by itself, so that they do not mix.
+    """
+    leaves = {k: x.requires_grad_() for k, x in spread(params, support.x.shape[0]).items()}
+    optimizer = torch.optim.Adam(list(leaves.values()), lr=lr, weight_decay=weight_decay)
+    losses = torch.func.vmap(problem.loss)
+    found = [_snapshot(leaves)]
+    for epoch in range(1, epochs + 1):
+        optimizer.zero_grad()
+        losses(leaves, support).sum().backward()
+        optimizer.step()
+        if epoch % every == 0:
+            found.append(_snapshot(leaves))
+    return found
+
+
+def _snapshot(leaves: Parameters) -> Parameters:
+    return {name: leaf.detach().clone() for name, leaf in leaves.items()}
+
+
+def evaluate(
+    score: Callable[[Parameters, Batch], Tensor], states: list[Parameters], test: Batch
+) -> Tensor:
+    """The score of each task at each state, shape [states, tasks]."""
+    with torch.no_grad():
+        return torch.stack([torch.func.vmap(score)(state, test) for state in states])

@@ -1,0 +1,228 @@
+"""The outer loop: stopping, resuming, failures and what it writes down."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import odeopt
+from odeopt.testing import smooth_problem
+
+
+def pool(device, tasks=12, batch_size=4, **keywords):
+    problem = smooth_problem(device, tasks)
+    return odeopt.TaskPool(problem.batch, problem.outer_batch, batch_size, **keywords)
+
+
+def learner(device, method="maml", **keywords):
+    problem = smooth_problem(device)
+    model = odeopt.ModuleLoss(problem.params, None, problem.loss)
+    settings = keywords.pop("settings", {"lr": 0.1, "steps": 3})
+    return odeopt.MetaLearner(method, model, pool(device), settings=settings, **keywords)
+
+
+def same(first, second):
+    pairs = zip(first.params.values(), second.params.values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_it_learns_what_plain_adam_learns(device):
+    found = learner(device, optimizer=lambda leaves: torch.optim.Adam(leaves, lr=0.01))
+    steps = found.fit(6)
+    problem, tasks = smooth_problem(device), pool(device)
+    method = odeopt.METHODS.get("maml")(problem.loss, lr=0.1, steps=3)
+    params = {name: leaf.clone() for name, leaf in problem.params.items()}
+    adam = torch.optim.Adam(list(params.values()), lr=0.01)
+    for k in range(6):
+        res = method(params, tasks(k))
+        for name, leaf in params.items():
+            leaf.grad = res.grads.params[name]
+        adam.step()
+        assert steps[k].value == pytest.approx(float(res.value), rel=1e-12)
+    assert all(torch.equal(found.params[name], params[name]) for name in params)
+    assert [step.update for step in steps] == list(range(6))
+
+
+@pytest.mark.filterwarnings("ignore:the inner problem has not converged")
+@pytest.mark.parametrize("name", odeopt.METHODS.names())
+def test_every_method_learns(device, name):
+    problem = smooth_problem(device)
+    method = odeopt.METHODS.example(name)(problem.loss)
+    tasks = pool(device)
+    found = odeopt.MetaLearner(
+        method, problem.params, tasks, lambda leaves: torch.optim.Adam(leaves, lr=0.05),
+    )  # fmt: skip
+    everything = tasks.select(range(12))
+    before = found.evaluate(everything).mean()
+    found.fit(12)
+    assert found.evaluate(everything).mean() < 0.95 * before
+
+
+@given(stop=st.integers(1, 9), every=st.integers(1, 4), seed=st.integers(0, 3))
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path_factory, stop, every, seed):
+    def make(folder, callback=None):
+        torch.manual_seed(seed)
+        return learner(
+            None, "meta-sgd", folder=folder, checkpoint_every=every, callback=callback,
+            settings={"lr": 0.1, "steps": 2},
+        )  # fmt: skip
+
+    def interrupt(step):
+        if step.update == stop:
+            raise KeyboardInterrupt
+
+    whole = make(tmp_path_factory.mktemp("whole"))
+    whole.fit(10)
+    folder = tmp_path_factory.mktemp("parts")
+    with pytest.raises(KeyboardInterrupt):
+        make(folder, interrupt).fit(10)
+    parts = make(folder)
+    assert parts.restore() == (stop + 1 >= every)
+    assert parts.updates == (stop + 1) // every * every
+    parts.fit(10)
+    assert same(whole, parts)
+    assert torch.equal(whole.hparams["lr"]["out"], parts.hparams["lr"]["out"])
+    values = [[step.value for step in run.history()] for run in (whole, parts)]
+    assert values[0] == values[1]
+    assert len(values[0]) == 10
+
+
+def test_nothing_to_restore(tmp_path):
+    assert not learner(None).restore()
+    assert not learner(None, folder=tmp_path).restore()
+
+
+def test_another_run_is_not_overwritten(tmp_path):
+    learner(None, folder=tmp_path).fit(1)
+    with pytest.raises(odeopt.InputError, match=r"call restore\(\) to go on"):
+        learner(None, folder=tmp_path).fit(1)
+
+
+def test_a_checkpoint_of_other_shapes_is_refused(tmp_path):
+    learner(None, folder=tmp_path).fit(1)
+    problem = smooth_problem()
+    params = {**problem.params, "out": torch.zeros(4)}
+    model = odeopt.ModuleLoss(params, None, problem.loss)
+    other = odeopt.MetaLearner("maml", model, pool(None), folder=tmp_path)
+    with pytest.raises(odeopt.InputError, match=r"params of .* have other shapes"):
+        other.restore()
+
+
+def test_it_stops_when_the_initialisation_hardly_moves():
+    found = learner(None, optimizer=lambda leaves: torch.optim.SGD(leaves, lr=1e-9))
+    steps = found.fit(10, tolerance=1e-6)
+    assert len(steps) == 1
+    assert steps[0].change < 1e-6
+    assert len(learner(None).fit(3, tolerance=1e-6)) == 3
+
+
+def test_gradients_are_clipped():
+    found = learner(None, clip=1e-3, optimizer=lambda leaves: torch.optim.SGD(leaves, lr=1.0))
+    step = found.fit(1)[0]
+    assert step.grad_norm > 1e-3
+    assert step.change == pytest.approx(1e-3, rel=1e-9)
+
+
+def test_validation_and_callback():
+    seen = []
+    held_out = pool(None).select([0, 1])
+    found = learner(None, validation=held_out, validate_every=2, callback=seen.append)
+    found.fit(5)
+    assert [step.validation is not None for step in seen] == [False, True, False, True, True]
+    assert seen[-1].validation == pytest.approx(float(found.evaluate(held_out).mean()), rel=1e-12)
+
+
+def test_metrics_are_lines_of_json(tmp_path):
+    learner(None, folder=tmp_path).fit(3)
+    path = tmp_path / "metrics.jsonl"
+    with path.open("a") as file:
+        file.write('{"update": 3, "val')  # an interruption while a line is written
+    assert [json.loads(line)["update"] for line in path.read_text().splitlines()[:3]] == [0, 1, 2]
+    again = learner(None, folder=tmp_path)
+    assert again.restore()
+    assert [step.update for step in again.history()] == [0, 1, 2]
+
+
+def diverging(on_failure):
+    def loss(params, batch):
+        return (batch * params.square()).sum()
+
+    names = ("calm", "wild", "mild")
+    data = torch.tensor([[0.1], [1e200], [0.2]])
+    tasks = odeopt.TaskPool(data, data, batch_size=3, names=names)
+    method = odeopt.METHODS.get("maml")(loss, lr=0.5, steps=5, on_failure=on_failure)
+    return odeopt.MetaLearner(method, torch.ones(2), tasks)
+
+
+def test_a_diverging_task_is_named():
+    with pytest.raises(odeopt.DivergenceError) as caught:
+        diverging("raise").fit(1)
+    assert "wild" in caught.value.__notes__[0]
+    with pytest.warns(odeopt.OdeoptWarning, match=r"left out: wild \(STATE_NOT_FINITE\)"):
+        step = diverging("skip").fit(1)[0]
+    assert step.failed == ("wild (STATE_NOT_FINITE)",)
+    assert step.value < 10
+
+
+def test_an_infinite_meta_gradient_is_refused():
+    class Broken(odeopt.Method):
+        def __call__(self, params, task_batch, hparams=None):
+            grads = odeopt.MetaGrads(params / 0, None)
+            zero = torch.zeros(1)
+            return odeopt.MetaGradient(zero[0], grads, odeopt.Stats(), zero, zero.long())
+
+        adapt = evaluate = None
+
+    Broken.__abstractmethods__ = frozenset()
+    found = odeopt.MetaLearner(Broken(), torch.ones(2), pool(None))
+    with pytest.raises(odeopt.DivergenceError, match="update 0 is not finite"):
+        found.fit(1)
+
+
+def test_learned_hparams_of_the_loss():
+    problem = smooth_problem()
+    model = odeopt.ModuleLoss(problem.params, problem.hparams, problem.loss)
+    found = odeopt.MetaLearner("maml", model, pool(None), settings={"lr": 0.1})
+    found.fit(2)
+    assert not torch.equal(found.hparams["penalty"], problem.hparams["penalty"])
+
+
+def test_bad_arguments_are_refused():
+    problem, tasks = smooth_problem(), pool(None)
+    model = odeopt.ModuleLoss(problem.params, None, problem.loss)
+    cases = [
+        (lambda: odeopt.MetaLearner("maml", problem.params, tasks), "model has no loss"),
+        (lambda: odeopt.MetaLearner(3, model, tasks), "expected a Method or a name"),
+        (lambda: odeopt.MetaLearner("maml", model, [1]), r"expected tasks\(k\)"),
+        (lambda: odeopt.MetaLearner("maml", model, tasks, clip=-1.0), "clip is -1.0"),
+        (lambda: odeopt.MetaLearner("maml", model, tasks, validate_every=0), "validate_every"),
+        (lambda: pool(None, batch_size=13), "from 1 to 12"),
+        (lambda: pool(None, names=("one",)), "1 names for 12 tasks"),
+    ]
+    for make, message in cases:
+        with pytest.raises(odeopt.InputError, match=message):
+            make()
+    with pytest.raises(odeopt.UnknownNameError, match="unknown method 'mamml'"):
+        odeopt.MetaLearner("mamml", model, tasks)
+    method = odeopt.METHODS.get("maml")(problem.loss)
+    with pytest.raises(odeopt.InputError, match="for a method given by name"):
+        odeopt.MetaLearner(method, model, tasks, settings={"lr": 1.0})
+
+
+def test_tensorboard_is_optional(monkeypatch):
+    import builtins
+
+    real = builtins.__import__
+
+    def without(name, *args, **keywords):
+        if name.startswith("torch.utils.tensorboard"):
+            raise ImportError(name)
+        return real(name, *args, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(odeopt.CompatibilityError, match="install it, or read metrics"):
+        odeopt.tensorboard("runs")
