@@ -52,6 +52,11 @@ class Choices:
             return False
         return adjoint.replays or not self.checkpoints.is_mesh
 
+    @property
+    def replayed(self) -> bool:
+        """Whether some state will be made again, so that it can be compared."""
+        return self.replays and not self.checkpoints.keeps_all
+
     def check(self) -> None:
         """Raise `CompatibilityError` on choices that do not work together."""
         if not isinstance(self.adjoint, LocalAdjoint):
@@ -97,7 +102,7 @@ def run_forward(choices: Choices, problem: Problem, stats: Stats) -> Run:
         Kept(stats),
         adjoint.first_step(stepper.length) if local and stepper.length is not None else 0,
         problem.grid.observe,
-        fingerprints=local and choices.replays and isinstance(stepper, SettledStepper),
+        fingerprints=local and choices.replayed and isinstance(stepper, SettledStepper),
     )
     settled = _settle(stepper, kernels, problem, stats)
     stats.steps += settled.length or 0

@@ -22,6 +22,7 @@ class PluginReport:
     name: str
     module: str
     distribution: str
+    version: str
     error: str | None
 
 
@@ -117,13 +118,14 @@ def load_plugins() -> list[PluginReport]:
 
 
 def _load(point: EntryPoint) -> PluginReport:
-    distribution = point.dist.name if point.dist is not None else "unknown"
+    known = point.dist
+    source = ("unknown", "unknown") if known is None else (known.name, known.version)
     try:
         importlib.import_module(point.module)
     except Exception as error:  # any failure of third-party code is reported, not raised
         message = f"{type(error).__name__}: {error}"
-        return PluginReport(point.name, point.value, distribution, message)
-    return PluginReport(point.name, point.value, distribution, None)
+        return PluginReport(point.name, point.value, *source, message)
+    return PluginReport(point.name, point.value, *source, None)
 
 
 def _origin(entry: Callable[..., Any]) -> str:

@@ -26,7 +26,7 @@ class _Implicit(NamedTuple):
 
 
 @final
-@ADJOINTS.register("implicit")
+@ADJOINTS.register("implicit", example=lambda: ImplicitAdjoint(stationarity=None))
 class ImplicitAdjoint(WholeAdjoint):
     r"""Differentiates the condition $\nabla\Phi(\varphi) = 0$ at the final state $\varphi$.
 

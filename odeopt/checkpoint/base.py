@@ -77,6 +77,9 @@ class CheckpointSchedule(ABC):
     needs_length: bool
     """Whether the number of steps must be known before the forward sweep."""
 
+    keeps_all: bool = False
+    """Whether every state is kept, so that nothing is ever replayed."""
+
     @abstractmethod
     def forward(self, n: int | None) -> ForwardStream:
         """Actions of the forward sweep over n steps, from 0 to n: any but Pull.

@@ -36,6 +36,7 @@ class Every(CheckpointSchedule):
 
     def __init__(self, k: int = 1) -> None:
         self.k = check_positive(k, "k")
+        self.keeps_all = k == 1
 
     @override
     def forward(self, n: int | None) -> ForwardStream:

@@ -59,11 +59,12 @@ class TaskHorizon:
             looks: state indices.
             values: validation losses there, shape [looks, tasks].
         """
-        running = values.nan_to_num(torch.inf).cummin(0)
-        age = torch.arange(len(looks), device=values.device)[:, None] - running.indices
-        stop = (age >= self.patience).to(torch.int64)
-        last = torch.where(stop.any(0), stop.argmax(0), len(looks) - 1)
-        best = running.indices.gather(0, last[None])[0]
+        values = torch.where(values.isnan(), torch.inf, values)
+        least, best = values[0], torch.zeros_like(values[0], dtype=torch.int64)
+        for look, found in enumerate(values[1:], start=1):
+            waiting = look - best <= self.patience
+            better = waiting & (found < least)
+            least, best = torch.where(better, found, least), torch.where(better, look, best)
         return torch.tensor(looks, device=values.device)[best]
 
 

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from odeopt import tree
 from odeopt.calls import call_loss
 from odeopt.errors import InputError
+from odeopt.problem import check_lead
 from odeopt.stats import Stats
 from odeopt.types import PyTree
 
@@ -102,10 +104,16 @@ def as_task_batch(value: object) -> TaskBatch:
     """A `TaskBatch` as it is; a pair as one.
 
     Raises:
-        InputError: if it is neither.
+        InputError: if it is neither, or the numbers of tasks differ.
     """
-    if isinstance(value, TaskBatch):
-        return value
+    batch = value if isinstance(value, TaskBatch) else _from_pair(value)
+    leads = [leaf.shape[0] for leaf in tree.tensors(batch.train) if leaf.ndim > 0]
+    if leads:
+        check_lead(batch.validation, leads[0], "validation")
+    return batch
+
+
+def _from_pair(value: object) -> TaskBatch:
     if not isinstance(value, tuple) or len(cast("tuple[Any, ...]", value)) != 2:
         raise InputError(
             f"task_batch is a {type(value).__name__}; expected TaskBatch(train, validation), or a"
@@ -117,9 +125,10 @@ def as_task_batch(value: object) -> TaskBatch:
 def task_losses(
     loss: Callable[..., Any], params: PyTree, batch: PyTree, hparams: PyTree = None
 ) -> Tensor:
-    """The loss of each task at its own parameters, shape [tasks]."""
+    """The loss of each task at its own parameters, shape [tasks]; without gradients."""
 
     def one(params: PyTree, batch: PyTree) -> Tensor:
         return call_loss(loss, hparams, params, batch, what="outer_loss")
 
-    return torch.func.vmap(one)(params, batch)
+    with torch.no_grad():
+        return torch.func.vmap(one)(params, batch)

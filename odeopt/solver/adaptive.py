@@ -124,8 +124,9 @@ class Adaptive(ExplicitRungeKutta):
         """The first step size by Hairer's rule; one gradient; 0-dim."""
         if self.first_step is not None:
             return torch.full_like(t, self.first_step)
-        speed = self._ratio(slope, y, y)
-        trial = 0.01 * self._ratio(y, y, y).clamp(min=1e-5) / speed.clamp(min=1e-5)
+        size, speed = self._ratio(y, y, y), self._ratio(slope, y, y)
+        small = (size < 1e-5) | (speed < 1e-5)
+        trial = torch.where(small, 1e-6, 0.01 * size / speed.clamp(min=1e-5))
         ahead = velocity(t + trial, y + trial * slope)
         bend = self._ratio(ahead - slope, y, y) / trial
         limit = torch.maximum(speed, bend).clamp(min=1e-15)

@@ -131,7 +131,7 @@ class AdaptiveStepper(Stepper):
         proposal = torch.where(shortened, torch.maximum(proposal, self._dt), proposal)
         self._dt = torch.where(dt > 0, proposal, self._dt)
         self._previous = torch.where(accepted & (dt > 0), error.clamp(min=1e-4), self._previous)
-        self._failed = self._failed | (self._dt < 1e-14 * (1 + self._t.abs()))
+        self._failed = self._failed | ~(self._dt >= 1e-14 * (1 + self._t.abs()))  # NaN too
         self._dt = torch.where(self._failed, torch.full_like(self._dt, torch.inf), self._dt)
 
     def _accept(

@@ -33,8 +33,9 @@ def a_maml(
         lr: the learning rate of the gradient descent that the flow stands for.
         steps: its steps.
         states: how many states are kept; `steps` by default, which is the paper's choice.
-        solver: the forward solver; `DormandPrince(rtol=1e-5, atol=1e-7)` by default. With
-            horizons of each task's own, `Adaptive(rtol, atol)`.
+        solver: the forward solver; `DormandPrince(rtol=1e-5, atol=1e-7)` by default, in which
+            tasks share their steps (so that a task's gradient depends on the others by about the
+            tolerance). With horizons of each task's own, `Adaptive(rtol, atol)`.
         **settings: see `odeopt_plugins.common.Settings`.
 
     References:
@@ -47,4 +48,7 @@ def a_maml(
     return inner_loop(field, chosen, adjoint, None, grid, outer_loss or loss, **settings)
 
 
-odeopt.METHODS.register("a-maml", example=lambda loss: a_maml(loss, lr=0.05, steps=20))(a_maml)
+odeopt.METHODS.register(
+    "a-maml",
+    example=lambda loss: a_maml(loss, lr=0.05, steps=20, solver=odeopt.DormandPrince(1e-11, 1e-13)),
+)(a_maml)

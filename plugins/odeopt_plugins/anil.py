@@ -70,7 +70,7 @@ class ANIL(odeopt.Method):
         head, body = self._split(params)
         adapted = self._inner.adapt(head, train, {"body": body, "loss": hparams})
         tasks = tree.tensors(adapted)[0].shape[0]
-        body = tree.map_tensors(lambda leaf: leaf.expand(tasks, *leaf.shape), body)
+        body = tree.map_tensors(lambda leaf: leaf.detach().expand(tasks, *leaf.shape), body)
         return {name: adapted[name] if name in adapted else body[name] for name in params}
 
     @override

@@ -13,10 +13,10 @@ from typing_extensions import Unpack, override
 import odeopt
 from odeopt import tree
 from odeopt.gradient import OnFailure
-from odeopt.meta.method import TaskData, as_task_batch
+from odeopt.meta.method import TaskBatch, TaskData, as_task_batch
 from odeopt.solver import Solver
 from odeopt.types import PyTree
-from odeopt_plugins.common import Settings, mean_over
+from odeopt_plugins.common import Settings, check_values, mean_over
 
 Features = Callable[[PyTree, PyTree], Tensor]
 """`features(params, batch) -> [M, F]`, the inputs of the last layer."""
@@ -80,6 +80,27 @@ class _Layer(NamedTuple):
     """Outputs before adaptation, [tasks, M, N]."""
     gram: Tensor
     """[tasks, M, M]."""
+
+
+class _Flow(NamedTuple):
+    """The end of the flow of each task."""
+
+    s: Tensor
+    """[tasks, M, N]."""
+    sensitivities: Tensor
+    """[tasks, MN + MM, M, N]."""
+    slope: Tensor
+    """ds/dt at the horizon."""
+    status: Tensor
+    """[tasks]."""
+    stats: odeopt.Stats
+
+    def at(self, tasks: Tensor) -> _Flow:
+        """Some of the tasks."""
+        return _Flow(
+            self.s[tasks], self.sensitivities[tasks], self.slope[tasks], self.status[tasks],
+            self.stats,
+        )  # fmt: skip
 
 
 @final
@@ -154,24 +175,23 @@ class COMLN(odeopt.Method):
         batch = as_task_batch(task_batch)
         params = tree.map_tensors(lambda leaf: leaf.detach().requires_grad_(), params)
         log_horizon = self._log_horizon(hparams).detach().requires_grad_()
+        flow = self._flow(params, log_horizon.detach().exp(), batch.train)
+        values = torch.full(flow.status.shape, torch.nan).to(flow.s)
+        ok = (flow.status == odeopt.Status.OK).nonzero().flatten()
         with torch.enable_grad():
-            layer = self._layer(params, batch.train)
-            s, sol = self._flow(layer, log_horizon.exp(), batch.train)
-            features = self._inputs(params, batch.validation)
-            outputs = features @ layer.weights.T - features @ layer.features.mT @ s
-            values = torch.func.vmap(self._outer)(outputs, batch.validation)
-            status = sol.status
-            assert status is not None, "there is no transform around a method"
-            value = mean_over(status, values)
-            leaves = tree.leaves(params)
-            found = torch.autograd.grad(
-                value, [*leaves, log_horizon], allow_unused=True, materialize_grads=True
-            )
+            kept = self._values(flow.at(ok), params, log_horizon, _pick(batch, ok))
+        values[ok] = kept.detach()
+        status = check_values(flow.status, values, self._on_failure)
+        value = mean_over(status[ok], kept)
+        leaves = tree.leaves(params)
+        found = torch.autograd.grad(
+            value, [*leaves, log_horizon], allow_unused=True, materialize_grads=True
+        )
         grads = odeopt.MetaGrads(
             tree.pytree.tree_unflatten(list(found[:-1]), tree.pytree.tree_structure(params)),
             {"log_horizon": found[-1]},
         )
-        return odeopt.MetaGradient(value.detach(), grads, sol.stats, values.detach(), status)
+        return odeopt.MetaGradient(value.detach(), grads, flow.stats, values, status)
 
     @override
     def adapt(self, params: PyTree, train: PyTree, hparams: PyTree = None) -> PyTree:
@@ -185,7 +205,7 @@ class COMLN(odeopt.Method):
             weights = layer.weights - s.mT @ layer.features
         shapes = {name: params[name].shape for name in self._names if name is not None}
         tasks = weights.shape[0]
-        adapted = tree.map_tensors(lambda leaf: leaf.expand(tasks, *leaf.shape), params)
+        adapted = tree.map_tensors(lambda leaf: leaf.detach().expand(tasks, *leaf.shape), params)
         if bias is None:
             return {**adapted, weight: weights.reshape(tasks, *shapes[weight])}
         return {
@@ -202,7 +222,8 @@ class COMLN(odeopt.Method):
         def one(params: PyTree, data: PyTree) -> Tensor:
             return self._outer(self._outputs(params, data), data)
 
-        return torch.func.vmap(one)(adapted, batch.validation)
+        with torch.no_grad():
+            return torch.func.vmap(one)(adapted, batch.validation)
 
     def _outputs(self, params: Any, data: PyTree) -> Tensor:
         weight, bias = self._names
@@ -238,23 +259,32 @@ class COMLN(odeopt.Method):
         rows = params[weight].reshape(-1, own)
         return rows if bias is None else torch.cat([rows, params[bias].reshape(-1, 1)], dim=1)
 
-    def _flow(
-        self, layer: _Layer, horizon: Tensor, train: PyTree
-    ) -> tuple[Tensor, odeopt.Solution]:
-        """The coordinates s at the horizon, [tasks, M, N], differentiable to first order."""
-        start, gram = layer.start.detach(), layer.gram.detach()
-        _, m, n = start.shape
-        state = {"s": start.new_zeros(m, n), "S": start.new_zeros(m * n + m * m, m, n)}
-        batch = (start, gram, train)
-        grid = odeopt.TimeGrid.uniform(horizon.detach(), 1)
+    def _flow(self, params: PyTree, horizon: Tensor, train: PyTree) -> _Flow:
+        """The flow of each task with its sensitivities."""
         with torch.no_grad():
+            layer = self._layer(params, train)
+            _, m, n = layer.start.shape
+            size = m * n + m * m
+            state = {"s": layer.start.new_zeros(m, n), "S": layer.start.new_zeros(size, m, n)}
+            batch, grid = (layer.start, layer.gram, train), odeopt.TimeGrid.uniform(horizon, 1)
             sol = self._sensitive.solve(state, batch, grid, tasks=True, on_failure=self._on_failure)
             field = self._plain.field
             rate = torch.func.vmap(lambda s, data: field.velocity(horizon, s, (), None, data))
             slope = rate({"s": sol.params["s"]}, batch)["s"]
-        moved = torch.cat([(layer.start - start).flatten(1), (layer.gram - gram).flatten(1)], dim=1)
-        s = sol.params["s"] + torch.einsum("kd,kdmn->kmn", moved, sol.params["S"])
-        return s + slope * (horizon - horizon.detach()), sol
+        assert sol.status is not None, "there is no transform around a method"
+        return _Flow(sol.params["s"], sol.params["S"], slope, sol.status, sol.stats)
+
+    def _values(self, flow: _Flow, params: PyTree, log_horizon: Tensor, batch: TaskBatch) -> Tensor:
+        """The validation loss of each task, differentiable (to first order) in everything."""
+        layer = self._layer(params, batch.train)
+        inputs = torch.cat([layer.start.flatten(1), layer.gram.flatten(1)], dim=1)
+        moved = inputs - inputs.detach()
+        horizon = log_horizon.exp()
+        s = flow.s + torch.einsum("kd,kdmn->kmn", moved, flow.sensitivities)
+        s = s + flow.slope * (horizon - horizon.detach())
+        features = self._inputs(params, batch.validation)
+        outputs = features @ layer.weights.T - features @ layer.features.mT @ s
+        return torch.func.vmap(self._outer)(outputs, batch.validation)
 
     def _log_horizon(self, hparams: PyTree) -> Tensor:
         if not isinstance(hparams, dict) or set(cast("dict[str, Any]", hparams)) != {"log_horizon"}:
@@ -262,6 +292,14 @@ class COMLN(odeopt.Method):
                 "COMLN learns its horizon: pass hparams = method.init_hparams(params)."
             )
         return hparams["log_horizon"]
+
+
+def _pick(batch: TaskBatch, tasks: Tensor) -> TaskBatch:
+    """Some of the tasks."""
+    train, validation = (
+        tree.map_tensors(lambda leaf: leaf[tasks], part) for part in (batch.train, batch.validation)
+    )
+    return TaskBatch(train, validation)
 
 
 def _example() -> COMLN:

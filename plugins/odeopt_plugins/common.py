@@ -50,6 +50,24 @@ def inner_loop(
     )
 
 
+def check_values(status: Tensor, values: Tensor, on_failure: OnFailure) -> Tensor:
+    """The status, with the tasks whose validation loss is not finite.
+
+    Raises:
+        DivergenceError: if a task failed and failures are to be raised, or every task failed.
+    """
+    lost = (status == odeopt.Status.OK) & ~torch.isfinite(values)
+    status = torch.where(lost, int(odeopt.Status.VALUE_NOT_FINITE), status)
+    failed: list[int] = (status != odeopt.Status.OK).nonzero().flatten().tolist()
+    if failed and (on_failure == "raise" or len(failed) == len(status)):
+        raise odeopt.DivergenceError(
+            f"task {failed[0]}: the state or the validation loss is not finite (status"
+            f" {odeopt.Status(int(status[failed[0]])).name}). Take smaller steps, or look for NaN"
+            " in the data."
+        )
+    return status
+
+
 def mean_over(status: Tensor, values: Tensor) -> Tensor:
     """The mean over tasks that did not fail, of values [tasks, ...]."""
     ok = (status == odeopt.Status.OK).reshape(-1, *(1,) * (values.ndim - 1))

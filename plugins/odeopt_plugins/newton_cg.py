@@ -18,9 +18,9 @@ class NewtonCG(StepSolver):
     r"""$u \leftarrow u + dt\,\alpha p$ with $\nabla^2\Phi(u)\,p \approx -\nabla\Phi(u)$.
 
     p comes from a few conjugate-gradient steps. $\alpha \in \{1, 1/2, 1/4, ...\}$ is the largest
-    at which the slope of $\Phi$ along p has fallen to 0.9 of its initial size or less, which for
-    convex $\Phi$ makes it decrease. A minimiser, not an integrator of the flow; for gradient
-    fields only. Cost per step: `steps` Hessian-vector products and `halvings + 1` gradients.
+    at which $\Phi$ still falls along p or is flat, so that a convex $\Phi$ decreases; 0 if there
+    is none. A minimiser, not an integrator of the flow; for gradient fields only. Cost per step:
+    `steps` Hessian-vector products and `halvings + 2` gradients.
 
     Args:
         steps: conjugate-gradient steps per direction.
@@ -34,7 +34,7 @@ class NewtonCG(StepSolver):
     order = 1
     stability_limit = float("inf")
 
-    def __init__(self, steps: int = 5, halvings: int = 6) -> None:
+    def __init__(self, steps: int = 5, halvings: int = 10) -> None:
         self._solver = ConjugateGradient(steps)
         self._halvings = halvings
         self.stages = 1 + steps + halvings + 1
@@ -49,10 +49,11 @@ class NewtonCG(StepSolver):
     def _length(
         self, velocity: Velocity, t: Tensor, y: Tensor, direction: Tensor, slope: Tensor
     ) -> Tensor:
-        start = torch.dot(slope, direction).abs()
+        start = torch.dot(slope, direction)
+        flat = -(torch.finfo(start.dtype).eps ** 0.5) * start
         length = torch.zeros_like(start)
         for halving in reversed(range(self._halvings + 1)):
             trial = 0.5**halving
-            found = torch.dot(velocity(t, y + trial * direction), direction).abs()
-            length = torch.where(found <= 0.9 * start, torch.full_like(length, trial), length)
+            found = torch.dot(velocity(t, y + trial * direction), direction)
+            length = torch.where(found >= flat, torch.full_like(length, trial), length)
         return length

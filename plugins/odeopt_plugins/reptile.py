@@ -14,7 +14,7 @@ from odeopt.calls import call_loss
 from odeopt.gradient import OnFailure
 from odeopt.meta.method import TaskData, as_task_batch, task_losses
 from odeopt.types import PyTree
-from odeopt_plugins.common import Loss, Settings, mean_over
+from odeopt_plugins.common import Loss, Settings, check_values, mean_over
 
 
 @final
@@ -71,11 +71,11 @@ class Reptile(odeopt.Method):
                 params, data, self._grid, hparams, tasks=True, on_failure=self._on_failure
             )
             values = task_losses(self._outer_loss, sol.params, batch.validation, hparams)
-        status = sol.status
-        assert status is not None, "there is no transform around a method"
-        direction = tree.pytree.tree_map(
-            lambda start, ends: start - mean_over(status, ends), params, sol.params
-        )
+            assert sol.status is not None, "there is no transform around a method"
+            status = check_values(sol.status, values, self._on_failure)
+            direction = tree.pytree.tree_map(
+                lambda start, ends: start - mean_over(status, ends), params, sol.params
+            )
         grads = odeopt.MetaGrads(direction, tree.map_tensors(torch.zeros_like, hparams))
         return odeopt.MetaGradient(mean_over(status, values), grads, sol.stats, values, status)
 
