@@ -2,5 +2,8 @@
 
 from __future__ import annotations
 
-BENCHMARKS: tuple[str, ...] = ("benchmarks.accuracy_vs_checkpoints:BENCHMARK",)
+BENCHMARKS: tuple[str, ...] = (
+    "benchmarks.accuracy_vs_checkpoints:BENCHMARK",
+    "benchmarks.regression:BENCHMARK",
+)
 """Import strings `package.module:NAME`, each naming a `harness.registry.Benchmark`."""

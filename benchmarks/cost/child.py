@@ -1,0 +1,120 @@
+"""One cell in a process of its own: `python -m benchmarks.cost.child JOB`, JOB as JSON.
+
+The last line of the output is the result as JSON. In this order, on one thread:
+
+1. the warm-up, with one inner step, which loads libraries and compiles kernels;
+2. the first run, under the memory limit, during which the growth of resident memory is read;
+3. timed runs, as many as the time allows (the first run counts if it has taken too long);
+4. one more run, not timed, during which allocations are recorded (`benchmarks.harness.memory`).
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from dataclasses import asdict, dataclass
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+
+import odeopt
+from benchmarks.cost import cases, check
+from benchmarks.cost.cases import Update
+from benchmarks.harness import memory
+
+DID_NOT_FIT = "did not fit"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process measures.
+
+    Attributes:
+        line: The name of a line; "check" for the comparison with `higher`.
+        steps: Inner steps.
+        tasks: Tasks.
+        shots: Training points of a task.
+        repeats: Timed runs.
+        memory_gib: Memory beyond what is in use after the warm-up.
+        seconds: How long timed runs may take together.
+        device: Where to compute.
+        check: The fields of `sizes.Check`, for "check".
+    """
+
+    line: str
+    steps: int
+    tasks: int
+    shots: int
+    repeats: int
+    memory_gib: float
+    seconds: float
+    device: str
+    check: dict[str, Any] | None = None
+
+    def to_json(self) -> str:
+        """The argument of the process."""
+        return json.dumps(asdict(self))
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """The result of a job.
+
+    Returns:
+        outcome: "" where there are numbers, else why there are none; the numbers are seconds,
+        runs, live_bytes, resident_bytes (None on CUDA), together and warm_up_seconds.
+    """
+    try:
+        return {"outcome": "", **_numbers(job)}
+    except odeopt.OdeoptError as error:
+        return {"outcome": type(error).__name__, "message": str(error)}
+    except (MemoryError, RuntimeError) as error:
+        if not memory.is_out_of_memory(error):
+            raise
+        return {"outcome": DID_NOT_FIT, "message": f"more than {job.memory_gib:g} GiB"}
+
+
+def _numbers(job: Job) -> dict[str, Any]:
+    device = torch.device(job.device)
+    given = cases.inputs(job.tasks, job.shots, device, torch.float32)
+    if job.line == "check":
+        assert job.check is not None, "a check has sizes"
+        return check.compare(given, **job.check)
+    line = next(one for one in cases.lines() if one.name == job.line)
+    update = cases.update(line, job.steps, given)
+    begin = perf_counter()
+    update.warm_up()
+    found = {"warm_up_seconds": perf_counter() - begin, "together": update.together}
+    gc.collect()
+    peak = memory.ResidentPeak()
+    with memory.at_most(int(job.memory_gib * memory.GIB), device):
+        first = check.once(update.run, device)
+        resident = peak.bytes() if device.type == "cpu" else None
+        runs = _timed(update, job, first, device)
+    return {
+        **found,
+        "seconds": median(runs),
+        "runs": len(runs),
+        "resident_bytes": resident,
+        "live_bytes": memory.peak_live_bytes(update.run, device),
+    }
+
+
+def _timed(update: Update, job: Job, first: float, device: torch.device) -> list[float]:
+    """Seconds of the runs after the first; of the first alone if there is no time for others."""
+    runs: list[float] = []
+    while len(runs) < job.repeats and first + sum(runs) + first < job.seconds:
+        runs.append(check.once(update.run, device))
+    return runs or [first]
+
+
+def main() -> None:
+    """Measure the job of the command line."""
+    torch.set_num_threads(1)
+    print(json.dumps(measure(Job(**json.loads(sys.argv[1]))), sort_keys=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""How much memory a computation needs: bytes of live tensors, and resident memory.
+
+Bytes of live tensors on a CPU come from the memory events of torch's profiler, which its
+allocator reports itself. A `TorchDispatchMode` that watches storages through weak references
+would be the other way, but it does not see what compiled kernels and the inside of operators
+allocate. The recording of operators is switched off, so that only allocations are kept; even so
+it slows a run down: measure time and resident memory in runs of their own. On CUDA the
+allocator's own counters are read.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+
+_STATUS = Path("/proc/self/status")
+_RESET_PEAK = "5"
+"""What `proc(5)` says to write into clear_refs to set the peak back to the present size."""
+
+GIB = 2**30
+
+
+def peak_live_bytes(run: Callable[[], object], device: torch.device) -> int:
+    """The most bytes of tensors alive at one time during a call, above those alive before it.
+
+    Args:
+        run: What is measured; on a CPU it must stay in one thread.
+        device: Where it computes.
+    """
+    if device.type == "cuda":
+        return _peak_of_cuda(run, device)
+    with torch.autograd.profiler.profile(profile_memory=True) as recorded, _no_operators():
+        run()
+    found = recorded.kineto_results
+    assert found is not None, "the profiler has ended"
+    events = [(e.start_ns(), e.nbytes()) for e in found.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event[0])  # stable: events of one instant keep their order
+    return max(accumulate((size for _, size in events), initial=0))
+
+
+def _peak_of_cuda(run: Callable[[], object], device: torch.device) -> int:
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+@contextmanager
+def _no_operators() -> Iterator[None]:
+    """Keeps operators out of the profile of this thread, which would grow a hundredfold."""
+    switch = torch._C._autograd._enable_record_function  # noqa: SLF001  (there is no public one)
+    switch(False)
+    try:
+        yield
+    finally:
+        switch(True)
+
+
+class ResidentPeak:
+    """Growth of the resident memory of this process from now on.
+
+    Linux keeps the peak per address space (VmHWM) and lets a process set it back, so that the
+    growth is that above the size at the start. Elsewhere `getrusage` has only the peak since the
+    process began, and the growth is that above the earlier peak: a lower bound.
+    """
+
+    def __init__(self) -> None:
+        self._start = _start_of_peak()
+
+    def bytes(self) -> int:
+        """The growth so far."""
+        return max(0, _peak_resident() - self._start)
+
+
+def _start_of_peak() -> int:
+    try:
+        Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
+    except OSError:
+        return _peak_resident()
+    return _linux("VmRSS")
+
+
+def _peak_resident() -> int:
+    if _STATUS.exists():
+        return _linux("VmHWM")
+    import resource  # noqa: PLC0415  (not on every platform)
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _linux(name: str) -> int:
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+@contextmanager
+def at_most(extra: int, device: torch.device) -> Iterator[None]:
+    """Makes allocations fail that would need more than `extra` bytes beyond what is in use.
+
+    On a CPU the address space is limited, on Linux only; on CUDA the share of the device.
+
+    Args:
+        extra: Bytes.
+        device: Where it is computed.
+    """
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        share = (torch.cuda.memory_reserved(device) + extra) / total
+        torch.cuda.set_per_process_memory_fraction(min(1.0, share), device)
+        yield
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+    elif sys.platform == "linux":
+        with _address_space(_linux("VmSize") + extra):
+            yield
+    else:
+        yield
+
+
+@contextmanager
+def _address_space(limit: int) -> Iterator[None]:
+    import resource  # noqa: PLC0415  (not on every platform)
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    bounded = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (bounded, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    words = ("can't allocate memory", "not enough memory", "bad_alloc", "bad allocation")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
