@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from odeopt.registry import ADJOINTS, CHECKPOINTS, FIELDS, SOLVERS
+from odeopt.registry import ADJOINTS, CHECKPOINTS, FIELDS, METHODS, SOLVERS, load_plugins
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -22,9 +22,9 @@ def name(path):
 
 @pytest.fixture
 def registries():
-    before = [
-        (r, dict(r._entries), dict(r._examples)) for r in (FIELDS, SOLVERS, ADJOINTS, CHECKPOINTS)
-    ]
+    load_plugins()  # what they register is there before and after
+    known = (FIELDS, SOLVERS, ADJOINTS, CHECKPOINTS, METHODS)
+    before = [(r, dict(r._entries), dict(r._examples)) for r in known]
     yield
     for registry, entries, examples in before:
         registry._entries, registry._examples = entries, examples
