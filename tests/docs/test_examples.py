@@ -11,7 +11,8 @@ import torch
 from odeopt.registry import ADJOINTS, CHECKPOINTS, FIELDS, METHODS, SOLVERS, load_plugins
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *TUTORIALS]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 
@@ -37,7 +38,13 @@ def test_the_blocks_of_a_page_run_in_order(page, registries, capsys):
     namespace = {"__name__": "__page__"}
     for number, block in enumerate(blocks):
         exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
-    assert bool(blocks) is (page.name in {"README.md", "extending.md"})
+    assert bool(blocks) is (page.name in {"README.md", "extending.md"} or page in TUTORIALS)
+
+
+def test_the_first_tutorial_is_short():
+    blocks = BLOCK.findall((ROOT / "docs" / "tutorials" / "meta-learning.md").read_text())
+    lines = [line for block in blocks for line in block.splitlines() if line.strip()]
+    assert len(lines) < 40
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
