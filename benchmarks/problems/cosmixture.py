@@ -17,6 +17,7 @@ import torch
 from torch import Generator, Tensor
 
 from benchmarks.problems import models
+from benchmarks.problems.functions import Standardisation, join, uniform
 from benchmarks.problems.models import Parameters
 from benchmarks.problems.tasks import Batch, Task, stack
 
@@ -60,20 +61,6 @@ class Function:
         return -self.scale * self.amplitude * waves - x.square().sum(-1, keepdim=True)
 
 
-@dataclass(frozen=True)
-class Standardisation:
-    """Means and standard deviations of the inputs, shape [2], and the targets, shape [1]."""
-
-    x_mean: Tensor
-    x_std: Tensor
-    y_mean: Tensor
-    y_std: Tensor
-
-    def __call__(self, batch: Batch) -> Batch:
-        """The batch in units of the standard deviations."""
-        return Batch((batch.x - self.x_mean) / self.x_std, (batch.y - self.y_mean) / self.y_std)
-
-
 def task(seed: int, protocol: str, shots: int = 100) -> Task:
     """A task in standardised units.
 
@@ -104,9 +91,9 @@ def draw_function(protocol: Protocol, generator: Generator) -> Function:
     """Draw the three numbers of a function."""
     return Function(
         protocol.scale,
-        _uniform(protocol.amplitude, generator),
-        _uniform(protocol.frequency, generator),
-        _uniform(protocol.phase, generator),
+        uniform(*protocol.amplitude, generator),
+        uniform(*protocol.frequency, generator),
+        uniform(*protocol.phase, generator),
     )
 
 
@@ -120,9 +107,7 @@ def standardisation(protocol: str) -> Standardisation:
     generator = Generator().manual_seed(POOL_SEED)
     ranges = PROTOCOLS[protocol]
     batches = [_pool_batch(draw_function(ranges, generator), generator) for _ in range(POOL_TASKS)]
-    x = torch.cat([batch.x for batch in batches])
-    y = torch.cat([batch.y for batch in batches])
-    return Standardisation(x.mean(0), x.std(0, correction=0), y.mean(0), y.std(0, correction=0))
+    return Standardisation.of(join(batches))
 
 
 def _pool_batch(function: Function, generator: Generator) -> Batch:
@@ -138,8 +123,3 @@ def _sample(function: Function, count: int, generator: Generator) -> Batch:
 
 def _points(count: int, generator: Generator) -> Tensor:
     return 2 * torch.rand(count, 2, generator=generator, dtype=torch.float64) - 1
-
-
-def _uniform(bounds: tuple[float, float], generator: Generator) -> float:
-    low, high = bounds
-    return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()

@@ -1,0 +1,164 @@
+"""The benchmarks that meta-train: their data, their cells and their reports."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+import odeopt
+from benchmarks import __main__ as command
+from benchmarks import meta_training, methods
+from benchmarks.harness import paired, strict_json
+from benchmarks.methods import Inner, Problem
+from benchmarks.problems import alpine, digits, losses, models
+from benchmarks.problems.episodes import FUNCTIONS, Regression
+
+
+def run(*args):
+    return CliRunner().invoke(command.app, list(args), catch_exceptions=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["regression", "digits"])
+def test_the_smoke_preset_writes_a_whole_report(tmp_path, name):
+    result = run(name, "--preset", "smoke", "--results", str(tmp_path))
+    assert result.exit_code == 0
+    report = (tmp_path / "report.md").read_text()
+    for label in ("A-MAML", "MAML", "COMLN"):
+        assert f"| {label} |" in report
+    found = strict_json.loads((tmp_path / "results.json").read_text())
+    assert len(found["cells"]) == 3
+    for cell in found["cells"].values():
+        assert cell["training"]["updates"] == 2
+        assert cell["training"]["failed_tasks"] == 0
+        assert cell["training"]["stopped"] == ""
+    for plot in tmp_path.glob("*.png"):
+        assert f"({plot.name})" in report
+
+
+def test_only_some_cells_on_request(tmp_path):
+    args = ("regression", "--preset", "smoke", "--results", str(tmp_path))
+    result = run(*args, "--only", "0 maml")
+    assert result.exit_code == 0
+    assert "1 of 3 cells are stored" in result.stdout
+    assert not (tmp_path / "report.md").exists()
+    assert len(list((tmp_path / "cells").glob("*.json"))) == 1
+
+
+def test_every_registered_method_is_in_the_benchmarks():
+    assert set(methods.PAPER) | set(methods.OTHERS) == set(odeopt.METHODS.names())
+    assert set(methods.LABELS) == set(odeopt.METHODS.names())
+
+
+@pytest.mark.parametrize("protocol", ["code", "text"])
+def test_alpine_functions(protocol):
+    draws = [alpine.draw_function(protocol, torch.Generator().manual_seed(s)) for s in range(200)]
+    phases = torch.stack([f.args[0] for f in draws])
+    shifts = phases - (math.pi if protocol == "code" else 0)
+    assert shifts.abs().max() < 5 * math.pi / 12
+    assert shifts.abs().max() > 4 * math.pi / 12
+    assert bool((shifts[:, 0] == shifts[:, 1]).all()) is (protocol == "code")
+    x = torch.tensor([[2.0, -3.0]])
+    by_hand = sum(
+        abs(v * math.sin(v + p) + 0.1 * v)
+        for v, p in zip([2.0, -3.0], phases[0].tolist(), strict=True)
+    )
+    assert draws[0](x).item() == pytest.approx(by_hand, rel=1e-12)
+    task = alpine.tasks([0, 1], protocol, shots=7)
+    assert task.train.x.shape == (2, 7, 2)
+    assert not torch.equal(task.train.x, task.validation.x)
+
+
+@pytest.fixture(scope="module")
+def regression():
+    return {
+        (f, p): Regression(f, p, 20) for f in ("cosmixture", "alpine") for p in ("code", "text")
+    }
+
+
+@pytest.mark.parametrize("family", ["cosmixture", "alpine"])
+@pytest.mark.parametrize("protocol", ["code", "text"])
+def test_the_regression_protocol(regression, family, protocol):
+    data = regression[family, protocol]
+    assert data.episodes == (1000 if protocol == "code" else 100)
+    task = data.train_batch([0, 1, 0])
+    assert torch.equal(task.train.x[0], task.train.x[2])
+    assert not torch.equal(task.train.x[0], task.train.x[1])
+    support, test = data.test_support(), data.test_grid()
+    assert support.x.shape == (FUNCTIONS, 20, 2)
+    assert test.x.shape == (FUNCTIONS, 961 if protocol == "code" else 100, 2)
+    assert data.constant_rmse() == pytest.approx(1.0, abs=0.05)
+    if protocol == "code":  # another episode of the same function has other points
+        again = data.train_batch([FUNCTIONS])
+        assert not torch.equal(again.train.x[0], task.train.x[0])
+
+
+def test_wrong_settings_of_the_protocol_are_refused():
+    with pytest.raises(ValueError, match="expected 'cosmixture' or 'alpine'"):
+        Regression("sine", "code", 5)
+    with pytest.raises(ValueError, match="shots is 0"):
+        Regression("alpine", "code", 0)
+
+
+def test_digits_for_training_and_for_the_test_are_different_images():
+    train, test = (digits.task(3, part=part).train.x.flatten(1) for part in ("train", "test"))
+    whole = digits.images().x.flatten(1)
+    for batch, rows in ((train, whole[:1200]), (test, whole[1200:])):
+        assert all((rows == image).all(1).any() for image in batch)
+
+
+def problem():
+    return Problem(models.mlp([2, 6, 1]), losses.half_mean_square)
+
+
+def test_adaptation_by_descent_and_by_adam():
+    data = Regression("alpine", "text", 8)
+    support = data.test_support()
+    params = problem().model.init(0)
+    states = meta_training.adapt_by_descent(problem(), params, support, 0.05, 6, 3)
+    assert len(states) == 3
+    alone = {name: leaf.clone() for name, leaf in params.items()}
+    for _ in range(6):
+        batch = type(support)(support.x[4], support.y[4])
+        gradient = torch.func.grad(problem().loss)(alone, batch)
+        alone = {name: alone[name] - 0.05 * gradient[name] for name in alone}
+    for name, leaf in alone.items():
+        assert torch.allclose(states[-1][name][4], leaf, rtol=1e-12, atol=1e-14)
+        assert torch.equal(states[0][name][4], params[name])
+    adam = meta_training.adapt_by_adam(problem(), params, support, epochs=4, every=2)
+    own = [leaf.clone().requires_grad_() for leaf in params.values()]
+    optimizer = torch.optim.Adam(own, lr=1e-3, weight_decay=1e-6)
+    for _ in range(4):
+        optimizer.zero_grad()
+        problem().loss(dict(zip(params, own, strict=True)), batch).backward()
+        optimizer.step()
+    for (name, found), leaf in zip(adam[-1].items(), own, strict=True):
+        assert torch.allclose(found[4], leaf, rtol=1e-10, atol=1e-12), name
+
+
+def test_training_goes_on_from_its_checkpoint(tmp_path):
+    data = Regression("alpine", "text", 8).train_batch(range(10))
+    method = methods.build("maml", problem(), Inner(0.05, 3, 3))
+    params = problem().model.init(0)
+    pool = meta_training.pool(data, 5, 0)
+    whole = meta_training.train(method, params, pool, 4, tmp_path / "whole")
+    meta_training.train(method, params, pool, 2, tmp_path / "parts")
+    parts = meta_training.train(method, params, pool, 4, tmp_path / "parts")
+    assert all(torch.equal(whole.params[name], parts.params[name]) for name in params)
+    assert parts.record["updates"] == 4
+    assert [value for _, value in parts.record["curve"]] == [
+        value for _, value in whole.record["curve"]
+    ]
+
+
+@given(st.lists(st.floats(-1, 1), min_size=8, max_size=20, unique=True))
+def test_the_paired_test_sees_a_shift(values):
+    shifted = [value + 3 for value in values]
+    assert paired.p_value_above(shifted, values) < paired.LEVEL
+    assert paired.p_value_above(values, shifted) > 1 - paired.LEVEL
+    assert paired.p_value_above(values, values) == 1.0
