@@ -5,5 +5,8 @@ from __future__ import annotations
 BENCHMARKS: tuple[str, ...] = (
     "benchmarks.accuracy_vs_checkpoints:BENCHMARK",
     "benchmarks.regression:BENCHMARK",
+    "benchmarks.digits:BENCHMARK",
+    "benchmarks.cost:BENCHMARK",
+    "benchmarks.gradient_quality:BENCHMARK",
 )
 """Import strings `package.module:NAME`, each naming a `harness.registry.Benchmark`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,6 +30,9 @@ START_UP = 60.0
 
 SLACK = 3.0
 """The first and the recorded run take time as well."""
+
+_OUT_OF_MEMORY = (signal.SIGKILL, signal.SIGABRT)
+"""How the system, and C++, end a process for which there is no memory."""
 
 Cells = dict[str, dict[str, Any]]
 
@@ -121,7 +125,7 @@ def run_child(job: Job) -> dict[str, Any]:
         )
     except subprocess.TimeoutExpired:
         return {"outcome": DID_NOT_FINISH, "message": f"more than {limit:g} seconds"}
-    if ended.returncode < 0:  # a signal, as the system sends it where memory runs out
+    if -ended.returncode in _OUT_OF_MEMORY:
         return {"outcome": DID_NOT_FIT, "message": f"ended by signal {-ended.returncode}"}
     if ended.returncode != 0:
         raise ChildError(f"{' '.join(command)} failed:\n{ended.stderr[-2000:]}")

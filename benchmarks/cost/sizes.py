@@ -61,7 +61,7 @@ PAPER_LINES = (
 
 SIZES = {
     Preset.SMOKE: Sizes(
-        (1, 4), ("a-maml", "higher"), 2, 5, 1, 16.0, 60.0, Check(8, 4, None, 16, 1)
+        (1, 4), ("higher",), 2, 5, 1, 16.0, 60.0, Check(8, 4, None, 16, 1)
     ),
     Preset.QUICK: Sizes(
         (10, 100), PAPER_LINES, 5, 100, 3, 16.0, 60.0, Check(100, 50, "inductor", 128, 3)

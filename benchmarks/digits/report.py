@@ -80,6 +80,6 @@ Tasks are {cells.WAYS} of the ten classes of scikit-learn's 8x8 digits, in rando
 {cells.SHOTS} training images each; meta-training uses the first 1200 images, the meta-test the
 others. Network 64-40-{cells.WAYS} (tanh), cross-entropy, float32; {sizes.updates} meta-updates of
 {cells.META_BATCH} tasks with Adam, 1e-3; {sizes.steps} inner steps of {cells.LR} (MAML-1: 1;
-iMAML-HF: 5 Newton steps). Accuracy on {sizes.test_tasks} new tasks (mean ± standard deviation) after
-the method's own adaptation, from the random and the learned initialisation. The ten classes are
+iMAML-HF: 5 Newton steps). Accuracy on {sizes.test_tasks} new tasks (mean ± standard deviation),
+after the method's own adaptation, from the random and the learned initialisation. The classes are
 those of training: this shows that every method trains, not how well it learns new classes."""

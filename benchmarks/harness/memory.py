@@ -10,6 +10,7 @@ allocator's own counters are read.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ _RESET_PEAK = "5"
 """What `proc(5)` says to write into clear_refs to set the peak back to the present size."""
 
 GIB = 2**30
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else each profile writes to standard error
 
 
 def peak_live_bytes(run: Callable[[], object], device: torch.device) -> int:
