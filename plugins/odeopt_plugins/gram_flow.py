@@ -46,7 +46,8 @@ class GramFlow(odeopt.Field):
         outputs = start - gram @ s
         if not self._sensitive:
             return {"s": slope(outputs)}
-        moved = _directions(s) - gram @ state["S"]
+        turned = torch.einsum("ab,dbn->dan", gram, state["S"])  # matmul would copy gram
+        moved = _directions(s) - turned
         push: Any = torch.func.vmap(lambda v: torch.func.jvp(slope, (outputs,), (v,))[1])
         return {"s": slope(outputs), "S": push(moved)}
 

@@ -1,0 +1,93 @@
+"""What is said about memory, against computations whose need is known."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from benchmarks.harness import memory
+from odeopt import GradientFlow, ODEOptimizer, TimeGrid
+
+MEGA = 1_000_000
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has it")
+
+
+def two_at_a_time(device):
+    first = torch.zeros(MEGA, dtype=torch.float32, device=device)
+    second = first.exp()
+    del first
+    third = second + 1
+    del second
+    return third.sum()
+
+
+def test_the_peak_of_a_known_computation(device):
+    peak = memory.peak_live_bytes(lambda: two_at_a_time(device), device)
+    assert 8 * MEGA <= peak < 8 * MEGA + 4096
+
+
+def test_what_was_there_before_is_not_counted(device):
+    there = torch.zeros(MEGA, dtype=torch.float64, device=device)
+    peak = memory.peak_live_bytes(lambda: there[: MEGA // 2] + 1, device)
+    assert 4 * MEGA <= peak < 4 * MEGA + 4096
+
+
+def test_memory_freed_in_between_is_not_counted_twice(device):
+    def one_at_a_time():
+        for _ in range(5):
+            torch.zeros(MEGA, dtype=torch.float32, device=device)
+
+    peak = memory.peak_live_bytes(one_at_a_time, device)
+    assert 4 * MEGA <= peak < 4 * MEGA + 4096
+
+
+def test_exact_adjoints_keep_one_state_per_step(device):
+    size = 1000
+    opt = ODEOptimizer(GradientFlow(lambda u, b: (b * u.square()).sum() / 2))
+    call = opt.value_and_grad(lambda u, b: (u - b).sum())
+    u, b = torch.ones(size, device=device), torch.ones(size, device=device)
+
+    def peak(steps):
+        grid = TimeGrid.from_lr(0.01, steps)
+        return memory.peak_live_bytes(lambda: call(u, b, grid, b), device)
+
+    per_step = (peak(60) - peak(20)) / 40
+    assert per_step == pytest.approx(8 * size, rel=0.05)
+
+
+def test_operators_are_recorded_again_after_an_error():
+    def fail():
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        memory.peak_live_bytes(fail, torch.device("cpu"))
+    with torch.autograd.profiler.profile() as recorded:
+        torch.ones(3).exp()
+    assert any("exp" in event.name for event in recorded.function_events)
+
+
+@linux
+def test_resident_memory_grows_with_what_is_touched_and_stays_a_peak():
+    peak = memory.ResidentPeak()
+    before = peak.bytes()
+    filled = torch.ones(16 * MEGA, dtype=torch.float32)
+    del filled
+    assert peak.bytes() - before > 60 * MEGA
+    assert memory.ResidentPeak().bytes() < 60 * MEGA
+
+
+@linux
+def test_more_than_the_limit_cannot_be_had_and_the_limit_is_lifted_again():
+    cpu = torch.device("cpu")
+    with pytest.raises(RuntimeError) as caught, memory.at_most(64 * MEGA, cpu):
+        torch.ones(256 * MEGA, dtype=torch.float32)
+    assert memory.is_out_of_memory(caught.value)
+    assert torch.ones(256 * MEGA, dtype=torch.uint8).numel() == 256 * MEGA
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    assert memory.is_out_of_memory(MemoryError())
+    assert not memory.is_out_of_memory(RuntimeError("shapes differ"))
+    assert not memory.is_out_of_memory(ValueError("bad_alloc"))
