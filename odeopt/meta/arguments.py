@@ -4,35 +4,53 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from torch import nn
+
 from odeopt.errors import InputError
 from odeopt.meta.method import Method
-from odeopt.module import ModuleLoss
+from odeopt.module import ModuleLoss, from_module
 from odeopt.registry import METHODS
-from odeopt.types import PyTree
+from odeopt.types import Loss, PyTree
 
 
 def resolve(
-    method: Method | str, model: ModuleLoss | PyTree, settings: dict[str, Any]
+    method: Method | str, model: Any, loss: Loss | None, settings: dict[str, Any]
 ) -> tuple[Method, PyTree, PyTree]:
     """The method, the initial parameters and the model's own hparams."""
-    if isinstance(model, ModuleLoss):
-        params, hparams, loss = model.params, model.hparams, model.loss
-    else:
-        params, hparams, loss = model, None, None
+    params, hparams, own = _parts(model, loss)
     if isinstance(method, str):
         factory = METHODS.get(method)
-        if loss is None:
+        if own is None:
             raise InputError(
-                f"method is the name {method!r}, but model has no loss: pass"
-                " from_module(module, objective), or ModuleLoss(params, None, loss), or build the"
-                f" method yourself, METHODS.get({method!r})(loss, ...)."
+                f"method is the name {method!r}, but there is no loss: pass a module with"
+                " loss=objective(model, batch), parameters with loss=loss(params, batch), or build"
+                f" the method yourself, METHODS.get({method!r})(loss, ...)."
             )
-        return cast("Method", factory(loss, **settings)), params, hparams
+        return cast("Method", factory(own, **settings)), params, hparams
     if not isinstance(method, Method):  # pyright: ignore
         raise InputError(f"method is {method!r}; expected a Method or a name in METHODS.")
-    if settings:
-        raise InputError(f"settings {sorted(settings)} are for a method given by name.")
+    if settings or loss is not None:
+        raise InputError(
+            f"settings {sorted(settings)} and loss are for a method given by name; this one is"
+            f" {type(method).__name__}, which has its own."
+        )
     return method, params, hparams
+
+
+def _parts(model: Any, loss: Loss | None) -> tuple[PyTree, PyTree, Loss | None]:
+    """Parameters, hparams and the loss of parameters, where there is one."""
+    if isinstance(model, nn.Module):
+        if loss is None:
+            raise InputError(
+                "model is a module: pass loss=objective, called as objective(model, batch), or the"
+                " parameters that your Method moves."
+            )
+        model, loss = from_module(model, loss), None
+    if isinstance(model, ModuleLoss):
+        if loss is not None:
+            raise InputError("model is a ModuleLoss, which has a loss: leave loss out.")
+        return model.params, model.hparams, model.loss
+    return model, None, loss
 
 
 def check_settings(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from odeopt import tree
@@ -21,7 +21,7 @@ from odeopt.meta.metrics import MetricsFile, Step, progress
 from odeopt.meta.storage import copy_into, write_checkpoint
 from odeopt.module import ModuleLoss
 from odeopt.safety import Status
-from odeopt.types import PyTree
+from odeopt.types import Loss, PyTree
 
 Tasks = Callable[[int], TaskData]
 """`tasks(k)` is the meta-batch of update k, the same whenever it is asked for."""
@@ -41,18 +41,19 @@ class MetaLearner:
         >>> import torch, odeopt
         >>> loss = lambda params, batch: ((params - batch) ** 2).sum()
         >>> pool = odeopt.TaskPool(torch.randn(20, 3), torch.randn(20, 3))
-        >>> model = odeopt.ModuleLoss(torch.zeros(3), None, loss)
-        >>> learner = odeopt.MetaLearner("maml", model, pool)
+        >>> learner = odeopt.MetaLearner("maml", torch.zeros(3), pool, loss=loss)
         >>> len(learner.fit(10))
         10
 
     Args:
-        method: a `Method`, or the name of one in `METHODS`, which is then built for the loss of
-            `model` with `settings`.
-        model: a `ModuleLoss`, as `from_module` makes it; or, with a `Method`, the initial
-            parameters alone.
+        method: a `Method`, or the name of one in `METHODS`, which is then built for the loss with
+            `settings`.
+        model: a module, a pytree of initial parameters, or a `ModuleLoss`, as `from_module` makes
+            it. A module is not changed.
         tasks: `tasks(k)`, the meta-batch of update k, e.g. a `TaskPool`.
         optimizer: makes the outer optimiser from a list of tensors; Adam, 1e-3, by default.
+        loss: with a module `objective(model, batch)`, with parameters `loss(params, batch)`; not
+            with a `ModuleLoss` or a `Method`, which have their own.
         settings: keywords for a method given by name, e.g. `{"lr": 0.01, "steps": 500}`.
         hparams: initial hparams, in place of the method's own or the model's.
         clip: the largest norm of a meta-gradient; longer ones are shortened. None for no limit.
@@ -67,10 +68,11 @@ class MetaLearner:
     def __init__(
         self,
         method: Method | str,
-        model: ModuleLoss | PyTree,
+        model: nn.Module | ModuleLoss | PyTree,
         tasks: Tasks,
         optimizer: Callable[[list[Tensor]], Optimizer] = torch.optim.Adam,
         *,
+        loss: Loss | None = None,
         settings: Mapping[str, Any] | None = None,
         hparams: PyTree = None,
         clip: float | None = None,
@@ -81,7 +83,7 @@ class MetaLearner:
         checkpoint_every: int = 100,
         show_progress: bool = True,
     ) -> None:
-        self.method, params, own = resolve(method, model, dict(settings or {}))
+        self.method, params, own = resolve(method, model, loss, dict(settings or {}))
         check_settings(tasks, clip, validate_every, checkpoint_every)
         self._tasks, self._clip, self._callback = tasks, clip, callback
         self._validation = None if validation is None else as_task_batch(validation)

@@ -191,11 +191,30 @@ def test_learned_hparams_of_the_loss():
     assert not torch.equal(found.hparams["penalty"], problem.hparams["penalty"])
 
 
+def test_a_module_is_learned_without_being_changed():
+    network = torch.nn.Linear(3, 1)
+    before = {name: leaf.detach().clone() for name, leaf in network.named_parameters()}
+    x, y = torch.randn(6, 5, 3), torch.randn(6, 5, 1)
+    pool = odeopt.TaskPool((x, y), (x, y), 3)
+
+    def objective(model, batch):
+        return (model(batch[0]) - batch[1]).square().mean()
+
+    found = odeopt.MetaLearner("maml", network, pool, loss=objective)
+    found.fit(3)
+    assert set(found.params) == {"weight", "bias"}
+    for name, leaf in network.named_parameters():
+        assert torch.equal(leaf, before[name])
+        assert not torch.equal(found.params[name], before[name])
+
+
 def test_bad_arguments_are_refused():
     problem, tasks = smooth_problem(), pool(None)
     model = odeopt.ModuleLoss(problem.params, None, problem.loss)
     cases = [
-        (lambda: odeopt.MetaLearner("maml", problem.params, tasks), "model has no loss"),
+        (lambda: odeopt.MetaLearner("maml", problem.params, tasks), "there is no loss"),
+        (lambda: odeopt.MetaLearner("maml", torch.nn.Linear(1, 1), tasks), "model is a module"),
+        (lambda: odeopt.MetaLearner("maml", model, tasks, loss=problem.loss), "leave loss out"),
         (lambda: odeopt.MetaLearner(3, model, tasks), "expected a Method or a name"),
         (lambda: odeopt.MetaLearner("maml", model, [1]), r"expected tasks\(k\)"),
         (lambda: odeopt.MetaLearner("maml", model, tasks, clip=-1.0), "clip is -1.0"),
