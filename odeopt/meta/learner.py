@@ -164,7 +164,7 @@ class MetaLearner:
         path = None if self._folder is None else self._folder / CHECKPOINT
         if path is None or not path.exists():
             return False
-        found: dict[str, Any] = torch.load(path, weights_only=True)
+        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         for own, name in ((self.params, "params"), (self.hparams, "hparams")):
             copy_into(own, found[name], f"{name} of {path}")
         self._owns_folder = True
