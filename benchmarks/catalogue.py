@@ -5,6 +5,7 @@ from __future__ import annotations
 BENCHMARKS: tuple[str, ...] = (
     "benchmarks.accuracy_vs_checkpoints:BENCHMARK",
     "benchmarks.regression:BENCHMARK",
+    "benchmarks.collaborative_filtering:BENCHMARK",
     "benchmarks.digits:BENCHMARK",
     "benchmarks.cost:BENCHMARK",
     "benchmarks.gradient_quality:BENCHMARK",

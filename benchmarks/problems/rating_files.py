@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,9 @@ class Source:
     origin: str
 
 
-def _read_csv(path: Path) -> Table:
-    """`userId,movieId,rating,timestamp` with a header line, gzipped."""
-    columns = np.loadtxt(path, delimiter=",", skiprows=1, usecols=(0, 1, 2), unpack=True)
+def _read_text(path: Path, delimiter: str, header: int) -> Table:
+    """Lines `user, item, rating, timestamp` after so many lines of header, gzipped."""
+    columns = np.loadtxt(path, delimiter=delimiter, skiprows=header, usecols=(0, 1, 2), unpack=True)
     return Table(columns[0].astype(np.int64), columns[1].astype(np.int64), columns[2])
 
 
@@ -59,10 +60,16 @@ def _read_jester(path: Path) -> Table:
 SOURCES = {
     "movielens-small-2016": Source(
         "movielens_latest_small_2016_ratings.csv.gz",
-        _read_csv,
+        partial(_read_text, delimiter=",", header=1),
         "It is ratings.csv, gzipped, of MovieLens latest-small as released in October 2016 "
         "(100,004 ratings; later releases differ), by GroupLens: "
         "https://grouplens.org/datasets/movielens/latest/",
+    ),
+    "movielens-100k": Source(
+        "movielens_100k_u.data.gz",
+        partial(_read_text, delimiter="\t", header=0),
+        "It is u.data, gzipped, of MovieLens-100K, by GroupLens: "
+        "https://grouplens.org/datasets/movielens/100k/",
     ),
     "movielens-1m": Source(
         "movielens_1m.npz",
