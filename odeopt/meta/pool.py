@@ -64,7 +64,7 @@ class TaskPool:
         """The tasks of an update."""
         per_epoch = len(self) // self.batch_size
         epoch, position = divmod(update, per_epoch)
-        generator = torch.Generator().manual_seed(hash((self.seed, epoch)) % 2**63)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
         order = torch.randperm(len(self), generator=generator)
         return order[position * self.batch_size :][: self.batch_size].tolist()
 
