@@ -1,0 +1,139 @@
+"""One cell: a method trained on one setting and tested on new users, or the baselines there."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import meta_training, methods
+from benchmarks.collaborative_filtering.sizes import MADE_UP, Setting, Sizes
+from benchmarks.harness.registry import Settings
+from benchmarks.harness.runner import Cell
+from benchmarks.methods import Inner, Problem
+from benchmarks.problems import losses, rating_baselines, ratings
+from benchmarks.problems.models import Parameters
+from benchmarks.problems.rating_tasks import MetaTest, Rated, RatingPool, RatingTasks
+from benchmarks.problems.tasks import Batch
+
+PROBLEM = Problem(ratings.MODEL, losses.half_mean_square)
+LR = 0.01
+META_BATCH = 5
+DTYPE = torch.float32
+SEED = 0
+"""Fixes the test users and their ratings, the initialisation and the meta-batches."""
+
+BASELINES = "baselines"
+TENTH = ("maml", "truncated-maml", "meta-sgd", "anil")
+"""Methods that take a tenth of the steps, as the paper has it for MAML."""
+
+REVISION = 1
+"""Raised when what a cell computes changes, so that stored cells are computed anew."""
+
+
+def cells(settings: Settings, sizes: Sizes) -> list[Cell]:
+    """One cell per setting and method, and one per setting for the baselines."""
+    return [
+        Cell(key(setting, name), partial(compute, settings, sizes, setting, name))
+        for setting in sizes.settings
+        for (name, compute) in (
+            (BASELINES, _baselines),
+            *((name, _method) for name in sizes.methods),
+        )
+    ]
+
+
+def key(setting: Setting, name: str) -> str:
+    """The key of a cell."""
+    return f"{setting.name} {name}"
+
+
+def divided(setting: Setting, sizes: Sizes, folder: Path | None) -> RatingTasks:
+    """The data of a setting."""
+    table = _load(setting.data, folder, setting.at_least)
+    return RatingTasks(table, setting.shots, setting.validation, sizes.tests, SEED)
+
+
+@cache
+def _load(name: str, folder: Path | None, at_least: int) -> ratings.Ratings:
+    return ratings.made_up() if name == MADE_UP else ratings.load(name, folder, at_least)
+
+
+def _checkpoint(settings: Settings, sizes: Sizes, cell: str) -> Path:
+    """Where a run keeps its checkpoint: another one whenever what it computes changes."""
+    return settings.store.cell_path(f"{cell} {REVISION} {sizes}").with_suffix("")
+
+
+def _baselines(settings: Settings, sizes: Sizes, setting: Setting, name: str) -> dict[str, Any]:
+    """The baselines, the network without meta-training, and what there is to be evaluated."""
+    del name
+    data = divided(setting, sizes, settings.data)
+    test, device = data.test(), settings.device
+    scores = rating_baselines.errors(data.train_scores(), test)
+    params = {k: v.to(device, DTYPE) for k, v in PROBLEM.model.init(SEED).items()}
+    moved = test.to(device, DTYPE)
+    states = _descend(params, moved.batch(), setting, sizes)
+    return {
+        "errors": {k: _of_evaluated(e, test) for k, e in scores.items()},
+        "untrained": _scores(states[-1], moved),
+        "train_users": len(data.train_users),
+        "test_users": len(data.test_users),
+        "evaluated_users": int(test.evaluated().sum()),
+        "held_out": int(test.held_out.known.sum()),
+        "unit": data.std,
+    }
+
+
+def _method(settings: Settings, sizes: Sizes, setting: Setting, name: str) -> dict[str, Any]:
+    data, device = divided(setting, sizes, settings.data), settings.device
+    steps = max(1, setting.steps // 10) if name in TENTH else setting.steps
+    inner = Inner(LR, steps, states=steps, compile=sizes.compile)
+    method = methods.build(name, PROBLEM, inner, on_failure="skip")
+    params = {k: v.to(device, DTYPE) for k, v in PROBLEM.model.init(SEED).items()}
+    folder = _checkpoint(settings, sizes, key(setting, name))
+    pool = RatingPool(data, META_BATCH, SEED, device, DTYPE)
+    trained = meta_training.train(method, params, pool, sizes.updates, folder)
+    test = data.test().to(device, DTYPE)
+    support = test.batch()
+    descent = _descend(trained.params, support, setting, sizes)
+    epochs = sizes.epochs
+    adam = meta_training.adapt_by_adam(PROBLEM, trained.params, support, epochs, epochs)
+    return {
+        "training": trained.record,
+        "gd": _scores(descent[-1], test),
+        "own": _scores(method.adapt(trained.params, support, trained.hparams), test),
+        "adam": _scores(adam[-1], test),
+        "curve": _curve(descent, test, sizes.every),
+    }
+
+
+def _descend(
+    params: Parameters, support: Batch, setting: Setting, sizes: Sizes
+) -> list[Parameters]:
+    return meta_training.adapt_by_descent(PROBLEM, params, support, LR, setting.steps, sizes.every)
+
+
+def error(params: Parameters, rated: Rated) -> Tensor:
+    """The nRMSE of one user: ratings are in units of the training users' standard deviation."""
+    return rated.error(PROBLEM.model.apply(params, rated.x))
+
+
+def _scores(adapted: Parameters, test: MetaTest) -> dict[str, list[float]]:
+    """The errors of the users who can be evaluated, and those of all on what was adapted to."""
+    held_out, support = (meta_training.evaluate(error, [adapted], part)[0] for part in (
+        test.held_out, test.support,
+    ))  # fmt: skip
+    return {"held_out": _of_evaluated(held_out, test), "adaptation": support.tolist()}
+
+
+def _curve(states: list[Parameters], test: MetaTest, every: int) -> dict[str, list[float]]:
+    """The mean held-out error along the descent."""
+    errors = meta_training.evaluate(error, states, test.held_out)[:, test.evaluated()]
+    return {"steps": [every * k for k in range(len(errors))], "mean": errors.mean(1).tolist()}
+
+
+def _of_evaluated(errors: Tensor, test: MetaTest) -> list[float]:
+    return errors[test.evaluated()].tolist()

@@ -1,0 +1,61 @@
+"""The report of the collaborative-filtering benchmark."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+import torch
+
+import odeopt
+from benchmarks.collaborative_filtering import cells, sections, text
+from benchmarks.collaborative_filtering.sections import Results
+from benchmarks.collaborative_filtering.sizes import Setting, Sizes, resolve
+from benchmarks.harness import curves, environment
+from benchmarks.harness.curves import Curve
+from benchmarks.harness.plots import Labels
+from benchmarks.harness.registry import Preset, Settings
+from benchmarks.harness.runner import run_cells
+from benchmarks.harness.store import fingerprint
+from benchmarks.methods import LABELS
+
+
+def run(settings: Settings) -> None:
+    """Compute what is missing and write the report, the plots and `results.json`."""
+    torch.set_default_dtype(torch.float32)
+    torch.set_num_threads(1)  # the problems are small: more threads only wait for each other
+    sizes = resolve(settings.preset, settings.data)
+    circumstances = environment.describe(settings.device)
+    depends = {
+        "revision": cells.REVISION,
+        "odeopt": odeopt.__version__,
+        "device": circumstances["device_name"],
+        "sizes": repr(sizes),
+    }
+    results = run_cells(
+        "collaborative-filtering", cells.cells(settings, sizes), settings.store,
+        fingerprint(depends), settings.only,
+    )  # fmt: skip
+    parts = [text.head(settings.preset, circumstances, sizes)]
+    if settings.preset is Preset.PAPER:
+        parts.append(sections.overview(results, sizes))
+    for setting in sizes.settings:
+        parts.append(sections.section(results, setting, sizes, settings.preset))
+        parts.append(f"![held-out error]({_plot(results, settings, setting, sizes)})")
+    settings.store.write_text("report.md", "\n\n".join(parts) + "\n")
+    settings.store.write_json("results.json", {"environment": circumstances, "cells": results})
+
+
+def _plot(results: Results, settings: Settings, setting: Setting, sizes: Sizes) -> str:
+    """Draws the held-out error along the descent; the name of the file."""
+    lines = [
+        Curve(LABELS[name], found["steps"], found["mean"])
+        for name in sizes.methods
+        for found in (results[cells.key(setting, name)]["curve"],)
+    ]
+    end = lines[0].x[-1]
+    biases = fmean(results[cells.key(setting, cells.BASELINES)]["errors"]["biases"])
+    lines.append(Curve("biases, no network", [0, end], [biases, biases]))
+    labels = Labels(setting.name, "steps of gradient descent", "held-out nRMSE")
+    name = f"{setting.name.replace(' ', '-')}.png"
+    curves.curves(settings.store.directory / name, labels, lines)
+    return name
