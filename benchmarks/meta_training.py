@@ -37,11 +37,15 @@ class Trained:
 
 
 def train(
-    method: odeopt.Method, params: Parameters, pool: odeopt.TaskPool, updates: int, folder: Path
+    method: odeopt.Method,
+    params: Parameters,
+    tasks: Callable[[int], Any],
+    updates: int,
+    folder: Path,
 ) -> Trained:
     """Learn an initialisation with Adam, 1e-3, going on from the checkpoint in the folder."""
     learner = odeopt.MetaLearner(
-        method, params, pool, folder=folder, checkpoint_every=100, show_progress=False
+        method, params, tasks, folder=folder, checkpoint_every=100, show_progress=False
     )
     learner.restore()
     begin = time.perf_counter()
@@ -121,7 +125,7 @@ def _snapshot(leaves: Parameters) -> Parameters:
 
 
 def evaluate(
-    score: Callable[[Parameters, Batch], Tensor], states: list[Parameters], test: Batch
+    score: Callable[[Parameters, Any], Tensor], states: list[Parameters], test: Any
 ) -> Tensor:
     """The score of each task at each state, shape [states, tasks]."""
     with torch.no_grad():

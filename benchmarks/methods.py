@@ -15,6 +15,9 @@ from benchmarks.problems.tasks import Batch
 PAPER = ("a-maml", "maml", "maml-1", "fomaml", "reptile", "imaml-gd")
 """The methods of the paper's figures and tables."""
 
+TENTH = ("maml", "truncated-maml", "meta-sgd", "anil")
+"""Methods that take a tenth of the steps, as the paper has it for MAML."""
+
 OTHERS = (
     "a-maml-released", "truncated-maml", "imaml-hf", "comln", "anil", "meta-sgd",
 )  # fmt: skip

@@ -27,9 +27,6 @@ SEED = 0
 """Fixes the test users and their ratings, the initialisation and the meta-batches."""
 
 BASELINES = "baselines"
-TENTH = ("maml", "truncated-maml", "meta-sgd", "anil")
-"""Methods that take a tenth of the steps, as the paper has it for MAML."""
-
 REVISION = 1
 """Raised when what a cell computes changes, so that stored cells are computed anew."""
 
@@ -89,7 +86,7 @@ def _baselines(settings: Settings, sizes: Sizes, setting: Setting, name: str) ->
 
 def _method(settings: Settings, sizes: Sizes, setting: Setting, name: str) -> dict[str, Any]:
     data, device = divided(setting, sizes, settings.data), settings.device
-    steps = max(1, setting.steps // 10) if name in TENTH else setting.steps
+    steps = max(1, setting.steps // 10) if name in methods.TENTH else setting.steps
     inner = Inner(LR, steps, states=steps, compile=sizes.compile)
     method = methods.build(name, PROBLEM, inner, on_failure="skip")
     params = {k: v.to(device, DTYPE) for k, v in PROBLEM.model.init(SEED).items()}

@@ -10,7 +10,7 @@ from benchmarks.collaborative_filtering import cells, published
 from benchmarks.collaborative_filtering.sizes import Setting, Sizes
 from benchmarks.harness import markdown, paired
 from benchmarks.harness.registry import Preset
-from benchmarks.methods import LABELS
+from benchmarks.methods import LABELS, TENTH
 from benchmarks.problems import rating_baselines
 
 Results = dict[str, dict[str, Any]]
@@ -72,7 +72,7 @@ def _intro(base: dict[str, Any], setting: Setting) -> str:
 
 
 def _tenths() -> str:
-    return ", ".join(LABELS[name] for name in cells.TENTH)
+    return ", ".join(LABELS[name] for name in TENTH)
 
 
 def _methods(results: Results, setting: Setting, sizes: Sizes) -> str:

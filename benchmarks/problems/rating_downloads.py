@@ -86,6 +86,11 @@ EXPECTED = {
 """By the names of `SOURCES`."""
 
 
+_UNREADABLE = (
+    OSError, EOFError, ValueError, TypeError, KeyError, IndexError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
+
 def check(name: str, directory: Path | None) -> Finding:
     """Look for a data set and compare it with what is known of it.
 
@@ -101,8 +106,11 @@ def check(name: str, directory: Path | None) -> Finding:
     try:
         unpacked = _digest(gzip.decompress(content)) if expected.unpacked else ""
         table = rating_files.read(name, directory)
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except _UNREADABLE as error:
         return Finding(name, True, (f"it cannot be read: {error}",), same_file)
+    lengths = {len(column) for column in (table.user, table.item, table.rating)}
+    if len(lengths) > 1 or lengths == {0}:
+        return Finding(name, True, (f"its columns have the lengths {sorted(lengths)}",), same_file)
     wrong = compare(table, expected)
     if unpacked != expected.unpacked:
         wrong.append(f"its unpacked content has the SHA-256 sum {unpacked}, not the published one")

@@ -38,8 +38,8 @@ class Source:
 
 def _read_text(path: Path, delimiter: str, header: int) -> Table:
     """Lines `user, item, rating, timestamp` after so many lines of header, gzipped."""
-    columns = np.loadtxt(path, delimiter=delimiter, skiprows=header, usecols=(0, 1, 2), unpack=True)
-    return Table(columns[0].astype(np.int64), columns[1].astype(np.int64), columns[2])
+    lines = np.loadtxt(path, delimiter=delimiter, skiprows=header, usecols=(0, 1, 2), ndmin=2)
+    return Table(lines[:, 0].astype(np.int64), lines[:, 1].astype(np.int64), lines[:, 2])
 
 
 def _read_columns(path: Path) -> Table:

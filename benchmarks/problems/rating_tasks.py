@@ -165,7 +165,10 @@ class RatingPool:
 
 
 def _generator(*seeds: int) -> Generator:
-    return Generator().manual_seed(hash(seeds) % 2**63)
+    mixed = 0
+    for seed in seeds:
+        mixed = (mixed * 1_000_003 + seed) % 2**63
+    return Generator().manual_seed(mixed)
 
 
 def _one_hot(items: Tensor) -> Tensor:

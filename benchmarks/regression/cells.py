@@ -56,7 +56,7 @@ def episodes(setting: Setting) -> Regression:
 def inner(sizes: Sizes, setting: Setting, name: str) -> Inner:
     """The inner optimisation: MAML takes a tenth of the steps, as in the paper."""
     steps = sizes.steps[setting.shots]
-    if name in ("maml", "truncated-maml", "meta-sgd", "anil"):
+    if name in methods.TENTH:
         steps //= 10
     return Inner(LR, max(1, steps), states=steps, compile=sizes.compile)
 
