@@ -183,7 +183,7 @@ def test_the_settings_of_the_tables_on_the_real_ratings(name, least, ten, twenty
         tasks = real(name, least, *sizes)
         assert len(tasks.train_users) == expected
         test = tasks.test()
-        assert 95 <= int(test.evaluated().sum()) <= 100
+        assert 90 <= int(test.evaluated().sum()) <= 100
         scores = rating_baselines.errors(tasks.train_scores(), test)
         means = {key: e[test.evaluated()].mean().item() for key, e in scores.items()}
         assert 0.7 < means["biases"] < min(means["item"], means["user"]) < means["global"] < 1.05
