@@ -23,6 +23,7 @@ from odeopt.meta.method import (
     task_losses,
 )
 from odeopt.optimizer import ODEOptimizer
+from odeopt.stats import Stats
 from odeopt.types import PyTree
 
 
@@ -76,7 +77,8 @@ class InnerLoop(Method):
         outer_loss: the validation loss after adaptation.
         grid: the steps.
         on_failure: "raise", or "skip" to leave failed tasks out of the means and report them.
-        horizon: None for the whole grid, or a horizon of each task's own.
+        horizon: None for the whole grid, or a horizon of each task's own; `adapt` and `evaluate`,
+            which may not look at validation data, take the whole grid.
     """
 
     def __init__(
@@ -96,10 +98,13 @@ class InnerLoop(Method):
     def __call__(
         self, params: PyTree, task_batch: TaskData, hparams: PyTree = None
     ) -> MetaGradient:
-        batch = as_task_batch(task_batch)
-        grid = self.grid if self.horizon is None else self.stopped_grid(params, batch, hparams)
+        batch, looked = as_task_batch(task_batch), Stats()
+        grid = self.grid
+        if self.horizon is not None:
+            grid, looked = self.stopped_grid(params, batch, hparams)
         res = self._differentiate(params, batch.train, grid, batch.validation, hparams)
         assert res.values is not None, "there are tasks"
+        res.stats.gradient_evaluations += looked.gradient_evaluations
         grads = MetaGrads(res.grads.params, res.grads.hparams)
         return MetaGradient(res.value, grads, res.stats, res.values, res.status, res.diagnostics)
 
@@ -114,8 +119,13 @@ class InnerLoop(Method):
         adapted = self.adapt(params, batch.train, hparams)
         return task_losses(self.outer_loss, adapted, batch.validation, hparams)
 
-    def stopped_grid(self, params: PyTree, batch: TaskBatch, hparams: PyTree) -> TimeGrid:
-        """The grid with each task's own horizon; steps after it have zero length."""
+    def stopped_grid(
+        self, params: PyTree, batch: TaskBatch, hparams: PyTree
+    ) -> tuple[TimeGrid, Stats]:
+        """The grid with each task's own horizon, and what it cost to find it.
+
+        Steps after the horizon have zero length.
+        """
         assert self.horizon is not None, "asked for only if there is one"
         steps = self.grid.steps
         looks = self.horizon.looks(steps)
@@ -129,4 +139,5 @@ class InnerLoop(Method):
             values = torch.stack(losses)
         stop = self.horizon.choose(looks, values)
         moving = torch.arange(steps, device=stop.device) < stop[:, None]
-        return TimeGrid.from_lr(torch.where(moving, self.grid.dt.to(stop.device), 0.0))
+        own = TimeGrid.from_lr(torch.where(moving, self.grid.dt.to(stop.device), 0.0))
+        return own, sol.stats

@@ -127,3 +127,12 @@ def test_a_task_that_diverges_late_stops_before(device):
     assert abs(float(res.grads.params) - 200.0) < 1e-10  # half of 400
     with pytest.raises(odeopt.DivergenceError):
         maml(loss, lr=0.1, steps=300)(params, (curvature, curvature))
+
+
+def test_the_search_for_the_horizon_is_counted(few, device):
+    params, batch, hparams = few.draw(0, 3, device)
+    plain = maml(few.loss, few.outer, lr=0.1, steps=6)(params, batch, hparams)
+    searched = maml(few.loss, few.outer, lr=0.1, steps=6, horizon=TaskHorizon(every=2))
+    found = searched(params, batch, hparams)
+    assert plain.stats.gradient_evaluations == 6
+    assert found.stats.gradient_evaluations == 12
