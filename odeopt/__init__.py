@@ -45,6 +45,17 @@ from odeopt.module import ModuleLoss, from_module
 from odeopt.optimizer import ODEOptimizer
 from odeopt.registry import ADJOINTS, CHECKPOINTS, FIELDS, METHODS, SOLVERS
 from odeopt.result import Grads, Result, Solution
+from odeopt.rule import (
+    SGD,
+    Adam,
+    AdamW,
+    GradientRule,
+    LeafwiseRule,
+    RMSprop,
+    UpdateRule,
+    clip_by_norm,
+    clip_by_value,
+)
 from odeopt.safety import Safety, Status
 from odeopt.solver import (
     RK4,
@@ -57,6 +68,7 @@ from odeopt.solver import (
     Torchdiffeq,
 )
 from odeopt.stats import Stats
+from odeopt.stream import Stream
 
 __version__ = "0.1.0"
 
@@ -66,7 +78,10 @@ __all__ = [
     "FIELDS",
     "METHODS",
     "RK4",
+    "SGD",
     "SOLVERS",
+    "Adam",
+    "AdamW",
     "Adaptive",
     "BacksolveAdjoint",
     "Binomial",
@@ -87,11 +102,13 @@ __all__ = [
     "Graded",
     "GradientField",
     "GradientFlow",
+    "GradientRule",
     "Grads",
     "HeavyBall",
     "ImplicitAdjoint",
     "InnerLoop",
     "InputError",
+    "LeafwiseRule",
     "MetaGradient",
     "MetaGrads",
     "MetaLearner",
@@ -105,6 +122,7 @@ __all__ = [
     "OdeoptError",
     "OdeoptWarning",
     "PIController",
+    "RMSprop",
     "RegularizedFlow",
     "Result",
     "ReverseMode",
@@ -116,6 +134,7 @@ __all__ = [
     "Status",
     "Step",
     "StepLimitError",
+    "Stream",
     "TaskBatch",
     "TaskHorizon",
     "TaskPool",
@@ -123,7 +142,10 @@ __all__ = [
     "Torchdiffeq",
     "TruncatedAdjoint",
     "UnknownNameError",
+    "UpdateRule",
     "__version__",
+    "clip_by_norm",
+    "clip_by_value",
     "from_module",
     "tensorboard",
 ]

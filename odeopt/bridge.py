@@ -131,7 +131,7 @@ class Record:
         return Problem(
             y0, Theta(parts[0], parts[1]), Data(parts[2], parts[3]),
             TimeGrid(times, self.problem.grid.observe, dt=dt),
-            self.problem.layout, self.problem.tasks,
+            self.problem.layout, self.problem.tasks, self.problem.stream,
         )  # fmt: skip
 
 

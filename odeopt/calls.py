@@ -1,4 +1,7 @@
-"""Calling the user's functions: losses take hparams if and only if there are some."""
+"""Calling the user's functions, and checking the user's numbers.
+
+Losses take hparams if and only if there are some.
+"""
 
 from __future__ import annotations
 
@@ -76,6 +79,17 @@ def select(selector: Selector, hparams: PyTree, what: str) -> Any:
     if hparams is None:
         raise InputError(f"{what} is a selector, but hparams is None: pass hparams to the call.")
     return selector(hparams)
+
+
+def check_positive(value: object, what: str) -> int:
+    """The value, if it is an integer of at least 1.
+
+    Raises:
+        InputError: if it is anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{what} is {value!r}; expected an integer of at least 1.")
+    return value
 
 
 def _binds(fn: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]) -> bool:

@@ -117,14 +117,17 @@ class Compiler:
         _check_against(flat(*inputs), run(*inputs), _MISTRACED.format(name=name))
         return Traced(name, key, run, out_spec[0]), ""
 
-    def _warn(self, name: str, problem: str) -> None:
-        if problem and not self._warned:
+    def decline(self, reason: str) -> None:
+        """Say once why kernels run eagerly."""
+        if not self._warned:
             self._warned = True
             warnings.warn(
-                f"it runs without compilation, since the {name} kernel {problem}",
-                OdeoptWarning,
-                stacklevel=2,
+                f"it runs without compilation, since {reason}", OdeoptWarning, stacklevel=2
             )
+
+    def _warn(self, name: str, problem: str) -> None:
+        if problem:
+            self.decline(f"the {name} kernel {problem}")
         if sum(known.name == name for known in self._known) == RETRACES:
             warnings.warn(
                 f"the {name} kernel has been traced {RETRACES} times, since shapes, structures or"
@@ -142,46 +145,57 @@ def _first_line(error: Exception) -> str:
 class CompiledKernel:
     """A kernel with some of its inputs bound, which finds its compiled form when first called.
 
-    The inputs of later calls must have the shapes of the first ones.
+    The tensors of later calls must have the shapes of the first ones; other data may differ.
 
     Args:
         compiler: where compiled kernels are kept.
         name: the kernel's name.
         layout: what else the trace depends on.
-        kernel: `kernel(*tensors, *bound)`.
-        bound: trees of tensors.
+        kernel: `kernel(*tensors, theta, data)`.
+        theta: a tree of tensors.
+        data: another one, for calls that bring none.
         stats: hits, misses and seconds are added to it.
         guard: whether the first call is compared with eager execution if the trace is an old one.
     """
 
     def __init__(
         self, compiler: Compiler, name: str, layout: object, kernel: Kernel,
-        bound: tuple[Any, ...], stats: Stats, guard: bool,
+        theta: Any, data: Any, stats: Stats, guard: bool,
     ) -> None:  # fmt: skip
         self._compiler, self._name, self._layout = compiler, name, layout
-        self._kernel, self._bound, self._stats = kernel, bound, stats
-        self._leaves = [leaf.contiguous() for leaf in tree.leaves(bound)]
+        self._kernel, self._theta, self._data, self._stats = kernel, theta, data, stats
+        self._theta_leaves = _contiguous(theta)
+        self._data_leaves = _contiguous(data)
         self._guard = guard
+        self._found: dict[tuple[object, ...], Traced] = {}
         self._traced: Traced | None = None
 
-    def __call__(self, *tensors: Tensor) -> Any:
+    def __call__(self, *tensors: Tensor, data: Any = None) -> Any:
         """The kernel's result."""
-        traced = self._traced or self._find(tensors)
+        bound, leaves = self._data, self._data_leaves
+        traced = self._traced
+        if data is not None:
+            bound, leaves = data, _contiguous(data)
+            traced = self._found.get(_signature(leaves))
+        inputs = [*(x.contiguous() for x in tensors), *self._theta_leaves, *leaves]
+        if traced is None:
+            traced = self._find((*tensors, self._theta, bound), inputs)
+            self._traced = self._found[_signature(leaves)] = traced
         if traced.run is None:
-            return self._kernel(*tensors, *self._bound)
-        found = traced.run(*[x.contiguous() for x in tensors], *self._leaves)
-        return tree.pytree.tree_unflatten(list(found), traced.spec)
+            return self._kernel(*tensors, self._theta, bound)
+        return tree.pytree.tree_unflatten(list(traced.run(*inputs)), traced.spec)
 
-    def _find(self, tensors: tuple[Tensor, ...]) -> Traced:
-        args = (*tensors, *self._bound)
-        key = (self._layout, _signature([*tensors, *self._leaves]))
+    def _find(self, args: tuple[Any, ...], inputs: list[Tensor]) -> Traced:
+        key = (self._layout, _signature(inputs))
         traced, old = self._compiler.find(self._name, key, self._kernel, args, self._stats)
-        self._traced = traced
         if old and self._guard and traced.run is not None:
             expected = tree.leaves(self._kernel(*args))
-            found = traced.run(*[x.contiguous() for x in tensors], *self._leaves)
-            _check_against(expected, found, _STALE.format(name=self._name))
+            _check_against(expected, traced.run(*inputs), _STALE.format(name=self._name))
         return traced
+
+
+def _contiguous(value: Any) -> list[Tensor]:
+    return [leaf.contiguous() for leaf in tree.leaves(value)]
 
 
 _MISTRACED = (

@@ -8,16 +8,22 @@ import torch
 from torch import Tensor
 
 from odeopt.adjoint.base import Adjoint, LocalAdjoint, Sweep, Swept, WholeAdjoint
+from odeopt.bound import bind
 from odeopt.checkpoint.base import CheckpointSchedule
 from odeopt.compilation import Compiler
 from odeopt.errors import CompatibilityError
-from odeopt.field.base import Field
-from odeopt.kernels import BoundField, Kernels
+from odeopt.inner import InnerOptimizer
+from odeopt.kernels import Kernels
 from odeopt.problem import Problem
+from odeopt.rule.base import UpdateRule
 from odeopt.safety import Safety
 from odeopt.solver.adaptive import Adaptive
-from odeopt.solver.base import GridSolver, Solver, Stepping
+from odeopt.solver.base import GridSolver, Solver, Stepping, StepSolver
+from odeopt.solver.runge_kutta import Euler
+from odeopt.solver.update import RuleSteps
 from odeopt.stats import Stats
+from odeopt.step_inputs import StepInputs
+from odeopt.stream import Stream
 from odeopt.sweep.adaptive import AdaptiveStepper, RefinedStepper, Refinement
 from odeopt.sweep.backward import BackwardSweep, Trace, backward_actions
 from odeopt.sweep.forward import Trajectory, forward_sweep, run_to_end
@@ -32,7 +38,7 @@ from odeopt.tracking import inside_transform
 class Choices:
     """The four choices of an `ODEOptimizer`, and its limits."""
 
-    field: Field
+    field: InnerOptimizer
     solver: Solver
     adjoint: Adjoint
     checkpoints: CheckpointSchedule
@@ -59,6 +65,8 @@ class Choices:
 
     def check(self) -> None:
         """Raise `CompatibilityError` on choices that do not work together."""
+        if isinstance(self.field, UpdateRule):
+            self._check_rule(self.field)
         if not isinstance(self.adjoint, LocalAdjoint):
             return
         self.adjoint.check(self.solver)
@@ -67,6 +75,44 @@ class Choices:
                 f"{type(self.checkpoints).__name__} replays steps, which"
                 f" {type(self.solver).__name__} cannot. Use Every(1), Density(n) or Graded(n)"
                 " with ContinuousAdjoint, or a step solver such as Adaptive(rtol, atol)."
+            )
+
+    def _check_rule(self, rule: UpdateRule) -> None:
+        name, adjoint = type(rule).__name__, type(self.adjoint).__name__
+        if not isinstance(self.solver, RuleSteps):
+            raise CompatibilityError(
+                f"{name} is an update rule, which brings its own steps, but a solver was given"
+                f" ({type(self.solver).__name__}): leave it out. The grid's steps are the learning"
+                " rates."
+            )
+        if self.adjoint.needs_velocity:
+            raise CompatibilityError(
+                f"{adjoint} differentiates a flow, but {name} is an update rule, which has no"
+                " velocity: use DiscreteAdjoint(), TruncatedAdjoint(n) or FirstOrderAdjoint()."
+            )
+        if self.safety.power_iterations:
+            raise CompatibilityError(
+                f"Safety.power_iterations estimates the spectrum of a velocity, which {name}, an"
+                " update rule, does not have: leave it at 0."
+            )
+
+    def check_stream(self, stream: Stream) -> None:
+        """Raise `CompatibilityError` if batches may not change from step to step."""
+        solver, adjoint = type(self.solver).__name__, type(self.adjoint).__name__
+        if not isinstance(self.solver, StepSolver) or isinstance(self.solver, Adaptive):
+            raise CompatibilityError(
+                f"a Stream gives each step of the grid its batch, but {solver} chooses its own"
+                " steps: use an update rule, Euler() or another solver with fixed steps."
+            )
+        if self.adjoint.needs_velocity:
+            raise CompatibilityError(
+                f"{adjoint} looks between the steps, where a Stream has no batch: use"
+                " DiscreteAdjoint(), TruncatedAdjoint(n) or FirstOrderAdjoint()."
+            )
+        if stream.seed is not None and not isinstance(self.solver, RuleSteps | Euler):
+            raise CompatibilityError(
+                f"a Stream with a seed draws random numbers once per step, but {solver} evaluates"
+                " the loss several times: use an update rule or Euler()."
             )
 
 
@@ -83,10 +129,17 @@ class Run:
 
 def make_kernels(choices: Choices, problem: Problem, stats: Stats) -> Kernels:
     """The kernels of a problem; not compiled inside a function transform, which cannot be."""
-    flat = BoundField(choices.field, problem.layout)
+    dynamics = bind(choices.field, problem.layout)
     compiler = None if inside_transform(problem.tensors()) else choices.compiler
-    theta, data = problem.theta, problem.data
-    return Kernels(flat, choices.solver, theta, data, problem.tasks, compiler, stats)
+    theta, data, stream = problem.theta, problem.data, problem.stream
+    steps = None
+    if stream is not None:
+        choices.check_stream(stream)
+        steps = StepInputs(stream, problem.layout.batch, data.shared, problem.y0.device)
+        if compiler is not None and stream.seed is not None:
+            compiler.decline("steps draw random numbers, which a trace would draw anew.")
+            compiler = None
+    return Kernels(dynamics, choices.solver, theta, data, problem.tasks, steps, compiler, stats)
 
 
 def run_forward(choices: Choices, problem: Problem, stats: Stats) -> Run:

@@ -20,8 +20,8 @@ from odeopt.checks import (
 )
 from odeopt.engine import Choices, Run, run_backward, run_forward
 from odeopt.errors import InputError, SecondOrderError
-from odeopt.field.base import Field
 from odeopt.grid import TimeGrid
+from odeopt.inner import InnerOptimizer
 from odeopt.outer import OuterGradients, OuterLoss, differentiate, outer_kernel
 from odeopt.probe import probe, probe_init
 from odeopt.problem import Problem, assemble, check_arrays, check_lead, start
@@ -63,8 +63,9 @@ class ValueAndGrad:
 
         Args:
             params: a pytree of float tensors, where the inner optimisation begins.
-            batch: the training data; with tasks each tensor has a leading task dimension.
-            grid: the steps.
+            batch: the training data, or a `Stream` of them; with tasks each tensor has a leading
+                task dimension.
+            grid: the steps; for an update rule, the learning rates.
             outer_batch: the validation data; with tasks likewise.
             hparams: a pytree; losses get it as their third argument if it is not None.
             state: an initial state in place of the field's own (a warm start); no gradient.
@@ -87,7 +88,9 @@ class ValueAndGrad:
 class _Begin:
     """The initial state as a differentiable function of params and hparams."""
 
-    def __init__(self, field: Field, params: PyTree, hparams: PyTree, state: PyTree) -> None:
+    def __init__(
+        self, field: InnerOptimizer, params: PyTree, hparams: PyTree, state: PyTree
+    ) -> None:
         self._field, self._state = field, state
         tree.ravel(params, "params")  # checks it
         self.params_layout, self._params, _ = tree.partition(_detach(params))

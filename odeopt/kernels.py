@@ -4,59 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from typing_extensions import override
 
 from odeopt.adjoint.base import Interval, LocalAdjoint, Pulled
-from odeopt.adjoint.linearize import Differentiation
+from odeopt.adjoint.linearize import Differentiation, ReverseMode
+from odeopt.bound import BoundField, BoundRule
 from odeopt.compilation import CompiledKernel, Compiler
-from odeopt.field.base import Field, GradientField
-from odeopt.linearization import FlatField, Linearization
 from odeopt.solver.adaptive import Adaptive, Attempt
 from odeopt.solver.base import Solver, Stepping, StepSolver
 from odeopt.stats import Stats
+from odeopt.step_inputs import StepInputs
 from odeopt.theta import Data, Theta
-from odeopt.tree import Partition, Ravel
-
-Potential = Callable[[Tensor, Tensor, Theta, Data], Tensor]
-
-
-class Layout(NamedTuple):
-    """How flat states and inputs become the pytrees that a field is written in."""
-
-    state: Ravel
-    shared: Partition
-    """Of the pair (consts, hparams)."""
-    batch: Partition
-
-
-class BoundField(FlatField):
-    """A field that reads and writes flat vectors."""
-
-    def __init__(self, inner: Field, layout: Layout) -> None:
-        self._field = inner
-        self.layout = layout
-
-    @override
-    def velocity(self, t: Tensor, y: Tensor, theta: Theta, data: Data) -> Tensor:
-        slope = self._field.velocity(t, *self._unpack(y, theta, data))
-        return self.layout.state.flatten(slope, "the velocity")
-
-    @property
-    @override
-    def potential(self) -> Potential | None:
-        inner = self._field
-        if not isinstance(inner, GradientField):
-            return None
-        return lambda t, y, theta, data: inner.potential(t, *self._unpack(y, theta, data))
-
-    def _unpack(self, y: Tensor, theta: Theta, data: Data) -> tuple[Any, Any, Any, Any]:
-        consts, hparams = self.layout.shared.merge(theta.shared, data.shared)
-        batch = self.layout.batch.merge(theta.batch, data.batch)
-        return self.layout.state.unflatten(y), consts, hparams, batch
 
 
 @dataclass(frozen=True)
@@ -67,21 +28,25 @@ class Kernels:
     and so do all results; theta.shared and data.shared are common.
     """
 
-    flat: BoundField
+    dynamics: BoundField | BoundRule
     solver: Solver
     theta: Theta
     data: Data
     tasks: int | None
+    steps: StepInputs | None = None
+    """What changes from step to step; None if nothing does."""
     compiler: Compiler | None = None
     stats: Stats = field(default_factory=Stats)
 
+    @property
+    def flat(self) -> BoundField:
+        """The field; only solvers and adjoints of fields ask for it."""
+        assert isinstance(self.dynamics, BoundField), "checked when the choices are made"
+        return self.dynamics
+
     def stepping(self, differentiation: Differentiation, theta: Theta, data: Data) -> Stepping:
-        """The field with theta and data bound, for use inside a kernel."""
-
-        def linearize(t: Tensor, y: Tensor) -> Linearization:
-            return differentiation.linearize(self.flat, t, y, theta, data)
-
-        return Stepping(self.flat, linearize, theta, data)
+        """The inner optimiser with theta and data bound, for use inside a kernel."""
+        return Stepping(self.dynamics, differentiation.linearize, theta, data)
 
     def batched(self, kernel: Callable[..., Any]) -> Callable[..., Any]:
         """A kernel(*tensors, theta, data) over all tasks at once."""
@@ -91,7 +56,8 @@ class Kernels:
         def over_tasks(*args: Any) -> Any:
             lead = (0,) * (len(args) - 2)
             in_dims = (*lead, Theta(None, 0), Data(None, 0))  # type: ignore[arg-type]
-            return torch.func.vmap(kernel, in_dims=in_dims)(*args)
+            randomness = "error" if self.steps is None else "different"
+            return torch.func.vmap(kernel, in_dims=in_dims, randomness=randomness)(*args)
 
         return over_tasks
 
@@ -99,18 +65,18 @@ class Kernels:
         """`(t, y) -> dy/dt`."""
         return self._bind("velocity", self.flat.velocity, guard=True)
 
-    def step(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """`(t, dt, y) -> y` after one step of a step solver."""
+    def step(self) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
+        """`(k, t, dt, y) -> y` after step k of a step solver."""
         solver = self.solver
         assert isinstance(solver, StepSolver), "checked before"
 
         def kernel(t: Tensor, dt: Tensor, y: Tensor, theta: Theta, data: Data) -> Tensor:
-            return solver.step(self._velocity_at(theta, data), t, dt, y)
+            return solver.advance(self.stepping(_NO_DERIVATIVE, theta, data), t, dt, y)
 
-        return self._bind("step", kernel, guard=True)
+        return self._at_steps(self._bind("step", kernel, guard=True))
 
-    def pull(self, adjoint: LocalAdjoint) -> Callable[[Interval, Tensor], Pulled]:
-        """`(interval, lam) -> Pulled`."""
+    def pull(self, adjoint: LocalAdjoint) -> Callable[[int, Interval, Tensor], Pulled]:
+        """`(k, interval, lam) -> Pulled`, for an interval that begins with step k."""
 
         def kernel(
             t: Tensor, dt: Tensor, y0: Tensor, y1: Tensor, lam: Tensor, theta: Theta, data: Data
@@ -118,8 +84,8 @@ class Kernels:
             stepping = self.stepping(adjoint.differentiation, theta, data)
             return adjoint.pull(self.solver, stepping, Interval(t, dt, y0, y1), lam)
 
-        bound = self._bind("pull", kernel)
-        return lambda interval, lam: bound(*interval, lam)
+        bound = self._at_steps(self._bind("pull", kernel))
+        return lambda k, interval, lam: bound(k, *interval, lam)
 
     def attempt(self, solver: Adaptive) -> Callable[..., Attempt]:
         """`(t, dt, y, slope) -> Attempt` of an adaptive solver."""
@@ -145,8 +111,30 @@ class Kernels:
     def _bind(
         self, name: str, kernel: Callable[..., Any], guard: bool = False
     ) -> Callable[..., Any]:
-        batched, bound = self.batched(kernel), (self.theta, self.data)
+        batched, theta = self.batched(kernel), self.theta
         if self.compiler is None:
-            return lambda *tensors: batched(*tensors, *bound)
-        layout = (self.flat.layout, self.tasks)
-        return CompiledKernel(self.compiler, name, layout, batched, bound, self.stats, guard)
+
+            def eager(*tensors: Tensor, data: Data = self.data) -> Any:
+                return batched(*tensors, theta, data)
+
+            return eager
+        layout = (self.dynamics.layout, self.tasks)
+        return CompiledKernel(
+            self.compiler, name, layout, batched, theta, self.data, self.stats, guard
+        )
+
+    def _at_steps(self, bound: Callable[..., Any]) -> Callable[..., Any]:
+        """`(k, *tensors)`, with the data and random numbers of step k."""
+        steps = self.steps
+        if steps is None:
+            return lambda k, *tensors: bound(*tensors)
+
+        def at_step(k: int, *tensors: Tensor) -> Any:
+            with steps.random(k, tensors[-1].device):
+                return bound(*tensors, data=steps.data(k))
+
+        return at_step
+
+
+_NO_DERIVATIVE = ReverseMode()
+"""What a forward step would be differentiated with, if it were."""

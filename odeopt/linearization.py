@@ -49,5 +49,5 @@ class Linearization(ABC):
         """The gradient of <cotangent, velocity> w.r.t. t, y and theta."""
 
 
-Linearize = Callable[[Tensor, Tensor], Linearization]
-"""`linearize(t, y)`, with everything else bound."""
+Differentiate = Callable[[FlatField, Tensor, Tensor, Theta, Data], Linearization]
+"""`differentiate(field, t, y, theta, data)`: how fields are linearised."""

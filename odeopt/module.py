@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,10 @@ Objective = Callable[[Callable[..., Any], PyTree], Tensor]
 """`objective(model, batch) -> scalar`, where `model` is called like the module."""
 
 
+def _no_evaluation(*args: Any, **keywords: Any) -> Tensor:
+    raise InputError("a ModuleLoss put together by hand has no `evaluate`; from_module gives one.")
+
+
 @dataclass(frozen=True)
 class ModuleLoss:
     """A module taken apart: what the inner loop moves, what it does not, and the loss of both.
@@ -25,18 +30,28 @@ class ModuleLoss:
         params: adapted parameters by name, detached copies of the module's own.
         hparams: the other parameters by name, or None if all are adapted. Pass it on as hparams,
             so that the frozen parameters can be meta-learned.
-        loss: `loss(params, batch)`, or `loss(params, batch, hparams)` if hparams is not None.
+        loss: `loss(params, batch)`, or `loss(params, batch, hparams)` if hparams is not None. If
+            there are buffers it also takes the keyword `buffers` and returns (value, buffers).
+        buffers: running statistics by name, if the module updates some in its forward pass; else
+            None. Pass it on to an update rule, e.g. `SGD(problem.loss, buffers=problem.buffers)`.
+        evaluate: the same objective with the module in evaluation mode (no dropout, running
+            statistics used as they are), an outer loss; it takes `buffers` too, if there are some.
     """
 
     params: dict[str, Tensor]
     hparams: dict[str, Tensor] | None
-    loss: Callable[..., Tensor]
+    loss: Callable[..., Any]
+    buffers: dict[str, Tensor] | None = None
+    evaluate: Callable[..., Tensor] = _no_evaluation
 
 
 def from_module(
     module: nn.Module, objective: Objective, adapt: Callable[[str], bool] = lambda name: True
 ) -> ModuleLoss:
     """Take a module apart for an inner optimisation; the module itself is not changed.
+
+    A module that draws random numbers (dropout) needs a `Stream` with a seed for its batch. One in
+    training mode that updates running statistics needs an update rule, whose state they join.
 
     Example:
         >>> import torch, odeopt
@@ -47,15 +62,14 @@ def from_module(
         (['weight'], ['bias'])
 
     Args:
-        module: any module whose forward pass is deterministic and changes no buffer.
+        module: any module.
         objective: `objective(model, batch)`, a scalar tensor; it calls `model` like the module.
         adapt: which parameters the inner loop moves, by name; all by default.
 
     Raises:
-        InputError: if the module updates running statistics or drops units at random, or if no
-            parameter is adapted.
+        InputError: if no parameter is adapted, or if running statistics are averaged in a way
+            that depends on a counter (`momentum=None`).
     """
-    _check_pure(module)
     copies = {name: p.detach().clone() for name, p in module.named_parameters()}
     params = {name: p for name, p in copies.items() if adapt(name)}
     frozen = {name: p for name, p in copies.items() if name not in params}
@@ -63,20 +77,99 @@ def from_module(
         raise InputError(
             f"adapt chose none of the parameters {sorted(copies)}: choose at least one."
         )
-    buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+    parts = _Parts(module, objective, _statistics(module))
+    moving = {name: parts.fixed.pop(name) for name in parts.moving}
+    return ModuleLoss(params, frozen or None, parts.loss, moving or None, parts.evaluate)
 
-    def loss(params: dict[str, Tensor], batch: PyTree, hparams: Any = None) -> Tensor:
-        before = _versions(buffers)
-        values = {**buffers, **(hparams or {}), **params}
+
+class _Parts:
+    """A module as functions of its parameters and running statistics.
+
+    Attributes:
+        moving: the names of buffers that the forward pass updates and that join the state.
+        fixed: the other buffers.
+    """
+
+    def __init__(self, module: nn.Module, objective: Objective, moving: list[str]) -> None:
+        self._module, self._objective, self.moving = module, objective, moving
+        self._training = {name: child.training for name, child in module.named_modules()}
+        self.fixed = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+
+    def loss(
+        self, params: dict[str, Tensor], batch: PyTree, hparams: Any = None, buffers: Any = None
+    ) -> Any:
+        """The loss in the mode the module was in when it was taken apart."""
+        if self.moving and buffers is None:
+            raise InputError(
+                f"the module updates running statistics ({', '.join(self.moving)}) in its forward"
+                " pass: use an update rule such as SGD(problem.loss, buffers=problem.buffers), call"
+                " module.eval() to use them as they are, or normalise by the batch alone"
+                " (track_running_stats=False) or in groups (GroupNorm)."
+            )
+        now = {name: buffers[name].detach().clone() for name in self.moving}
+        with self._mode(self._training):
+            value = self._call(params, batch, hparams, now)
+        return (value, now) if self.moving else value
+
+    def evaluate(
+        self, params: dict[str, Tensor], batch: PyTree, hparams: Any = None, buffers: Any = None
+    ) -> Tensor:
+        """The objective in evaluation mode."""
+        if self.moving and buffers is None:
+            raise InputError(
+                "evaluate needs the running statistics: pass buffers (an outer loss gets them from"
+                " an update rule that was made with buffers=problem.buffers)."
+            )
+        with self._mode(dict.fromkeys(self._training, False)):
+            return self._call(params, batch, hparams, dict(buffers or {}))
+
+    def _call(
+        self, params: dict[str, Tensor], batch: PyTree, hparams: Any, now: dict[str, Tensor]
+    ) -> Tensor:
+        counters = {name: b for name, b in self.fixed.items() if name.endswith(_COUNTER)}
+        others = {name: b for name, b in self.fixed.items() if name not in counters}
+        before = _versions(others)
+        spent = {name: counter.clone() for name, counter in counters.items()}
+        values = {**others, **spent, **now, **(hparams or {}), **params}
 
         def model(*args: Any, **keywords: Any) -> Any:
-            return torch.func.functional_call(module, values, args, keywords)
+            return torch.func.functional_call(self._module, values, args, keywords)
 
-        value = check_scalar(objective(model, batch), "objective")
-        _check_unchanged(before, _versions(buffers))
+        value = check_scalar(self._objective(model, batch), "objective")
+        _check_unchanged(before, _versions(others))
         return value
 
-    return ModuleLoss(params, frozen or None, loss)
+    @contextmanager
+    def _mode(self, training: dict[str, bool]) -> Generator[None]:
+        children = dict(self._module.named_modules())
+        found = {name: child.training for name, child in children.items()}
+        try:
+            for name, mode in training.items():
+                children[name].training = mode
+            yield
+        finally:
+            for name, mode in found.items():
+                children[name].training = mode
+
+
+_COUNTER = "num_batches_tracked"
+"""A buffer that counts forward passes and has no effect on them (unless momentum is None)."""
+
+
+def _statistics(module: nn.Module) -> list[str]:
+    """The names of running statistics that the forward pass updates."""
+    found: list[str] = []
+    for name, child in module.named_modules():
+        if not (child.training and getattr(child, "track_running_stats", False)):
+            continue
+        if getattr(child, "momentum", 0.1) is None:
+            raise InputError(
+                f"{type(child).__name__} {name!r} has momentum=None, so that its running"
+                " statistics depend on how often it was called: give it a momentum, e.g. 0.1."
+            )
+        own = (part for part, _ in child.named_buffers(recurse=False) if part != _COUNTER)
+        found += [f"{name}.{part}" if name else part for part in own]
+    return found
 
 
 def _versions(buffers: dict[str, Tensor]) -> dict[str, int]:
@@ -90,27 +183,3 @@ def _check_unchanged(before: dict[str, int], after: dict[str, int]) -> None:
             f"the forward pass changes the buffers {changed}, which the inner loop cannot replay:"
             " call module.eval(), or take that part out of the module."
         )
-
-
-def _check_pure(module: nn.Module) -> None:
-    for name, child in module.named_modules():
-        where = f"{type(child).__name__} {name!r}" if name else type(child).__name__
-        if child.training and getattr(child, "track_running_stats", False):
-            raise InputError(
-                f"{where} updates running statistics in its forward pass, which the inner loop"
-                " cannot replay. Call module.eval() to use them as they are, make it with"
-                " track_running_stats=False to normalise by the batch, or use GroupNorm."
-            )
-        if child.training and _drops(child):
-            raise InputError(
-                f"{where} drops units at random, so that replayed steps would differ. Call"
-                " module.eval() or set its probability to 0."
-            )
-
-
-def _drops(child: nn.Module) -> bool:
-    if isinstance(child, nn.modules.dropout._DropoutNd):  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
-        return child.p > 0
-    if isinstance(child, nn.MultiheadAttention | nn.RNNBase):
-        return child.dropout > 0
-    return False

@@ -16,16 +16,19 @@ from odeopt.checkpoint.uniform import Every
 from odeopt.compilation import Compiler
 from odeopt.engine import Choices
 from odeopt.errors import InputError
-from odeopt.field.base import Field, as_field
+from odeopt.field.base import as_field
 from odeopt.gradient import OnFailure, ValueAndGrad, check_on_failure
 from odeopt.grid import TimeGrid
+from odeopt.inner import InnerOptimizer
 from odeopt.outer import OuterLoss
 from odeopt.probe import probe, probe_init
 from odeopt.problem import assemble, check_arrays, start
 from odeopt.result import Solution
+from odeopt.rule.base import GradientRule, UpdateRule
 from odeopt.safety import Safety
 from odeopt.solver.base import Solver
 from odeopt.solver.runge_kutta import Euler
+from odeopt.solver.update import RuleSteps
 from odeopt.stats import Stats
 from odeopt.tracking import requires_grad
 from odeopt.types import PyTree
@@ -33,7 +36,9 @@ from odeopt.types import PyTree
 
 @final
 class ODEOptimizer:
-    r"""An inner optimiser $y' = f(t, y)$, solved forward and differentiated backward.
+    r"""An inner optimiser, run forward and differentiated backward.
+
+    It is a flow $y' = f(t, y)$, put through a solver, or an update rule such as Adam.
 
     Example:
         >>> import torch, odeopt
@@ -45,9 +50,10 @@ class ODEOptimizer:
         [-0.0231, -0.0231]
 
     Args:
-        field: a `Field`, or a function `velocity(t, state, consts, hparams, batch)`.
-        solver: how it is run forward; `Euler()` by default, which on gradient flow is gradient
-            descent.
+        field: a `Field`, an `UpdateRule`, or a function
+            `velocity(t, state, consts, hparams, batch)`.
+        solver: how a field is run forward; `Euler()` by default, which on gradient flow is
+            gradient descent. An update rule takes none.
         adjoint: how it is differentiated; `DiscreteAdjoint()`, the exact gradient, by default.
         checkpoints: what is kept in between; `Every(1)`, every state, by default.
         safety: limits beyond which a gradient is refused.
@@ -61,16 +67,17 @@ class ODEOptimizer:
 
     def __init__(
         self,
-        field: Field | Callable[..., PyTree],
+        field: InnerOptimizer | Callable[..., PyTree],
         solver: Solver | None = None,
         adjoint: Adjoint | None = None,
         checkpoints: CheckpointSchedule | None = None,
         safety: Safety | None = None,
         compile: str | None = None,
     ) -> None:
+        inner = as_field(field)
         self._choices = Choices(
-            as_field(field),
-            _instance(solver, Solver, "solver", Euler),
+            inner,
+            _instance(solver, Solver, "solver", lambda: _default_solver(inner)),
             _instance(adjoint, Adjoint, "adjoint", DiscreteAdjoint),
             _instance(checkpoints, CheckpointSchedule, "checkpoints", Every),
             _instance(safety, Safety, "safety", Safety),
@@ -79,8 +86,8 @@ class ODEOptimizer:
         self._choices.check()
 
     @property
-    def field(self) -> Field:
-        """The inner optimiser as a field."""
+    def field(self) -> InnerOptimizer:
+        """The inner optimiser."""
         return self._choices.field
 
     def value_and_grad(
@@ -125,8 +132,9 @@ class ODEOptimizer:
 
         Args:
             params: a pytree of float tensors, where the inner optimisation begins.
-            batch: the training data; with tasks each tensor has a leading task dimension.
-            grid: the steps.
+            batch: the training data, or a `Stream` of them; with tasks each tensor has a leading
+                task dimension.
+            grid: the steps; for an update rule, the learning rates.
             hparams: a pytree; losses get it as their third argument if it is not None.
             tasks: whether the batch carries a leading task dimension.
             on_failure: "raise", or "skip" to only report failed tasks in `status`.
@@ -156,6 +164,13 @@ class ODEOptimizer:
             status,
             record.stats,
         )
+
+
+def _default_solver(inner: InnerOptimizer) -> Solver:
+    if not isinstance(inner, UpdateRule):
+        return Euler()
+    surveys = isinstance(inner, GradientRule) and inner.micro_batches > 1
+    return RuleSteps(pull_gradients=int(surveys))
 
 
 def _instance(value: Any, kind: type[Any], what: str, default: Callable[[], Any]) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 from odeopt import tree
 from odeopt.calls import call_loss, check_scalar
 from odeopt.errors import CapturedTensorError, InputError
-from odeopt.field.base import Field
+from odeopt.inner import InnerOptimizer
 from odeopt.tracking import any_requires_grad
 from odeopt.types import PyTree, Tensors
 
@@ -27,12 +27,13 @@ class OuterLoss:
     has_aux: bool
 
     def __call__(
-        self, field: Field, states: list[PyTree], outer_batch: PyTree, hparams: PyTree,
+        self, field: InnerOptimizer, states: list[PyTree], outer_batch: PyTree, hparams: PyTree,
         observing: bool,
     ) -> tuple[Tensor, Any]:  # fmt: skip
         """The value and aux at the final state, the last of `states`; the others are observed."""
         params = field.readout(states[-1])
         keywords: dict[str, Any] = {"observed": states[:-1]} if observing else {}
+        keywords |= field.outer_keywords(states[-1])
         found = call_loss(self.loss, hparams, params, outer_batch, what="outer_loss", **keywords)
         if not self.has_aux:
             return check_scalar(found, "outer_loss"), ()
@@ -55,7 +56,7 @@ class OuterGradients(NamedTuple):
 
 def outer_kernel(
     outer: OuterLoss,
-    field: Field,
+    field: InnerOptimizer,
     layout: tree.Ravel,
     hparams_tree: Callable[[Tensors], PyTree],
     observing: bool,

@@ -2,51 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
 from odeopt import tree
+from odeopt.bound import BoundRule, bind
 from odeopt.errors import CapturedTensorError, NondeterminismError
-from odeopt.field.base import Field
-from odeopt.kernels import BoundField
+from odeopt.inner import InnerOptimizer
 from odeopt.problem import Problem
+from odeopt.seeds import seeded
 from odeopt.theta import Data, Theta
 from odeopt.tracking import any_requires_grad, requires_grad
 from odeopt.types import PyTree
 
 
-def probe(field: Field, problem: Problem) -> None:
-    """Evaluate the field twice, for the first task, with every input detached.
+def probe(inner: InnerOptimizer, problem: Problem) -> None:
+    """Evaluate the inner optimiser twice, for the first task, with every input detached.
 
     Costs two gradient evaluations of one task; none when there is no step to make.
 
     Raises:
         CapturedTensorError: if a result requires grad nevertheless.
-        NondeterminismError: if it drew random numbers, or the two results differ.
+        NondeterminismError: if it drew random numbers that no seed fixes, or the results differ.
         InputError: if the velocity has another structure, shape or dtype than the state.
     """
     if problem.grid.steps == 0:
         return
-    flat = BoundField(field, problem.layout)
-    inputs = _first_task(problem)
+    evaluate = _evaluation(inner, problem)
     before = _random_states(problem.y0)
     with torch.enable_grad():
-        slope = flat.velocity(*inputs)
-    if requires_grad(slope):
+        found = evaluate()
+    if requires_grad(found):
         raise CapturedTensorError(_CAPTURED.format(what="the loss (or velocity)"))
     drew = any(
         not torch.equal(a, b) for a, b in zip(before, _random_states(problem.y0), strict=True)
     )
-    if drew or _differ(slope, flat.velocity(*inputs)):
+    if drew or _differ(found, evaluate()):
         raise NondeterminismError(
             "the loss (or velocity) drew random numbers, or gave two results for the same"
             " arguments. Replayed steps and Hessian-vector products would see other numbers: call"
-            " module.eval() to switch dropout off, or draw the numbers beforehand and pass them in"
-            " the batch."
+            " module.eval() to switch dropout off, draw the numbers beforehand and pass them in"
+            " the batch, or give each step its own numbers with Stream.constant(batch, seed=0)."
         )
 
 
-def probe_init(field: Field, params: PyTree, hparams: PyTree) -> None:
+def _evaluation(inner: InnerOptimizer, problem: Problem) -> Callable[[], Tensor]:
+    """The velocity at the start, or the first update, with the random numbers of step 0."""
+    dynamics = bind(inner, problem.layout)
+    t, lr, y, theta, data = _first_task(problem)
+    stream = problem.stream
+    seed = None if stream is None else stream.step_seed(0)
+
+    def evaluate() -> Tensor:
+        with nullcontext() if seed is None else seeded(seed, y.device):
+            if isinstance(dynamics, BoundRule):
+                return dynamics.update(torch.zeros_like(t), lr, y, theta, data)
+            return dynamics.velocity(t, y, theta, data)
+
+    return evaluate
+
+
+def probe_init(field: InnerOptimizer, params: PyTree, hparams: PyTree) -> None:
     """Evaluate `field.init` with every input detached.
 
     Raises:
@@ -75,14 +94,15 @@ def _differ(first: Tensor, second: Tensor) -> bool:
         return False
 
 
-def _first_task(problem: Problem) -> tuple[Tensor, Tensor, Theta, Data]:
+def _first_task(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Theta, Data]:
     problem = problem.detach()
-    start, theta, data, y = problem.grid.times[..., 0], problem.theta, problem.data, problem.y0
+    grid, theta, data, y = problem.grid, problem.theta, problem.data, problem.y0
+    start, lr = grid.times[..., 0], grid.dt[..., 0]
     if problem.tasks is not None:
-        start, y = start[0], y[0]
+        start, lr, y = start[0], lr[0], y[0]
         theta = theta._replace(batch=tuple(leaf[0] for leaf in theta.batch))
         data = data._replace(batch=tuple(leaf[0] for leaf in data.batch))
-    return start.to(y.dtype), y, theta, data
+    return start.to(y.dtype), lr.to(y.dtype), y, theta, data
 
 
 def _random_states(like: Tensor) -> list[Tensor]:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from odeopt import tree
-from odeopt.errors import InputError
-from odeopt.field.base import Field
+from odeopt.bound import Layout
+from odeopt.errors import CapturedTensorError, InputError
 from odeopt.grid import TimeGrid
-from odeopt.kernels import Layout
+from odeopt.inner import InnerOptimizer
+from odeopt.stream import Stream
 from odeopt.theta import Data, Theta
 from odeopt.types import PyTree, Tensors
 
@@ -31,6 +32,8 @@ class Problem:
         grid: on the device of the state; with tasks, of shape [tasks, N].
         layout: how to read the flat tensors.
         tasks: the number of tasks, or None.
+        stream: where the batch of each step comes from, if it is not the same for all; `data`
+            then holds the first.
     """
 
     y0: Tensor
@@ -39,6 +42,7 @@ class Problem:
     grid: TimeGrid
     layout: Layout
     tasks: int | None
+    stream: Stream | None = None
 
     def tensors(self) -> list[Tensor]:
         """Every tensor of it."""
@@ -54,6 +58,7 @@ class Problem:
             self.grid.detach(),
             self.layout,
             self.tasks,
+            self.stream,
         )
 
 
@@ -69,7 +74,7 @@ class Start:
 
 
 def start(
-    field: Field, params: PyTree, hparams: PyTree, wanted: Wanted, state: PyTree = None
+    field: InnerOptimizer, params: PyTree, hparams: PyTree, wanted: Wanted, state: PyTree = None
 ) -> Start:
     """`field.init`, flattened; `state` takes the place of the initial state if it is given."""
     first, consts = field.init(params, hparams)
@@ -83,6 +88,9 @@ def start(
 def assemble(begin: Start, batch: PyTree, grid: TimeGrid, tasks: bool, wanted: Wanted) -> Problem:
     """Put the start, the batch and the grid together, and check that they fit."""
     _check_grid(grid)
+    stream = batch if isinstance(batch, Stream) else None
+    if stream is not None:
+        batch, wanted = _first_batch(stream, grid), lambda leaf: False
     partition, diff, data = tree.partition(batch, wanted)
     lead = begin.y0.shape[0] if begin.y0.ndim == 2 else None
     count = _count_tasks(batch, grid, lead) if tasks else None
@@ -102,6 +110,7 @@ def assemble(begin: Start, batch: PyTree, grid: TimeGrid, tasks: bool, wanted: W
         grid.to(begin.y0.device),
         Layout(begin.state, begin.shared, partition),
         count,
+        stream,
     )
 
 
@@ -156,6 +165,19 @@ def _count_tasks(batch: PyTree, grid: TimeGrid, lead: int | None) -> int:
     if found == 0:
         raise InputError("tasks=True, but the task dimension has length 0.")
     return found
+
+
+def _first_batch(stream: Stream, grid: TimeGrid) -> PyTree:
+    if stream.length is not None and stream.length < grid.steps:
+        raise InputError(f"the stream holds {stream.length} batches for {grid.steps} steps.")
+    batch = stream(0) if stream.length != 0 else ()
+    if any(leaf.requires_grad for leaf in tree.tensors(batch)):
+        raise CapturedTensorError(
+            "a batch of the stream requires grad: its gradient would be lost. Put what is to be"
+            " differentiated into hparams, and indices into the stream."
+        )
+    check_arrays(batch, "the stream's batch")
+    return batch
 
 
 def _check_grid(grid: object) -> None:

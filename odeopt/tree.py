@@ -82,12 +82,16 @@ def ravel(tree: PyTree, what: str) -> tuple[Tensor, Ravel]:
     Raises:
         InputError: if a leaf is not such a tensor; `what` names the tree in the message.
     """
-    found, spec = pytree.tree_flatten(tree)
+    found = leaves(tree)
     _check_state_leaves(found, paths(tree), what)
+    return _concatenate(found), layout_of(tree)
+
+
+def layout_of(tree: PyTree) -> Ravel:
+    """How a tree of tensors that has been checked becomes one vector."""
+    found, spec = pytree.tree_flatten(tree)
     shapes = tuple(leaf.shape for leaf in found)
-    return _concatenate(found), Ravel(
-        spec, shapes, sum(shape.numel() for shape in shapes), found[0].dtype
-    )
+    return Ravel(spec, shapes, sum(shape.numel() for shape in shapes), found[0].dtype)
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,10 @@ class Adjoint:
     needs_length: bool = False
     """Whether the number of steps must be known before the forward sweep."""
 
+    needs_velocity: bool = True
+    """Whether it evaluates a velocity between or beyond the steps that were made; else it works
+    for update rules and streams of batches as well."""
+
 
 class LocalAdjoint(Adjoint, ABC):
     """Goes backward interval by interval."""

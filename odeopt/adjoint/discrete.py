@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from odeopt.adjoint.base import Cost, Diagnostics, Interval, LocalAdjoint, Pulled
 from odeopt.adjoint.linearize import Differentiation, check_differentiation
-from odeopt.checkpoint.base import check_positive
+from odeopt.calls import check_positive
 from odeopt.errors import CompatibilityError
 from odeopt.registry import ADJOINTS
 from odeopt.solver.base import Solver, Stepping, StepSolver
@@ -21,6 +21,7 @@ class ExactAdjoint(LocalAdjoint):
 
     replays = True
     needs_end = False
+    needs_velocity = False
 
     def __init__(self, differentiation: Differentiation | None = None) -> None:
         self.differentiation = check_differentiation(differentiation)
@@ -45,7 +46,7 @@ class ExactAdjoint(LocalAdjoint):
     @override
     def cost(self, solver: Solver) -> Cost:
         assert isinstance(solver, StepSolver), "checked before"
-        extra = (solver.stages - 1) * self.differentiation.value_cost
+        extra = (solver.stages - 1) * self.differentiation.value_cost + solver.pull_gradients
         return Cost(gradients=extra, hvps=solver.stages)
 
 

@@ -26,6 +26,7 @@ class FirstOrderAdjoint(WholeAdjoint):
     """
 
     consistent = False
+    needs_velocity = False
 
     @override
     def backward(self, sweep: Sweep, lam: Tensor) -> tuple[Swept, Cost]:

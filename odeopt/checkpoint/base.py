@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from odeopt.errors import InputError
-
 
 @dataclass(frozen=True, slots=True)
 class Advance:
@@ -132,14 +130,3 @@ def replay_segments(nodes: Sequence[int], n: int) -> Iterator[Action]:
         if stop - 1 == start:
             yield Free(start)
         stop = start
-
-
-def check_positive(value: object, what: str) -> int:
-    """The value, if it is an integer of at least 1.
-
-    Raises:
-        InputError: if it is anything else.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{what} is {value!r}; expected an integer of at least 1.")
-    return value

@@ -8,6 +8,7 @@ from typing import NamedTuple, final
 
 from typing_extensions import override
 
+from odeopt.calls import check_positive
 from odeopt.checkpoint.base import (
     Action,
     Advance,
@@ -17,7 +18,6 @@ from odeopt.checkpoint.base import (
     Pull,
     Restore,
     Store,
-    check_positive,
 )
 from odeopt.registry import CHECKPOINTS
 

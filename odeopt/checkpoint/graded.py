@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from odeopt.calls import check_positive
 from odeopt.checkpoint.base import (
     Action,
     Advance,
@@ -19,7 +20,6 @@ from odeopt.checkpoint.base import (
     Progress,
     Restore,
     Store,
-    check_positive,
     replay_segments,
 )
 from odeopt.registry import CHECKPOINTS

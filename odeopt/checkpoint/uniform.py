@@ -7,13 +7,13 @@ from typing import final
 
 from typing_extensions import override
 
+from odeopt.calls import check_positive
 from odeopt.checkpoint.base import (
     Action,
     Advance,
     CheckpointSchedule,
     ForwardStream,
     Store,
-    check_positive,
     replay_segments,
     run_through,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, final
 
@@ -12,31 +12,21 @@ from typing_extensions import override
 
 from odeopt import tree
 from odeopt.errors import InputError
+from odeopt.inner import InnerOptimizer
 from odeopt.types import PyTree
 
 
-class Field(ABC):
+class Field(InnerOptimizer):
     r"""A velocity field $dy/dt = f(t, y; \text{consts}, \text{hparams}, \text{batch})$.
 
-    A state is any pytree of floating-point tensors. By default it is the parameters themselves.
-    All methods are pure functions of their arguments: a tensor that requires grad and is not an
-    argument raises `CapturedTensorError` when the field is first evaluated.
+    By default its state is the parameters themselves.
     """
-
-    def init(self, params: PyTree, hparams: PyTree) -> tuple[PyTree, PyTree]:
-        """The initial state and the constants (e.g. a proximal centre), both differentiable."""
-        del hparams
-        return params, ()
 
     @abstractmethod
     def velocity(
         self, t: Tensor, state: PyTree, consts: PyTree, hparams: PyTree, batch: PyTree
     ) -> PyTree:
         """dy/dt, a pytree with the structure and shapes of the state; t is a 0-dim tensor."""
-
-    def readout(self, state: PyTree) -> PyTree:
-        """The parameters contained in a state."""
-        return state
 
 
 class GradientField(Field):
@@ -70,17 +60,18 @@ class CallableField(Field):
         return self._velocity(t, state, consts, hparams, batch)
 
 
-def as_field(field: Any) -> Field:
-    """A field as it is; a function as a `CallableField`.
+def as_field(field: Any) -> InnerOptimizer:
+    """A field or update rule as it is; a function as a `CallableField`.
 
     Raises:
         InputError: if it is neither.
     """
-    if isinstance(field, Field):
+    if isinstance(field, InnerOptimizer):
         return field
     if isinstance(field, type) or not callable(field):
         raise InputError(
-            f"the inner optimiser is {field!r}; expected a Field instance such as"
-            " GradientFlow(loss), or a function velocity(t, state, consts, hparams, batch)."
+            f"the inner optimiser is {field!r}; expected a Field such as GradientFlow(loss), an"
+            " UpdateRule such as Adam(loss), or a function velocity(t, state, consts, hparams,"
+            " batch)."
         )
     return CallableField(field)

@@ -12,6 +12,7 @@ from odeopt import tree
 from odeopt.errors import InputError
 from odeopt.meta.method import TaskBatch
 from odeopt.problem import check_lead
+from odeopt.seeds import generator
 from odeopt.types import PyTree
 
 
@@ -64,8 +65,7 @@ class TaskPool:
         """The tasks of an update."""
         per_epoch = len(self) // self.batch_size
         epoch, position = divmod(update, per_epoch)
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
-        order = torch.randperm(len(self), generator=generator)
+        order = torch.randperm(len(self), generator=generator(self.seed, epoch))
         return order[position * self.batch_size :][: self.batch_size].tolist()
 
     def select(self, indices: Sequence[int]) -> TaskBatch:

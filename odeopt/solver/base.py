@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from odeopt.linearization import FlatField, Linearize
+from odeopt.linearization import Differentiate, FlatField, Linearization
 from odeopt.theta import Data, Theta
 from odeopt.types import Velocity
 
@@ -25,17 +25,42 @@ class StepGradient(NamedTuple):
     theta: Theta
 
 
+class FlatRule(ABC):
+    """An update rule on flat states."""
+
+    @abstractmethod
+    def update(self, k: Tensor, lr: Tensor, y: Tensor, theta: Theta, data: Data) -> Tensor:
+        """The state after update k, shape [d]."""
+
+    @abstractmethod
+    def pull(
+        self, differentiate: Differentiate, k: Tensor, lr: Tensor, y: Tensor, lam: Tensor,
+        theta: Theta, data: Data,
+    ) -> StepGradient:  # fmt: skip
+        """The exact gradient of <lam, update>."""
+
+
 class Stepping(NamedTuple):
     """All that a step needs beside t, dt and y."""
 
-    field: FlatField
-    linearize: Linearize
+    dynamics: FlatField | FlatRule
+    differentiate: Differentiate
     theta: Theta
     data: Data
+
+    @property
+    def field(self) -> FlatField:
+        """The field; a solver of fields never gets an update rule."""
+        assert not isinstance(self.dynamics, FlatRule), "checked when the choices are made"
+        return self.dynamics
 
     def velocity(self, t: Tensor, y: Tensor) -> Tensor:
         """dy/dt with theta and data bound."""
         return self.field.velocity(t, y, self.theta, self.data)
+
+    def linearize(self, t: Tensor, y: Tensor) -> Linearization:
+        """The velocity at a point with its vector-Jacobian products, theta and data bound."""
+        return self.differentiate(self.field, t, y, self.theta, self.data)
 
 
 class Solver(ABC):
@@ -54,9 +79,16 @@ class StepSolver(Solver):
     stability_limit: float
     r"""The largest stable $dt\,\rho$ for a decaying real mode with rate $\rho$."""
 
+    pull_gradients: int = 0
+    """Gradient evaluations of a pull beside its Hessian-vector products."""
+
     @abstractmethod
     def step(self, velocity: Velocity, t: Tensor, dt: Tensor, y: Tensor) -> Tensor:
         """The state after one step of length dt from (t, y); shape [d]."""
+
+    def advance(self, stepping: Stepping, t: Tensor, dt: Tensor, y: Tensor) -> Tensor:
+        """The state after one step, from all that there is to know."""
+        return self.step(stepping.velocity, t, dt, y)
 
     def pull(
         self, stepping: Stepping, t: Tensor, dt: Tensor, y0: Tensor, lam: Tensor

@@ -24,7 +24,7 @@ from odeopt.sweep.forward import Trajectory, fingerprint
 from odeopt.sweep.stepper import SettledStepper, keep_frozen
 from odeopt.theta import Theta, add_thetas
 
-PullKernel = Callable[[Interval, Tensor], Pulled]
+PullKernel = Callable[[int, Interval, Tensor], Pulled]
 
 
 @dataclass
@@ -118,7 +118,7 @@ class BackwardSweep:
         y, lam = self._y, self._arrive(first + stop)
         self._compare(start, y)
         end = y if self._y1 is None else self._y1
-        pulled = self._pull(Interval(t, dt, y, end), lam)
+        pulled = self._pull(first + start, Interval(t, dt, y, end), lam)
         if self._stepper.has_frozen:
             pulled = _freeze(dt, lam, pulled)
         self._lam = pulled.lam

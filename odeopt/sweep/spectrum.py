@@ -49,9 +49,9 @@ class SpectralMonitor:
     def watch(self, pull: PullKernel) -> PullKernel:
         """The pull, with an estimate before it."""
 
-        def watched(interval: Interval, lam: Tensor) -> Pulled:
+        def watched(k: int, interval: Interval, lam: Tensor) -> Pulled:
             self.ratios.append(self._estimate(interval))
-            return pull(interval, lam)
+            return pull(k, interval, lam)
 
         return watched
 

@@ -13,6 +13,7 @@ from odeopt.errors import CompatibilityError
 from odeopt.grid import TimeGrid
 from odeopt.kernels import Kernels
 from odeopt.solver.base import GridSolver
+from odeopt.solver.update import RuleSteps
 from odeopt.stats import Stats
 
 
@@ -59,7 +60,9 @@ class FixedStepper(SettledStepper):
         self._step = kernels.step()
         self._stages: int = kernels.solver.stages  # type: ignore[attr-defined]
         self._times = grid.times
-        self._starts = grid.times.to(dtype).unbind(-1)
+        ruled = isinstance(kernels.solver, RuleSteps)
+        starts = _step_indices(grid) if ruled else grid.times
+        self._starts = starts.to(dtype).unbind(-1)
         self._lengths = grid.dt.to(dtype).unbind(-1)
         self.has_frozen = has_zero(grid.dt)
         self._dtype = dtype
@@ -68,7 +71,7 @@ class FixedStepper(SettledStepper):
     def advance(self, k: int, y: Tensor) -> Tensor:
         self._stats.gradient_evaluations += self._stages
         dt = self._lengths[k]
-        y1 = self._step(self._starts[k], dt, y)
+        y1 = self._step(k, self._starts[k], dt, y)
         return keep_frozen(dt, y, y1) if self.has_frozen else y1
 
     @override
@@ -117,6 +120,12 @@ class GridStepper(SettledStepper):
         self._places = places.tolist()
         self._stats.gradient_evaluations += evaluations
         return self._states
+
+
+def _step_indices(grid: TimeGrid) -> Tensor:
+    """0, 1, ..., N in place of times, of the shape of the times."""
+    indices = torch.arange(grid.steps + 1, device=grid.times.device, dtype=torch.float64)
+    return indices.expand_as(grid.times)
 
 
 def has_zero(dt: Tensor) -> bool:

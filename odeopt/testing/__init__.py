@@ -8,6 +8,7 @@ from odeopt.testing.adjoints import check_adjoint
 from odeopt.testing.fields import check_field
 from odeopt.testing.methods import check_method
 from odeopt.testing.problems import Quadratic, relative_error, smooth_problem
+from odeopt.testing.rules import check_rule
 from odeopt.testing.schedules import check_schedule
 from odeopt.testing.solvers import check_solver
 
@@ -16,6 +17,7 @@ __all__ = [
     "check_adjoint",
     "check_field",
     "check_method",
+    "check_rule",
     "check_schedule",
     "check_solver",
     "relative_error",

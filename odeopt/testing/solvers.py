@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from odeopt.adjoint.linearize import ReverseMode
+from odeopt.bound import BoundField, Layout
 from odeopt.field.gradient_flow import GradientFlow
-from odeopt.kernels import BoundField, Layout
 from odeopt.problem import start
 from odeopt.solver.base import GridSolver, Solver, Stepping, StepSolver
 from odeopt.testing.problems import Quadratic, relative_error, smooth_problem
@@ -50,10 +50,7 @@ def _stepping(device: torch.device | None) -> tuple[Stepping, Tensor]:
     flat = BoundField(GradientFlow(problem.loss), Layout(begin.state, begin.shared, layout))
     theta, fixed = Theta(begin.diff, diff), Data(begin.data, data)
 
-    def linearize(t: Tensor, y: Tensor) -> Any:
-        return ReverseMode().linearize(flat, t, y, theta, fixed)
-
-    return Stepping(flat, linearize, theta, fixed), begin.y0
+    return Stepping(flat, ReverseMode().linearize, theta, fixed), begin.y0
 
 
 def _number(value: float, like: Tensor) -> Tensor:

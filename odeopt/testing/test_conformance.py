@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from odeopt.registry import ADJOINTS, CHECKPOINTS, FIELDS, METHODS, SOLVERS
+from odeopt.rule.base import UpdateRule
 from odeopt.testing import (
     check_adjoint,
     check_field,
     check_method,
+    check_rule,
     check_schedule,
     check_solver,
 )
@@ -20,7 +22,11 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", FIELDS.names())
 def test_field(name: str, device: str) -> None:
-    check_field(FIELDS.example(name), torch.device(device))
+    make = FIELDS.example(name)
+    check = (
+        check_rule if isinstance(make(lambda params, batch: params), UpdateRule) else check_field
+    )
+    check(make, torch.device(device))
 
 
 @pytest.mark.parametrize("device", DEVICES)

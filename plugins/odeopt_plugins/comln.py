@@ -223,6 +223,7 @@ class COMLN(odeopt.Method):
             batch, grid = (layer.start, layer.gram, train), odeopt.TimeGrid.uniform(horizon, 1)
             sol = self._sensitive.solve(state, batch, grid, tasks=True, on_failure=self._on_failure)
             field = self._plain.field
+            assert isinstance(field, odeopt.Field), "given as a velocity"
             rate = torch.func.vmap(lambda s, data: field.velocity(horizon, s, (), None, data))
             slope = rate({"s": sol.params["s"]}, batch)["s"]
         assert sol.status is not None, "there is no transform around a method"

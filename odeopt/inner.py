@@ -1,0 +1,31 @@
+"""What an inner optimiser is: a state, where it begins, and the parameters in it."""
+
+from __future__ import annotations
+
+from abc import ABC
+from typing import Any
+
+from odeopt.types import PyTree
+
+
+class InnerOptimizer(ABC):  # noqa: B024  (a field adds its velocity, an update rule its update)
+    """The common part of a `Field` and an `UpdateRule`.
+
+    A state is any pytree of floating-point tensors of one dtype. All methods are pure functions of
+    their arguments: a tensor that requires grad and is not an argument raises
+    `CapturedTensorError` when the optimiser is first evaluated.
+    """
+
+    def init(self, params: PyTree, hparams: PyTree) -> tuple[PyTree, PyTree]:
+        """The initial state and the constants (e.g. a proximal centre), both differentiable."""
+        del hparams
+        return params, ()
+
+    def readout(self, state: PyTree) -> PyTree:
+        """The parameters contained in a state; it is the identity by default."""
+        return state
+
+    def outer_keywords(self, state: PyTree) -> dict[str, Any]:
+        """What of a state the outer loss gets by keyword beside the parameters; {} by default."""
+        del state
+        return {}

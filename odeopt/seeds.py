@@ -1,0 +1,54 @@
+"""Seeds that depend on integers alone, by arithmetic that no version of anything changes."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+_LIMIT = 2**63
+
+
+def mix(seed: int, index: int) -> int:
+    """A seed for the index-th piece of what one seed fixes."""
+    return (seed * 1_000_003 + index) % _LIMIT
+
+
+def generator(seed: int, index: int) -> torch.Generator:
+    """A generator on the CPU for the index-th piece."""
+    return torch.Generator().manual_seed(mix(seed, index))
+
+
+_devices: list[torch.device] = []
+"""The device of each `seeded` block that is open."""
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Generator[None]:
+    """Torch's own generators start from a seed inside, and go on as before after it."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        _devices.append(device)
+        try:
+            yield
+        finally:
+            _devices.pop()
+
+
+def random_state() -> tuple[Tensor, ...] | None:
+    """Where torch's generators are in a `seeded` block; None outside, where nothing may draw."""
+    if not _devices:
+        return None
+    device = _devices[-1]
+    extra = (torch.cuda.get_rng_state(device),) if device.type == "cuda" else ()
+    return torch.get_rng_state(), *extra
+
+
+def restore_random_state(state: tuple[Tensor, ...]) -> None:
+    """Put torch's generators back to where they were."""
+    torch.set_rng_state(state[0])
+    for own in state[1:]:
+        torch.cuda.set_rng_state(own, _devices[-1])

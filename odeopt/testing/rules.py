@@ -1,0 +1,106 @@
+"""The conformance suite of update rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from odeopt import tree
+from odeopt.adjoint.discrete import DiscreteAdjoint
+from odeopt.checkpoint.binomial import Binomial
+from odeopt.grid import TimeGrid
+from odeopt.optimizer import ODEOptimizer
+from odeopt.rule.base import UpdateRule
+from odeopt.stream import Stream
+from odeopt.testing.problems import SmoothProblem, relative_error, smooth_problem
+from odeopt.types import Loss, PyTree
+
+
+def check_rule(make: Callable[[Loss], UpdateRule], device: torch.device | None = None) -> None:
+    """Check an update rule made from a loss; raises AssertionError with what is wrong.
+
+    Its readout at the start is the parameters; an update keeps the structure of the state, is
+    deterministic and works under vmap; the exact adjoint agrees with autograd through the
+    unrolled loop to 1e-10, for parameters, hyperparameters and learning rates, with every state
+    kept and with three.
+
+    Args:
+        make: makes the rule from `loss(params, batch)` or `loss(params, batch, hparams)`.
+        device: where to compute.
+    """
+    problem = smooth_problem(device)
+    rule = make(problem.loss)
+    state, consts = rule.init(problem.params, problem.hparams)
+    error = relative_error(rule.readout(state), problem.params)
+    assert error == 0, f"readout(init(params)) is not params: relative error {error:.1e}"
+    _check_update(rule, state, consts, problem)
+    _check_gradient(rule, problem)
+    _check_tasks(rule, device)
+
+
+def unroll(
+    rule: UpdateRule, params: PyTree, batch: PyTree, lrs: Tensor, hparams: PyTree = None
+) -> PyTree:
+    """The final parameters by a plain loop that autograd can follow.
+
+    Args:
+        rule: the rule.
+        params: the initial parameters.
+        batch: a batch, or a stream of them.
+        lrs: the learning rates, shape [N].
+        hparams: as the loss takes them.
+    """
+    state, consts = rule.init(params, hparams)
+    for k, lr in enumerate(lrs):
+        now = batch(k) if isinstance(batch, Stream) else batch
+        index = torch.tensor(float(k), dtype=lrs.dtype, device=lrs.device)
+        state = rule.update(index, lr, state, consts, hparams, now)
+    return rule.readout(state)
+
+
+def _check_update(rule: UpdateRule, state: PyTree, consts: PyTree, problem: SmoothProblem) -> None:
+    number = problem.batch[0].new_tensor
+    args = (number(2.0), number(0.1), state, consts, None, problem.batch)
+    layout = tree.layout_of(state)
+    first = layout.flatten(rule.update(*args), "the updated state")
+    again = layout.flatten(rule.update(*args), "the updated state")
+    assert bool(torch.isfinite(first).all()), "the updated state is not finite"
+    assert torch.equal(first, again), "the update differs when it is made again"
+
+
+def _leaf(value: PyTree) -> Any:
+    return tree.map_tensors(lambda x: x.detach().clone().requires_grad_(), value)
+
+
+def _check_gradient(rule: UpdateRule, problem: SmoothProblem) -> None:
+    lrs = torch.linspace(0.1, 0.02, 7).to(problem.batch[0])
+    loss = problem.loss
+    for hparams in (None, problem.hparams):
+        params, own, rates = _leaf(problem.params), _leaf(hparams), _leaf(lrs)
+        final = unroll(rule, params, problem.batch, rates, own)
+        extra = () if hparams is None else (own,)
+        inputs = [*tree.tensors(params), *tree.tensors(own), rates]
+        value = cast("Tensor", loss(final, problem.outer_batch, *extra))
+        expected = torch.autograd.grad(value, inputs)
+        for checkpoints in (None, Binomial(3)):
+            opt = ODEOptimizer(rule, adjoint=DiscreteAdjoint(), checkpoints=checkpoints)
+            res = opt.value_and_grad(loss)(
+                problem.params, problem.batch, TimeGrid.from_lr(lrs), problem.outer_batch, hparams
+            )
+            found = [*tree.tensors((res.grads.params, res.grads.hparams)), res.grads.dt]
+            error = relative_error(found, list(expected))
+            assert error < 1e-10, f"the gradient is not that of the loop: {error:.1e}"
+
+
+def _check_tasks(rule: UpdateRule, device: torch.device | None) -> None:
+    problem = smooth_problem(device, tasks=3)
+    grid, opt = TimeGrid.from_lr(0.05, 4), ODEOptimizer(rule)
+    together = opt.solve(problem.params, problem.batch, grid, tasks=True).params
+    for task in range(3):
+        batch = tree.map_tensors(lambda x, i=task: x[i], problem.batch)
+        alone = opt.solve(problem.params, batch, grid).params
+        mine = tree.map_tensors(lambda x, i=task: x[i], together)
+        assert relative_error(mine, alone) < 1e-12, f"vmap changes the updates of task {task}"
