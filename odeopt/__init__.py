@@ -27,6 +27,7 @@ from odeopt.errors import (
     StepLimitError,
     UnknownNameError,
 )
+from odeopt.event import StopWhen
 from odeopt.field import Field, GradientField, GradientFlow, HeavyBall, RegularizedFlow
 from odeopt.grid import TimeGrid
 from odeopt.meta import (
@@ -134,6 +135,7 @@ __all__ = [
     "Status",
     "Step",
     "StepLimitError",
+    "StopWhen",
     "Stream",
     "TaskBatch",
     "TaskHorizon",

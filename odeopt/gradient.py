@@ -20,6 +20,7 @@ from odeopt.checks import (
 )
 from odeopt.engine import Choices, Run, run_backward, run_forward
 from odeopt.errors import InputError, SecondOrderError
+from odeopt.event import Stopping, StopWhen
 from odeopt.grid import TimeGrid
 from odeopt.inner import InnerOptimizer
 from odeopt.outer import OuterGradients, OuterLoss, differentiate, outer_kernel
@@ -49,6 +50,7 @@ class ValueAndGrad:
     outer: OuterLoss
     tasks: bool
     on_failure: OnFailure
+    stop: StopWhen | None = None
 
     def __call__(
         self,
@@ -82,7 +84,11 @@ class ValueAndGrad:
             problem = begin.problem(batch, grid, self.tasks)
             if self.tasks and problem.tasks is not None:
                 check_lead(outer_batch, problem.tasks, "outer_batch")
-            return _Call(self, problem, begin, outer_batch).run()
+            stopping = None
+            if self.stop is not None:
+                args = (begin.hparams_tree, begin.hparams)
+                stopping = Stopping(self.stop, self.choices, problem, batch, *args)
+            return _Call(self, problem, begin, outer_batch, stopping).run()
 
 
 class _Begin:
@@ -128,15 +134,18 @@ class _Call:
     """One call of `value_and_grad`."""
 
     def __init__(
-        self, owner: ValueAndGrad, problem: Problem, begin: _Begin, outer_batch: PyTree
-    ) -> None:
-        self._owner, self._problem, self._begin = owner, problem, begin
+        self, owner: ValueAndGrad, problem: Problem, begin: _Begin, outer_batch: PyTree,
+        stopping: Stopping | None,
+    ) -> None:  # fmt: skip
+        self._owner, self._begin, self._stopping = owner, begin, stopping
+        self._problem = problem if stopping is None else stopping.problem
         self._outer_batch = _detach(outer_batch)
         self._observe = problem.grid.observe
 
     def run(self) -> Result:
         """Both sweeps."""
-        choices, problem, stats = self._owner.choices, self._problem, Stats()
+        choices, problem = self._owner.choices, self._problem
+        stats = Stats() if self._stopping is None else self._stopping.stats
         if choices.safety.probe:
             probe(choices.field, problem)
         run = run_forward(choices, problem, stats)
@@ -147,6 +156,8 @@ class _Call:
         status = merge(status, ~torch.isfinite(outer.values), Status.VALUE_NOT_FINITE)
         status = outer_status(status, [*outer.states, *outer.hparams])
         self._settle(status, run, None, trace)
+        if self._stopping is not None:
+            outer = self._stopping.correct(outer)
         swept, trace = run_backward(run, *self._seeds(outer, run), stats)
         check_replay(trace)
         status = backward_status(status, swept, trace, choices.safety)
@@ -211,6 +222,8 @@ class _Call:
         values = None if tasks is None else outer.values
         aux = outer.aux if self._owner.outer.has_aux else None
         reports = dict(swept.reports)
+        if self._stopping is not None:
+            reports |= self._stopping.report()
         return Result(mean(outer.values), values, grads, status, stats, aux, reports)
 
     def _batch_gradients(self, swept: Swept) -> PyTree:

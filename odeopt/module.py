@@ -19,6 +19,7 @@ Objective = Callable[[Callable[..., Any], PyTree], Tensor]
 
 
 def _no_evaluation(*args: Any, **keywords: Any) -> Tensor:
+    """The objective in evaluation mode, which nobody has said."""
     raise InputError("a ModuleLoss put together by hand has no `evaluate`; from_module gives one.")
 
 

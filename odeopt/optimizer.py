@@ -16,6 +16,7 @@ from odeopt.checkpoint.uniform import Every
 from odeopt.compilation import Compiler
 from odeopt.engine import Choices
 from odeopt.errors import InputError
+from odeopt.event import StopWhen
 from odeopt.field.base import as_field
 from odeopt.gradient import OnFailure, ValueAndGrad, check_on_failure
 from odeopt.grid import TimeGrid
@@ -96,6 +97,7 @@ class ODEOptimizer:
         tasks: bool = False,
         on_failure: OnFailure = "raise",
         has_aux: bool = False,
+        stop: StopWhen | None = None,
     ) -> ValueAndGrad:
         """A function `(params, batch, grid, outer_batch, hparams=None, state=None) -> Result`.
 
@@ -109,11 +111,13 @@ class ODEOptimizer:
                 w.r.t. params and hparams are then means over tasks.
             on_failure: "raise", or "skip" to leave failed tasks out of the means.
             has_aux: whether outer_loss returns a pair (scalar, tensors); see `Result.aux`.
+            stop: None, or an event at which each task stops; the gradient takes the change of
+                the stopping time into account, and `Result.diagnostics` says where it was.
         """
         check_on_failure(on_failure)
         if not callable(outer_loss):
             raise InputError(f"outer_loss is {outer_loss!r}; expected a function.")
-        return ValueAndGrad(self._choices, OuterLoss(outer_loss, has_aux), tasks, on_failure)
+        return ValueAndGrad(self._choices, OuterLoss(outer_loss, has_aux), tasks, on_failure, stop)
 
     def solve(
         self,

@@ -72,6 +72,7 @@ NAMES = [
     "Status",
     "Step",
     "StepLimitError",
+    "StopWhen",
     "Stream",
     "TaskBatch",
     "TaskHorizon",

@@ -70,8 +70,8 @@ def as_field(field: Any) -> InnerOptimizer:
         return field
     if isinstance(field, type) or not callable(field):
         raise InputError(
-            f"the inner optimiser is {field!r}; expected a Field instance such as GradientFlow(loss), an"
-            " UpdateRule such as Adam(loss), or a function velocity(t, state, consts, hparams,"
-            " batch)."
+            f"the inner optimiser is {field!r}; expected a Field instance such as"
+            " GradientFlow(loss), an UpdateRule such as Adam(loss), or a function velocity(t,"
+            " state, consts, hparams, batch)."
         )
     return CallableField(field)
