@@ -87,11 +87,12 @@ SIZES = {
             for steps in (50, 100)
             for shots, validation in _SHOTS
         ),
-        methods.PAPER, 5000, 100, 500, 5, "inductor",
+        methods.PAPER, 2000, 100, 500, 5, "inductor",
     ),
 }  # fmt: skip
 """An update of the six methods takes about 0.2 s in all with "inductor" on one core, so that the
-preset "paper" takes about two hours in two processes, with --only 10shot and --only 20shot."""
+preset "paper" takes about an hour in two processes, with --only 10shot and --only 20shot. With
+the paper's 5000 updates it would be two and a half."""
 
 
 def resolve(preset: Preset, folder: Path | None) -> Sizes:
