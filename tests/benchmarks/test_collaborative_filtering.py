@@ -85,7 +85,7 @@ def test_presets_cover_the_tables():
     assert set(SIZES[Preset.QUICK].methods) == set(methods.LABELS)
     assert sizes.resolve(Preset.PAPER, None) == paper
     assert sizes.resolve(Preset.SMOKE, None).settings[0].data == MADE_UP
-    assert "as in the paper" in text.head(Preset.PAPER, {}, paper)
+    assert "2000 meta-updates (the paper: 5000)" in text.head(Preset.PAPER, {}, paper)
     assert "made up" not in text.head(Preset.PAPER, {}, paper)
 
 
