@@ -14,6 +14,7 @@ from odeopt.compilation import Compiler
 from odeopt.errors import CompatibilityError
 from odeopt.inner import InnerOptimizer
 from odeopt.kernels import Kernels
+from odeopt.precision import refuse_autocast
 from odeopt.problem import Problem
 from odeopt.rule.base import UpdateRule
 from odeopt.safety import Safety
@@ -128,7 +129,11 @@ class Run:
 
 
 def make_kernels(choices: Choices, problem: Problem, stats: Stats) -> Kernels:
-    """The kernels of a problem; not compiled inside a function transform, which cannot be."""
+    """The kernels of a problem; not compiled inside a function transform, which cannot be.
+
+    Every sweep, forward or backward, begins here.
+    """
+    refuse_autocast(problem.y0.device)
     dynamics = bind(choices.field, problem.layout)
     compiler = None if inside_transform(problem.tensors()) else choices.compiler
     theta, data, stream = problem.theta, problem.data, problem.stream

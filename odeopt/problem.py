@@ -14,6 +14,7 @@ from odeopt.bound import Layout
 from odeopt.errors import CapturedTensorError, InputError
 from odeopt.grid import TimeGrid
 from odeopt.inner import InnerOptimizer
+from odeopt.precision import check_dtypes
 from odeopt.stream import Stream
 from odeopt.theta import Data, Theta
 from odeopt.types import PyTree, Tensors
@@ -92,6 +93,7 @@ def assemble(begin: Start, batch: PyTree, grid: TimeGrid, tasks: bool, wanted: W
     if stream is not None:
         batch, wanted = _first_batch(stream, grid), lambda leaf: False
     partition, diff, data = tree.partition(batch, wanted)
+    check_dtypes((*begin.diff, *diff), (*begin.data, *data))
     lead = begin.y0.shape[0] if begin.y0.ndim == 2 else None
     count = _count_tasks(batch, grid, lead) if tasks else None
     if not tasks and grid.tasks is not None:
