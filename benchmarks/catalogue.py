@@ -9,5 +9,6 @@ BENCHMARKS: tuple[str, ...] = (
     "benchmarks.digits:BENCHMARK",
     "benchmarks.cost:BENCHMARK",
     "benchmarks.gradient_quality:BENCHMARK",
+    "benchmarks.hyper_cleaning:BENCHMARK",
 )
 """Import strings `package.module:NAME`, each naming a `harness.registry.Benchmark`."""
