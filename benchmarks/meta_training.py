@@ -41,13 +41,14 @@ def train(
     params: Parameters,
     tasks: Callable[[int], Any],
     updates: int,
-    folder: Path,
+    folder: Path | None,
 ) -> Trained:
     """Learn an initialisation with Adam, 1e-3, going on from the checkpoint in the folder."""
     learner = odeopt.MetaLearner(
         method, params, tasks, folder=folder, checkpoint_every=100, show_progress=False
     )
-    learner.restore()
+    if folder is not None:
+        learner.restore()
     begin = time.perf_counter()
     with warnings.catch_warnings():  # failed tasks are counted in the record
         warnings.simplefilter("ignore", odeopt.OdeoptWarning)

@@ -37,7 +37,7 @@ def cells(settings: Settings, sizes: Sizes) -> list[Cell]:
     ]
 
 
-def _folder(settings: Settings, sizes: Sizes, cell: str) -> Path:
+def folder(settings: Settings, sizes: Sizes, cell: str) -> Path:
     """Where a run keeps its checkpoint: another one whenever what it computes changes."""
     return settings.store.cell_path(f"{cell} {REVISION} {sizes}").with_suffix("")
 
@@ -68,9 +68,9 @@ def _compute(
     tasks = data.train_batch(range(data.episodes)).to(device, DTYPE)
     method = methods.build(name, PROBLEM, inner(sizes, setting, name), on_failure="skip")
     params = {k: v.to(device, DTYPE) for k, v in PROBLEM.model.init(seed).items()}
-    folder = _folder(settings, sizes, key(setting, seed, name))
+    place = folder(settings, sizes, key(setting, seed, name))
     pool = meta_training.pool(tasks, META_BATCH, seed)
-    trained = meta_training.train(method, params, pool, sizes.updates, folder)
+    trained = meta_training.train(method, params, pool, sizes.updates, place)
     support, test = (b.to(device, DTYPE) for b in (data.test_support(), data.test_grid()))
     adapted = method.adapt(trained.params, support, trained.hparams)
     own = meta_training.evaluate(error, [adapted], test)[0]

@@ -16,7 +16,7 @@ from benchmarks.harness.runner import run_cells
 from benchmarks.harness.store import fingerprint
 from benchmarks.methods import LABELS
 from benchmarks.problems.figure_2 import FIGURE_2
-from benchmarks.regression import cells
+from benchmarks.regression import cells, diagnosis
 from benchmarks.regression.sizes import SIZES, Setting, Sizes
 
 Results = dict[str, dict[str, Any]]
@@ -36,8 +36,8 @@ def run(settings: Settings) -> None:
         "sizes": repr(sizes),
     }
     results = run_cells(
-        "regression", cells.cells(settings, sizes), settings.store, fingerprint(depends),
-        settings.only,
+        "regression", [*cells.cells(settings, sizes), *diagnosis.cells(settings, sizes)],
+        settings.store, fingerprint(depends), settings.only,
     )  # fmt: skip
     sections = [_head(settings, circumstances, sizes)]
     for setting in sizes.settings:
@@ -76,7 +76,9 @@ def _section(results: Results, setting: Setting, sizes: Sizes, preset: Preset) -
         f" {cells.episodes(setting).constant_rmse():.3f}."
     )
     plots = "\n".join(f"![{mode}]({_plot_name(setting, mode)})" for mode in MODES)
-    parts = [intro, markdown.table(headers, rows), _verdict(results, setting, sizes, preset), plots]
+    verdict = _verdict(results, setting, sizes, preset)
+    why = diagnosis.section(results.get(diagnosis.key(setting)))
+    parts = [intro, markdown.table(headers, rows), verdict, why, plots]
     return "\n\n".join(part for part in [*parts, _stopped(results, setting, sizes)] if part)
 
 
@@ -172,4 +174,5 @@ the latter, with another draw of tasks, an unknown seed and the authors' code: c
 magnitude only. The data protocols "code" and "text" are the constants of the released code and of
 the paper's text, which differ. Failed tasks are those whose inner solve diverged, or whose
 gradient a guard refused; they are left out of their meta-update. p: one-sided Wilcoxon test, over
-tasks, that the error of A-MAML is above the method's (gradient descent / Adam)."""
+tasks, that the error of A-MAML is above the method's (gradient descent / Adam). Reptile trains on
+the validation points of its training tasks as well, of which it makes no other use."""

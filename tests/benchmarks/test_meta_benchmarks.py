@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import fmean
 
 import pytest
 import torch
@@ -32,8 +33,9 @@ def test_the_smoke_preset_writes_a_whole_report(tmp_path, name):
     for label in ("A-MAML", "MAML", "COMLN"):
         assert f"| {label} |" in report
     found = strict_json.loads((tmp_path / "results.json").read_text())
-    assert len(found["cells"]) == 3
-    for cell in found["cells"].values():
+    trained = {key: cell for key, cell in found["cells"].items() if "diagnosis" not in key}
+    assert len(trained) == 3
+    for cell in trained.values():
         assert cell["training"]["updates"] == 2
         assert cell["training"]["failed_tasks"] == 0
         assert cell["training"]["stopped"] == ""
@@ -41,11 +43,24 @@ def test_the_smoke_preset_writes_a_whole_report(tmp_path, name):
         assert f"({plot.name})" in report
 
 
+@pytest.mark.slow
+def test_the_regression_report_says_who_serves_a_mamls_objective_best(tmp_path):
+    run("regression", "--preset", "smoke", "--results", str(tmp_path))
+    found = strict_json.loads((tmp_path / "results.json").read_text())["cells"]
+    cell = next(value for key, value in found.items() if key.endswith("diagnosis"))
+    assert set(cell["objective"]) == {"a-maml", "maml"}
+    assert cell["best"] == "maml"
+    start, ends = fmean(cell["start"]), {k: fmean(v) for k, v in cell["continued"].items()}
+    assert all(end < start for end in ends.values())
+    report = (tmp_path / "report.md").read_text()
+    assert f"goes from {start:.3f} to {ends['a-maml']:.3f} by A-MAML" in report
+
+
 def test_only_some_cells_on_request(tmp_path):
     args = ("regression", "--preset", "smoke", "--results", str(tmp_path))
     result = run(*args, "--only", "0 maml")
     assert result.exit_code == 0
-    assert "1 of 3 cells are stored" in result.stdout
+    assert "1 of 4 cells are stored" in result.stdout
     assert not (tmp_path / "report.md").exists()
     assert len(list((tmp_path / "cells").glob("*.json"))) == 1
 
