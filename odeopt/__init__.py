@@ -12,6 +12,7 @@ from odeopt.adjoint import (
     ReverseMode,
     TruncatedAdjoint,
 )
+from odeopt.bilevel import LoopGrads, LoopResult, RecordedLoop
 from odeopt.checkpoint import Binomial, Density, Every, Graded
 from odeopt.errors import (
     CapturedTensorError,
@@ -110,6 +111,8 @@ __all__ = [
     "InnerLoop",
     "InputError",
     "LeafwiseRule",
+    "LoopGrads",
+    "LoopResult",
     "MetaGradient",
     "MetaGrads",
     "MetaLearner",
@@ -124,6 +127,7 @@ __all__ = [
     "OdeoptWarning",
     "PIController",
     "RMSprop",
+    "RecordedLoop",
     "RegularizedFlow",
     "Result",
     "ReverseMode",

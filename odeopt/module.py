@@ -15,7 +15,7 @@ from odeopt.errors import InputError
 from odeopt.types import PyTree
 
 Objective = Callable[[Callable[..., Any], PyTree], Tensor]
-"""`objective(model, batch) -> scalar`, where `model` is called like the module."""
+"""`objective(model, batch) -> scalar`, where `model` is the module with other parameters in it."""
 
 
 def _no_evaluation(*args: Any, **keywords: Any) -> Tensor:
@@ -64,7 +64,8 @@ def from_module(
 
     Args:
         module: any module.
-        objective: `objective(model, batch)`, a scalar tensor; it calls `model` like the module.
+        objective: `objective(model, batch)`, a scalar tensor; `model` is the module, with the
+            parameters of the moment in it.
         adapt: which parameters the inner loop moves, by name; all by default.
 
     Raises:
@@ -93,6 +94,7 @@ class _Parts:
 
     def __init__(self, module: nn.Module, objective: Objective, moving: list[str]) -> None:
         self._module, self._objective, self.moving = module, objective, moving
+        self._host = _Host(module)
         self._training = {name: child.training for name, child in module.named_modules()}
         self.fixed = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
 
@@ -133,10 +135,9 @@ class _Parts:
         spent = {name: counter.clone() for name, counter in counters.items()}
         values = {**others, **spent, **now, **(hparams or {}), **params}
 
-        def model(*args: Any, **keywords: Any) -> Any:
-            return torch.func.functional_call(self._module, values, args, keywords)
-
-        value = check_scalar(self._objective(model, batch), "objective")
+        lent = {f"{_Host.NAME}.{name}": value for name, value in values.items()}
+        found = torch.func.functional_call(self._host, lent, (self._objective, batch))
+        value = check_scalar(found, "objective")
         _check_unchanged(before, _versions(others))
         return value
 
@@ -151,6 +152,20 @@ class _Parts:
         finally:
             for name, mode in found.items():
                 children[name].training = mode
+
+
+class _Host(nn.Module):
+    """Lends a module to an objective, which may use any part of it."""
+
+    NAME = "module"
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, objective: Objective, batch: PyTree) -> Any:
+        """What the objective returns."""
+        return objective(self.module, batch)
 
 
 _COUNTER = "num_batches_tracked"

@@ -1,0 +1,170 @@
+"""A recorded training loop as an update rule: step k takes the k-th record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from odeopt import tree
+from odeopt.bilevel.torch_state import Taken
+from odeopt.calls import call_loss
+from odeopt.errors import CapturedTensorError, InputError
+from odeopt.module import ModuleLoss
+from odeopt.rule import GradientRule
+from odeopt.rule.clipping import GradientTransform
+from odeopt.rule.leafwise import LeafwiseRule
+from odeopt.types import PyTree
+
+StepLoss = Callable[..., Tensor]
+"""`loss(model, batch)`, or `loss(model, batch, hparams)` if there are hparams; a scalar."""
+
+
+class Inputs(NamedTuple):
+    """Everything that a recorded loop can be differentiated w.r.t. beside its parameters."""
+
+    rates: Tensor
+    """The learning rates, shape [steps, groups]."""
+    options: list[Tensor]
+    """Options of the optimiser that are tensors to be learned."""
+    frozen: dict[str, Tensor] | None
+    """Parameters that the optimiser does not move."""
+    hparams: PyTree
+    """The user's own."""
+    found: list[Tensor]
+    """Tensors in batches that require grad."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Stands in a recorded batch for a tensor that requires grad."""
+
+    index: int
+
+
+class Call(NamedTuple):
+    """A loss and what it is called with, beside the model."""
+
+    loss: StepLoss
+    batch: PyTree
+    hparams: PyTree
+    what: str = "loss"
+
+    def on(self, model: nn.Module) -> Tensor:
+        """The loss of a model."""
+        return call_loss(self.loss, self.hparams, model, self.batch, what=self.what)
+
+
+def run_call(model: Any, call: Call) -> Tensor:
+    """`call.on(model)`, the objective of every recorded module."""
+    return call.on(model)
+
+
+class Records:
+    """What each step was given. Batches are kept by reference."""
+
+    def __init__(self) -> None:
+        self.found: list[Tensor] = []
+        self._steps: list[tuple[StepLoss, PyTree]] = []
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def append(self, loss: StepLoss, batch: PyTree) -> None:
+        """Record a step; leaves of the batch that require grad are noted."""
+        self._steps.append((loss, tree.map_tensors(self._lift, batch)))
+
+    def drop(self) -> None:
+        """Forget the last step."""
+        self._steps.pop()
+
+    def call(self, k: int, inputs: Inputs) -> Call:
+        """The loss and the batch of step k."""
+        loss, batch = self._steps[k]
+
+        def put_back(leaf: Any) -> Any:
+            return inputs.found[leaf.index] if isinstance(leaf, Found) else leaf
+
+        return Call(loss, tree.pytree.tree_map(put_back, batch), inputs.hparams)
+
+    def _lift(self, leaf: Tensor) -> Any:
+        if not leaf.requires_grad:
+            return leaf
+        if not leaf.is_leaf:
+            raise CapturedTensorError(
+                "the batch holds a tensor that was computed from others that require grad: compute"
+                " it in the loss instead, and pass what it is computed from as hparams to"
+                " RecordedLoop (or pass a leaf tensor in the batch)."
+            )
+        for index, known in enumerate(self.found):
+            if known is leaf:
+                return Found(index)
+        self.found.append(leaf)
+        return Found(len(self.found) - 1)
+
+
+class RecordedRule(GradientRule):
+    """The update of a translated optimiser, with the records' losses.
+
+    Its buffers are the running statistics and the loss of the last step, which thus is known
+    without another evaluation.
+    """
+
+    def __init__(
+        self, rule: LeafwiseRule, taken: Taken, problem: ModuleLoss, records: Records,
+        transform: GradientTransform | None,
+    ) -> None:  # fmt: skip
+        like = next(iter(problem.params.values()))
+        buffers = {"loss": like.new_zeros(()), "statistics": problem.buffers or {}}
+        super().__init__(self._loss_of_step, transform, buffers=buffers)
+        self._rule, self._taken, self._problem = rule, taken, problem
+        self._records = records
+
+    @override
+    def init_slots(self, params: PyTree) -> PyTree:
+        slots = self._taken.slots
+        fresh = self._rule.init_slots(params)
+        return fresh if slots is None else tree.map_tensors(Tensor.clone, slots)
+
+    @override
+    def apply(
+        self, k: Tensor, lr: Tensor, grads: PyTree, params: PyTree, slots: PyTree, hparams: PyTree
+    ) -> tuple[PyTree, PyTree]:
+        inputs = cast("Inputs", hparams)
+        rates = inputs.rates.index_select(0, k.to(inputs.rates.device, torch.long).reshape(1))[0]
+        own = {"rates": rates, "options": inputs.options}
+        return self._rule.apply(k + self._taken.steps, lr, grads, params, slots, own)
+
+    def outer(self, params: PyTree, call: Call, inputs: Inputs, buffers: PyTree) -> Tensor:
+        """An outer loss of the final parameters, in evaluation mode."""
+        evaluate, statistics = self._problem.evaluate, buffers["statistics"]
+        return evaluate(params, call, inputs.frozen, statistics or None)
+
+    def _loss_of_step(
+        self, params: PyTree, index: Tensor, inputs: Inputs, buffers: PyTree
+    ) -> tuple[Tensor, PyTree]:
+        call = self._records.call(int(index), inputs)
+        statistics = buffers["statistics"]
+        found: Any = self._problem.loss(params, call, inputs.frozen, statistics or None)
+        value, statistics = found if self._problem.buffers else (found, statistics)
+        loss = value.detach().to(buffers["loss"].dtype)
+        return value, {"loss": loss, "statistics": statistics}
+
+
+def check_loss(loss: Any) -> None:
+    """Raise `InputError` unless the loss is a function; a tensor gets advice."""
+    if isinstance(loss, Tensor):
+        raise InputError(
+            "step was given a loss tensor, but the backward sweep runs each step again, so that it"
+            " needs the function. In place of\n"
+            "    loss = criterion(inner.model(x), y)\n"
+            "    inner.step(loss)\n"
+            "write\n"
+            "    inner.step(lambda model, batch: criterion(model(batch[0]), batch[1]), (x, y))"
+        )
+    if not callable(loss):
+        raise InputError(f"loss is {loss!r}; expected a function loss(model, batch) -> scalar.")
