@@ -12,7 +12,7 @@ from odeopt.adjoint import (
     ReverseMode,
     TruncatedAdjoint,
 )
-from odeopt.bilevel import LoopGrads, LoopResult, RecordedLoop
+from odeopt.bilevel import BilevelProblem, LoopGrads, LoopResult, Minimized, RecordedLoop
 from odeopt.checkpoint import Binomial, Density, Every, Graded
 from odeopt.errors import (
     CapturedTensorError,
@@ -86,6 +86,7 @@ __all__ = [
     "AdamW",
     "Adaptive",
     "BacksolveAdjoint",
+    "BilevelProblem",
     "Binomial",
     "CapturedTensorError",
     "CompatibilityError",
@@ -118,6 +119,7 @@ __all__ = [
     "MetaLearner",
     "Method",
     "Midpoint",
+    "Minimized",
     "ModifiedEuler",
     "ModuleLoss",
     "Neumann",

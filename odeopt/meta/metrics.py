@@ -102,7 +102,7 @@ def progress(total: int, done: int, shown: bool) -> Generator[Callable[[Step], N
     """A progress bar on standard error with the loss and the updates per second."""
     console = Console(stderr=True)
     columns = (
-        TextColumn("meta-updates"),
+        TextColumn("outer updates"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
