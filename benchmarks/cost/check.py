@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ import odeopt
 from benchmarks.cost import cases
 from benchmarks.cost.cases import LR, PROBLEM, Inputs, Line
 from benchmarks.harness import memory
+from benchmarks.harness.timing import once
 
 WANTED = {"times_as_fast": 5.0, "share_of_memory": 0.1, "cosine": 0.999}
 
@@ -89,20 +88,6 @@ def reference(given: Inputs, t1: float, steps: int) -> tuple[Tensor, float]:
 
     fine, coarse = gradient(steps), gradient(steps // 2)
     return fine, ((coarse - fine).norm() / fine.norm()).item() / 15
-
-
-def once(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call."""
-    _wait(device)
-    begin = perf_counter()
-    run()
-    _wait(device)
-    return perf_counter() - begin
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _cosine(found: Tensor, target: Tensor) -> float:

@@ -23,9 +23,8 @@ import torch
 import odeopt
 from benchmarks.cost import cases, check
 from benchmarks.cost.cases import Update
-from benchmarks.harness import memory
-
-DID_NOT_FIT = "did not fit"
+from benchmarks.harness import memory, processes
+from benchmarks.harness.timing import once
 
 
 @dataclass(frozen=True)
@@ -67,13 +66,9 @@ def measure(job: Job) -> dict[str, Any]:
         runs, live_bytes, resident_bytes (None on CUDA), together and warm_up_seconds.
     """
     try:
-        return {"outcome": "", **_numbers(job)}
+        return processes.guarded(lambda: _numbers(job), job.memory_gib)
     except odeopt.OdeoptError as error:
         return {"outcome": type(error).__name__, "message": str(error)}
-    except (MemoryError, RuntimeError) as error:
-        if not memory.is_out_of_memory(error):
-            raise
-        return {"outcome": DID_NOT_FIT, "message": f"more than {job.memory_gib:g} GiB"}
 
 
 def _numbers(job: Job) -> dict[str, Any]:
@@ -90,7 +85,7 @@ def _numbers(job: Job) -> dict[str, Any]:
     gc.collect()
     peak = memory.ResidentPeak()
     with memory.at_most(int(job.memory_gib * memory.GIB), device):
-        first = check.once(update.run, device)
+        first = once(update.run, device)
         resident = peak.bytes() if device.type == "cpu" else None
         runs = _timed(update, job, first, device)
     return {
@@ -106,7 +101,7 @@ def _timed(update: Update, job: Job, first: float, device: torch.device) -> list
     """Seconds of the runs after the first; of the first alone if there is no time for others."""
     runs: list[float] = []
     while len(runs) < job.repeats and first + sum(runs) + first < job.seconds:
-        runs.append(check.once(update.run, device))
+        runs.append(once(update.run, device))
     return runs or [first]
 
 

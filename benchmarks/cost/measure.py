@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 from benchmarks.cost import cases
 from benchmarks.cost.cases import Line
-from benchmarks.cost.child import DID_NOT_FIT, Job
+from benchmarks.cost.child import Job
 from benchmarks.cost.sizes import Sizes
+from benchmarks.harness import processes
 from benchmarks.harness.registry import Settings
 from benchmarks.harness.runner import Cell
 
-ROOT = Path(__file__).resolve().parents[2]
 CHECK = "check"
-DID_NOT_FINISH = "did not finish"
-NOT_TRIED = "not tried"
 START_UP = 60.0
 """Seconds that a process may take to start and to compile, besides the time of its cell."""
 
 SLACK = 3.0
 """The first and the recorded run take time as well."""
 
-_OUT_OF_MEMORY = (signal.SIGKILL, signal.SIGABRT)
-"""How the system, and C++, end a process for which there is no memory."""
-
 Cells = dict[str, dict[str, Any]]
-
-
-class ChildError(RuntimeError):
-    """A process ended with an error that is no result."""
 
 
 def measured_lines(sizes: Sizes) -> tuple[Line, ...]:
@@ -92,9 +77,9 @@ def _compute(
 ) -> dict[str, Any]:
     """One cell; larger ones are not tried where a smaller one took too long or did not fit."""
     for fewer in takewhile(lambda count: count < steps, counts(line, sizes)):
-        smaller = find(key(line, fewer)) or {}
-        if smaller.get("outcome") in (DID_NOT_FIT, DID_NOT_FINISH):
-            return {"outcome": NOT_TRIED, "message": f"{fewer} steps {smaller['outcome']}"}
+        missing = processes.after_failure(find(key(line, fewer)), f"{fewer} steps")
+        if missing is not None:
+            return missing
     return run_child(_job(line.name, steps, settings, sizes))
 
 
@@ -115,18 +100,5 @@ def run_child(job: Job) -> dict[str, Any]:
     Raises:
         ChildError: It ended with an error that is no result.
     """
-    command = [sys.executable, "-m", "benchmarks.cost.child", job.to_json()]
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     limit = START_UP + SLACK * job.seconds
-    try:
-        ended = subprocess.run(
-            command, capture_output=True, text=True, timeout=limit, check=False, env=environment
-        )
-    except subprocess.TimeoutExpired:
-        return {"outcome": DID_NOT_FINISH, "message": f"more than {limit:g} seconds"}
-    if -ended.returncode in _OUT_OF_MEMORY:
-        return {"outcome": DID_NOT_FIT, "message": f"ended by signal {-ended.returncode}"}
-    if ended.returncode != 0:
-        raise ChildError(f"{' '.join(command)} failed:\n{ended.stderr[-2000:]}")
-    return json.loads(ended.stdout.strip().splitlines()[-1])
+    return processes.run_module("benchmarks.cost.child", job.to_json(), limit)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import accumulate
 from pathlib import Path
 
@@ -37,13 +37,55 @@ def peak_live_bytes(run: Callable[[], object], device: torch.device) -> int:
     """
     if device.type == "cuda":
         return _peak_of_cuda(run, device)
-    with torch.autograd.profiler.profile(profile_memory=True) as recorded, _no_operators():
+    with LivePeak() as peak:
         run()
-    found = recorded.kineto_results
-    assert found is not None, "the profiler has ended"
-    events = [(e.start_ns(), e.nbytes()) for e in found.events() if e.name() == "[memory]"]
-    events.sort(key=lambda event: event[0])  # stable: events of one instant keep their order
-    return max(accumulate((size for _, size in events), initial=0))
+    return peak.bytes
+
+
+class LivePeak:
+    """The most bytes of tensors alive at one time while it is entered, on a CPU, in one thread.
+
+    The record of every allocation takes hundreds of times as much memory as it has events: in a
+    long run call `tick` now and then, in every step say, which evaluates the record and begins a
+    new one after so many calls.
+
+    Args:
+        ticks: After how many calls of `tick` a new record begins.
+    """
+
+    def __init__(self, ticks: int = 200) -> None:
+        self._every, self._ticks = ticks, 0
+        self._live = self.bytes = 0
+        self._open = ExitStack()
+
+    def __enter__(self) -> LivePeak:
+        self._live = self.bytes = self._ticks = 0
+        self._begin()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def tick(self) -> None:
+        """A part of the run is over."""
+        self._ticks += 1
+        if self._ticks % self._every == 0:
+            self._end()
+            self._begin()
+
+    def _begin(self) -> None:
+        profile = torch.autograd.profiler.profile(profile_memory=True)
+        self._record = self._open.enter_context(profile)
+        self._open.enter_context(_no_operators())
+
+    def _end(self) -> None:
+        self._open.close()
+        found = self._record.kineto_results
+        assert found is not None, "the profiler has ended"
+        events = [(e.start_ns(), e.nbytes()) for e in found.events() if e.name() == "[memory]"]
+        events.sort(key=lambda event: event[0])  # stable: events of one instant keep their order
+        running = list(accumulate((size for _, size in events), initial=self._live))
+        self._live, self.bytes = running[-1], max(self.bytes, *running)
 
 
 def _peak_of_cuda(run: Callable[[], object], device: torch.device) -> int:

@@ -14,7 +14,7 @@ from benchmarks import methods
 from benchmarks.cost import cases, curves, measure, report, sizes
 from benchmarks.cost.child import Job
 from benchmarks.cost.child import measure as measure_job
-from benchmarks.harness import strict_json
+from benchmarks.harness import processes, strict_json
 from benchmarks.harness.registry import Preset, Settings
 from benchmarks.harness.store import ResultStore
 
@@ -95,7 +95,7 @@ def test_processes_that_are_ended_have_no_numbers(ended, outcome, monkeypatch):
 def test_processes_that_fail_raise(ended, monkeypatch):
     failed = subprocess.CompletedProcess([], ended, "", "the reason")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(measure.ChildError, match="the reason"):
+    with pytest.raises(processes.ChildError, match="the reason"):
         measure.run_child(JOB)
 
 

@@ -106,3 +106,16 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
     assert memory.is_out_of_memory(MemoryError())
     assert not memory.is_out_of_memory(RuntimeError("shapes differ"))
     assert not memory.is_out_of_memory(ValueError("bad_alloc"))
+
+
+def test_the_peak_of_a_run_in_several_records():
+    peak, kept = memory.LivePeak(ticks=3), []
+    with peak:
+        for _ in range(10):
+            kept.append(torch.zeros(MEGA // 10, dtype=torch.float32))
+            peak.tick()
+        del kept[:8]
+        for _ in range(10):
+            torch.zeros(MEGA // 5, dtype=torch.float32)
+            peak.tick()
+    assert 4 * MEGA <= peak.bytes < 4 * MEGA + 65536
