@@ -26,6 +26,7 @@ from odeopt.errors import (
     SecondOrderError,
     StabilityError,
     StepLimitError,
+    StorageError,
     UnknownNameError,
 )
 from odeopt.event import StopWhen
@@ -70,6 +71,7 @@ from odeopt.solver import (
     Torchdiffeq,
 )
 from odeopt.stats import Stats
+from odeopt.store import Device, Disk, Host
 from odeopt.stream import Stream
 
 __version__ = "0.1.0"
@@ -94,7 +96,9 @@ __all__ = [
     "ConjugateGradient",
     "ContinuousAdjoint",
     "Density",
+    "Device",
     "DiscreteAdjoint",
+    "Disk",
     "DivergenceError",
     "DormandPrince",
     "Euler",
@@ -108,6 +112,7 @@ __all__ = [
     "GradientRule",
     "Grads",
     "HeavyBall",
+    "Host",
     "ImplicitAdjoint",
     "InnerLoop",
     "InputError",
@@ -142,6 +147,7 @@ __all__ = [
     "Step",
     "StepLimitError",
     "StopWhen",
+    "StorageError",
     "Stream",
     "TaskBatch",
     "TaskHorizon",

@@ -23,7 +23,8 @@ from odeopt.checks import (
     raise_for_status,
     state_status,
 )
-from odeopt.engine import Choices, Run, resume, run_backward, run_forward
+from odeopt.choices import Choices
+from odeopt.engine import Run, resume, run_backward, run_forward
 from odeopt.errors import SecondOrderError
 from odeopt.grid import TimeGrid
 from odeopt.problem import Problem

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from odeopt.adjoint.base import Adjoint, LocalAdjoint, Sweep, Swept, WholeAdjoint
+from odeopt.adjoint.base import LocalAdjoint, Sweep, Swept, WholeAdjoint
 from odeopt.bound import bind
-from odeopt.checkpoint.base import CheckpointSchedule
-from odeopt.compilation import Compiler
+from odeopt.choices import Choices
 from odeopt.errors import CompatibilityError
-from odeopt.inner import InnerOptimizer
 from odeopt.kernels import Kernels
 from odeopt.precision import refuse_autocast
 from odeopt.problem import Problem
-from odeopt.rule.base import UpdateRule
-from odeopt.safety import Safety
 from odeopt.solver.adaptive import Adaptive
-from odeopt.solver.base import GridSolver, Solver, Stepping, StepSolver
-from odeopt.solver.runge_kutta import Euler
-from odeopt.solver.update import RuleSteps
+from odeopt.solver.base import GridSolver, Stepping
 from odeopt.stats import Stats
 from odeopt.step_inputs import StepInputs
-from odeopt.stream import Stream
 from odeopt.sweep.adaptive import AdaptiveStepper, RefinedStepper, Refinement
 from odeopt.sweep.backward import BackwardSweep, Trace, backward_actions
 from odeopt.sweep.forward import Trajectory, forward_sweep, run_to_end
@@ -33,88 +27,6 @@ from odeopt.sweep.spectrum import SpectralMonitor
 from odeopt.sweep.stepper import FixedStepper, GridStepper, SettledStepper, Stepper
 from odeopt.theta import Data, Theta
 from odeopt.tracking import inside_transform
-
-
-@dataclass(frozen=True)
-class Choices:
-    """The four choices of an `ODEOptimizer`, and its limits."""
-
-    field: InnerOptimizer
-    solver: Solver
-    adjoint: Adjoint
-    checkpoints: CheckpointSchedule
-    safety: Safety
-    compiler: Compiler | None = None
-
-    @property
-    def needs_length(self) -> bool:
-        """Whether the number of steps must be known before the forward sweep."""
-        return self.checkpoints.needs_length or self.adjoint.needs_length
-
-    @property
-    def replays(self) -> bool:
-        """Whether the backward sweep needs every state, and makes again those not kept."""
-        adjoint = self.adjoint
-        if not isinstance(adjoint, LocalAdjoint):
-            return False
-        return adjoint.replays or not self.checkpoints.is_mesh
-
-    @property
-    def replayed(self) -> bool:
-        """Whether some state will be made again, so that it can be compared."""
-        return self.replays and not self.checkpoints.keeps_all
-
-    def check(self) -> None:
-        """Raise `CompatibilityError` on choices that do not work together."""
-        if isinstance(self.field, UpdateRule):
-            self._check_rule(self.field)
-        if not isinstance(self.adjoint, LocalAdjoint):
-            return
-        self.adjoint.check(self.solver)
-        if isinstance(self.solver, GridSolver) and not self.checkpoints.is_mesh:
-            raise CompatibilityError(
-                f"{type(self.checkpoints).__name__} replays steps, which"
-                f" {type(self.solver).__name__} cannot. Use Every(1), Density(n) or Graded(n)"
-                " with ContinuousAdjoint, or a step solver such as Adaptive(rtol, atol)."
-            )
-
-    def _check_rule(self, rule: UpdateRule) -> None:
-        name, adjoint = type(rule).__name__, type(self.adjoint).__name__
-        if not isinstance(self.solver, RuleSteps):
-            raise CompatibilityError(
-                f"{name} is an update rule, which brings its own steps, but a solver was given"
-                f" ({type(self.solver).__name__}): leave it out. The grid's steps are the learning"
-                " rates."
-            )
-        if self.adjoint.needs_velocity:
-            raise CompatibilityError(
-                f"{adjoint} differentiates a flow, but {name} is an update rule, which has no"
-                " velocity: use DiscreteAdjoint(), TruncatedAdjoint(n) or FirstOrderAdjoint()."
-            )
-        if self.safety.power_iterations:
-            raise CompatibilityError(
-                f"Safety.power_iterations estimates the spectrum of a velocity, which {name}, an"
-                " update rule, does not have: leave it at 0."
-            )
-
-    def check_stream(self, stream: Stream) -> None:
-        """Raise `CompatibilityError` if batches may not change from step to step."""
-        solver, adjoint = type(self.solver).__name__, type(self.adjoint).__name__
-        if not isinstance(self.solver, StepSolver) or isinstance(self.solver, Adaptive):
-            raise CompatibilityError(
-                f"a Stream gives each step of the grid its batch, but {solver} chooses its own"
-                " steps: use an update rule, Euler() or another solver with fixed steps."
-            )
-        if self.adjoint.needs_velocity:
-            raise CompatibilityError(
-                f"{adjoint} looks between the steps, where a Stream has no batch: use"
-                " DiscreteAdjoint(), TruncatedAdjoint(n) or FirstOrderAdjoint()."
-            )
-        if stream.seed is not None and not isinstance(self.solver, RuleSteps | Euler):
-            raise CompatibilityError(
-                f"a Stream with a seed draws random numbers once per step, but {solver} evaluates"
-                " the loss several times: use an update rule or Euler()."
-            )
 
 
 @dataclass(frozen=True)
@@ -149,6 +61,15 @@ def make_kernels(choices: Choices, problem: Problem, stats: Stats) -> Kernels:
 
 def run_forward(choices: Choices, problem: Problem, stats: Stats) -> Run:
     """The forward sweep (eq. 3 of the paper)."""
+    _check_visible(choices, problem)
+    with ExitStack() as on_error:
+        kept = on_error.enter_context(Kept(stats, choices.checkpoints.tiers))
+        run = _run_forward(choices, problem, kept, stats)
+        on_error.pop_all()
+    return run
+
+
+def _run_forward(choices: Choices, problem: Problem, kept: Kept, stats: Stats) -> Run:
     kernels = make_kernels(choices, problem, stats)
     stepper = _make_stepper(choices, kernels, problem, stats)
     adjoint = choices.adjoint
@@ -157,7 +78,7 @@ def run_forward(choices: Choices, problem: Problem, stats: Stats) -> Run:
         stepper,
         problem.y0,
         choices.checkpoints if local else None,
-        Kept(stats),
+        kept,
         adjoint.first_step(stepper.length) if local and stepper.length is not None else 0,
         problem.grid.observe,
         fingerprints=local and choices.replayed and isinstance(stepper, SettledStepper),
@@ -168,6 +89,15 @@ def run_forward(choices: Choices, problem: Problem, stats: Stats) -> Run:
         for index, state in trajectory.observed.items():  # observed states are mesh nodes
             trajectory.kept.store(index, state)
     return Run(choices, problem, kernels, settled, trajectory)
+
+
+def _check_visible(choices: Choices, problem: Problem) -> None:
+    elsewhere = choices.elsewhere
+    if elsewhere and inside_transform(problem.tensors()):
+        raise CompatibilityError(
+            f"store={elsewhere} copies states, whose values torch.func.vmap hides: use tasks=True"
+            " instead of vmap, or keep them on the device."
+        )
 
 
 def run_backward(

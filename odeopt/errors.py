@@ -9,6 +9,7 @@ OdeoptError
     StabilityError           a step is too long, or interpolated states are too coarse
     StepLimitError           an adaptive solver needs more steps than it may take
     SecondOrderError         a second derivative through a solve was asked for
+    StorageError             a kept state cannot be written, or is not what was written
     CompilationError         a compiled kernel is wrong, or cannot be made on this machine
     UnknownNameError         a registry does not hold that name
 OdeoptWarning                something works, but not as well as it could
@@ -51,6 +52,10 @@ class StepLimitError(OdeoptError):
 
 class SecondOrderError(OdeoptError, NotImplementedError):
     """A second derivative through a solve was asked for."""
+
+
+class StorageError(OdeoptError, OSError):
+    """A kept state cannot be written to disk or read back, or has changed there."""
 
 
 class CompilationError(OdeoptError):

@@ -18,7 +18,8 @@ from odeopt.checks import (
     raise_for_status,
     state_status,
 )
-from odeopt.engine import Choices, Run, run_backward, run_forward
+from odeopt.choices import Choices
+from odeopt.engine import Run, run_backward, run_forward
 from odeopt.errors import InputError, SecondOrderError
 from odeopt.event import Stopping, StopWhen
 from odeopt.grid import TimeGrid
@@ -149,6 +150,12 @@ class _Call:
         if choices.safety.probe:
             probe(choices.field, problem)
         run = run_forward(choices, problem, stats)
+        with run.trajectory.kept:
+            return self._go_back(run, stats)
+
+    def _go_back(self, run: Run, stats: Stats) -> Result:
+        """From the final state to the gradients."""
+        safety = self._owner.choices.safety
         status = state_status(run.trajectory.y_end)
         trace = Trace(exact=True)
         self._settle(status, run, None, trace)
@@ -160,7 +167,7 @@ class _Call:
             outer = self._stopping.correct(outer)
         swept, trace = run_backward(run, *self._seeds(outer, run), stats)
         check_replay(trace)
-        status = backward_status(status, swept, trace, choices.safety)
+        status = backward_status(status, swept, trace, safety)
         self._settle(status, run, swept, trace)
         return self._result(outer, swept, status, stats)
 

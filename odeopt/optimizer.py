@@ -13,8 +13,8 @@ from odeopt.adjoint.discrete import DiscreteAdjoint
 from odeopt.bridge import Record, Solve, check_solution
 from odeopt.checkpoint.base import CheckpointSchedule
 from odeopt.checkpoint.uniform import Every
+from odeopt.choices import Choices
 from odeopt.compilation import Compiler
-from odeopt.engine import Choices
 from odeopt.errors import InputError
 from odeopt.event import StopWhen
 from odeopt.field.base import as_field
@@ -148,6 +148,7 @@ class ODEOptimizer:
             OdeoptError: see `odeopt.errors`; each message says what to do.
         """
         check_on_failure(on_failure)
+        self._choices.check_autograd()
         check_arrays(batch, "batch")
         tree.ravel(params, "params")  # checks it
         probe_init(self._choices.field, params, hparams)

@@ -17,6 +17,9 @@ class Stats:
         replayed_steps: steps made again in the backward sweep.
         stored_states: the most states kept at one time.
         stored_bytes: their size (of all tasks together).
+        device_bytes: the most bytes of kept states on the device at one time.
+        host_bytes: likewise in the memory of the host (`Host()`).
+        disk_bytes: likewise on disk (`Disk(path)`).
         compile_misses: kernels that were traced during this call.
         compile_hits: kernels that had been traced before.
         compile_seconds: time spent on tracing, compiling and checking.
@@ -28,6 +31,9 @@ class Stats:
     replayed_steps: int = 0
     stored_states: int = 0
     stored_bytes: int = 0
+    device_bytes: int = 0
+    host_bytes: int = 0
+    disk_bytes: int = 0
     compile_misses: int = 0
     compile_hits: int = 0
     compile_seconds: float = 0.0

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from odeopt.store import Device, Tier, check_tier
+
 
 @dataclass(frozen=True, slots=True)
 class Advance:
@@ -20,9 +22,10 @@ class Advance:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Keep the running state, which is at `index`."""
+    """Keep the running state, which is at `index`, in one of the schedule's tiers."""
 
     index: int
+    tier: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,9 @@ class CheckpointSchedule(ABC):
     keeps_all: bool = False
     """Whether every state is kept, so that nothing is ever replayed."""
 
+    tiers: tuple[Tier, ...] = (Device(),)
+    """Where kept states are; `Store` says in which of them."""
+
     @abstractmethod
     def forward(self, n: int | None) -> ForwardStream:
         """Actions of the forward sweep over n steps, from 0 to n: any but Pull.
@@ -93,6 +99,11 @@ class CheckpointSchedule(ABC):
 
         The running state is at n - 1 when the stream begins. `kept` is sorted.
         """
+
+
+def in_store(store: Tier | None) -> tuple[Tier, ...]:
+    """The tiers of a schedule that keeps all its states in one place, the device by default."""
+    return CheckpointSchedule.tiers if store is None else (check_tier(store),)
 
 
 def run_through(n: int | None) -> Iterator[int]:

@@ -18,8 +18,10 @@ from odeopt.checkpoint.base import (
     Pull,
     Restore,
     Store,
+    in_store,
 )
 from odeopt.registry import CHECKPOINTS
+from odeopt.store import Tier
 
 
 def reach(slots: int, repetitions: int) -> int:
@@ -76,6 +78,7 @@ class Binomial(CheckpointSchedule):
 
     Args:
         slots: the number of kept states, the initial one included.
+        store: where they are kept; `Device()` by default.
 
     References:
         Griewank and Walther 2000, "Algorithm 799: Revolve", ACM TOMS 26(1).
@@ -84,8 +87,9 @@ class Binomial(CheckpointSchedule):
     is_mesh = False
     needs_length = True
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, store: Tier | None = None) -> None:
         self.slots = check_positive(slots, "slots")
+        self.tiers = in_store(store)
 
     @override
     def forward(self, n: int | None) -> ForwardStream:

@@ -20,9 +20,11 @@ from odeopt.checkpoint.base import (
     Progress,
     Restore,
     Store,
+    in_store,
     replay_segments,
 )
 from odeopt.registry import CHECKPOINTS
+from odeopt.store import Tier
 
 
 @final
@@ -41,6 +43,7 @@ class Graded(CheckpointSchedule):
 
     Args:
         n: the number of kept states, the initial one included.
+        store: where they are kept; `Device()` by default.
 
     References:
         de Boor 1973, "Good approximation by splines with variable knots" (equidistribution).
@@ -49,8 +52,9 @@ class Graded(CheckpointSchedule):
     is_mesh = True
     needs_length = True
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, store: Tier | None = None) -> None:
         self.n = check_positive(n, "n")
+        self.tiers = in_store(store)
 
     @override
     def forward(self, n: int | None) -> ForwardStream:

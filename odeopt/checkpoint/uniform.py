@@ -14,10 +14,12 @@ from odeopt.checkpoint.base import (
     CheckpointSchedule,
     ForwardStream,
     Store,
+    in_store,
     replay_segments,
     run_through,
 )
 from odeopt.registry import CHECKPOINTS
+from odeopt.store import Tier
 
 
 @final
@@ -29,13 +31,15 @@ class Every(CheckpointSchedule):
 
     Args:
         k: the distance of kept states in steps.
+        store: where they are kept, replayed ones included; `Device()` by default.
     """
 
     is_mesh = True
     needs_length = False
 
-    def __init__(self, k: int = 1) -> None:
+    def __init__(self, k: int = 1, store: Tier | None = None) -> None:
         self.k = check_positive(k, "k")
+        self.tiers = in_store(store)
         self.keeps_all = k == 1
 
     @override
@@ -57,13 +61,15 @@ class Density(CheckpointSchedule):
 
     Args:
         n: the number of kept states, the initial one included.
+        store: where they are kept, replayed ones included; `Device()` by default.
     """
 
     is_mesh = True
     needs_length = True
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, store: Tier | None = None) -> None:
         self.n = check_positive(n, "n")
+        self.tiers = in_store(store)
 
     def nodes(self, steps: int) -> list[int]:
         """The kept indices for a sweep of that many steps."""

@@ -51,6 +51,19 @@ def backward_actions(
     return schedule.backward(steps, trajectory.kept.indices())
 
 
+def announced(actions: Iterator[Action], announce: Callable[[int], None]) -> Iterator[Action]:
+    """The actions; once a state has been restored, the next one that will be is announced."""
+    waiting: list[Action] = []
+    for action in actions:
+        if isinstance(action, Restore) and waiting:
+            yield waiting[0]
+            announce(action.index)
+            yield from waiting[1:]
+            waiting.clear()
+        waiting.append(action)
+    yield from waiting
+
+
 class BackwardSweep:
     """Carries out backward actions."""
 
@@ -81,7 +94,7 @@ class BackwardSweep:
         start = torch.linalg.vector_norm(seeds, dim=-1).amax(0)
         self._lam = lam
         self._trajectory.y_end = self._trajectory.before_end = lam.new_empty(0)  # release them
-        for action in actions:
+        for action in announced(actions, self._trajectory.kept.prefetch):
             self._run(action)
         for index, cotangent in self._cotangents.items():
             if index <= self._trajectory.first:
@@ -103,8 +116,8 @@ class BackwardSweep:
                 self._pull_back(start, stop)
             case Restore(index):
                 self._y = kept[index]
-            case Store(index):
-                kept.store(index, self._y)
+            case Store(index, tier):
+                kept.store(index, self._y, tier)
             case Free(index):
                 kept.free(index)
             case Advance(start, stop):

@@ -129,8 +129,8 @@ class _Runner:
     def _run(self, action: Action) -> None:
         kept, first = self._trajectory.kept, self._trajectory.first
         match action:
-            case Store(index):
-                kept.store(index, self._y)
+            case Store(index, tier):
+                kept.store(index, self._y, tier)
             case Free(index):
                 kept.free(index)
             case Restore(index):

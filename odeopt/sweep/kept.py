@@ -2,36 +2,88 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+from typing import NamedTuple, Self
+
 from torch import Tensor
 
 from odeopt.stats import Stats
+from odeopt.store import Device, Shelf, Tier
+
+
+class _Place(NamedTuple):
+    """Where a state is, and its size in bytes."""
+
+    tier: int
+    size: int
 
 
 class Kept:
-    """Kept states by index; records the most there were at one time."""
+    """Kept states by index, in their tiers; records the most there were at one time.
 
-    def __init__(self, stats: Stats) -> None:
-        self._states: dict[int, Tensor] = {}
+    As a context manager it forgets every state in the end.
+    """
+
+    def __init__(self, stats: Stats, tiers: Sequence[Tier] = (Device(),)) -> None:
         self.stats = stats
-        self._bytes = 0
+        self._tiers = tiers
+        self._shelves: dict[int, Shelf] = {}
+        self._places: dict[int, _Place] = {}
+        self._bytes: Counter[str] = Counter()
 
-    def store(self, index: int, state: Tensor) -> None:
+    def store(self, index: int, state: Tensor, tier: int = 0) -> None:
         """Keep a state."""
         self.free(index)
-        self._states[index] = state
-        self._bytes += state.numel() * state.element_size()
-        self.stats.stored_states = max(self.stats.stored_states, len(self._states))
-        self.stats.stored_bytes = max(self.stats.stored_bytes, self._bytes)
+        if tier not in self._shelves:
+            self._shelves[tier] = self._tiers[tier].open()
+        self._shelves[tier].put(index, state)
+        self._places[index] = _Place(tier, state.numel() * state.element_size())
+        self._bytes[self._tiers[tier].kind] += self._places[index].size
+        self._record()
 
     def free(self, index: int) -> None:
         """Drop a state, if it is there."""
-        state = self._states.pop(index, None)
-        if state is not None:
-            self._bytes -= state.numel() * state.element_size()
+        place = self._places.pop(index, None)
+        if place is not None:
+            self._shelves[place.tier].drop(index)
+            self._bytes[self._tiers[place.tier].kind] -= place.size
+
+    def prefetch(self, index: int) -> None:
+        """Begin to bring back a state, if it is there, for it comes next."""
+        place = self._places.get(index)
+        if place is not None:
+            self._shelves[place.tier].prefetch(index)
 
     def __getitem__(self, index: int) -> Tensor:
-        return self._states[index]
+        return self._shelves[self._places[index].tier].get(index)
 
     def indices(self) -> list[int]:
         """The indices of kept states, sorted."""
-        return sorted(self._states)
+        return sorted(self._places)
+
+    def close(self, done: bool) -> None:
+        """Forget every state; `done` says that the solve has come to its end."""
+        for shelf in self._shelves.values():
+            shelf.close(done)
+        self._places.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close(done=error is None)
+
+    def _record(self) -> None:
+        stats = self.stats
+        stats.stored_states = max(stats.stored_states, len(self._places))
+        stats.stored_bytes = max(stats.stored_bytes, self._bytes.total())
+        stats.device_bytes = max(stats.device_bytes, self._bytes["device"])
+        stats.host_bytes = max(stats.host_bytes, self._bytes["host"])
+        stats.disk_bytes = max(stats.disk_bytes, self._bytes["disk"])

@@ -1,0 +1,115 @@
+"""The four choices of an optimiser, and whether they work together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from odeopt.adjoint.base import Adjoint, LocalAdjoint
+from odeopt.checkpoint.base import CheckpointSchedule
+from odeopt.compilation import Compiler
+from odeopt.errors import CompatibilityError
+from odeopt.inner import InnerOptimizer
+from odeopt.rule.base import UpdateRule
+from odeopt.safety import Safety
+from odeopt.solver.adaptive import Adaptive
+from odeopt.solver.base import GridSolver, Solver, StepSolver
+from odeopt.solver.runge_kutta import Euler
+from odeopt.solver.update import RuleSteps
+from odeopt.stream import Stream
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The four choices of an `ODEOptimizer`, and its limits."""
+
+    field: InnerOptimizer
+    solver: Solver
+    adjoint: Adjoint
+    checkpoints: CheckpointSchedule
+    safety: Safety
+    compiler: Compiler | None = None
+
+    @property
+    def needs_length(self) -> bool:
+        """Whether the number of steps must be known before the forward sweep."""
+        return self.checkpoints.needs_length or self.adjoint.needs_length
+
+    @property
+    def replays(self) -> bool:
+        """Whether the backward sweep needs every state, and makes again those not kept."""
+        adjoint = self.adjoint
+        if not isinstance(adjoint, LocalAdjoint):
+            return False
+        return adjoint.replays or not self.checkpoints.is_mesh
+
+    @property
+    def replayed(self) -> bool:
+        """Whether some state will be made again, so that it can be compared."""
+        return self.replays and not self.checkpoints.keeps_all
+
+    @property
+    def elsewhere(self) -> str:
+        """Names of the tiers other than the device."""
+        tiers = self.checkpoints.tiers if isinstance(self.adjoint, LocalAdjoint) else ()
+        return ", ".join(type(tier).__name__ for tier in tiers if tier.kind != "device")
+
+    def check_autograd(self) -> None:
+        """Raise `CompatibilityError` if states are not where autograd keeps them."""
+        if self.elsewhere:
+            raise CompatibilityError(
+                f"{type(self.checkpoints).__name__} was given store={self.elsewhere}, but solve"
+                " hands its states to autograd, which keeps them on the device: use"
+                " opt.value_and_grad(outer_loss), or leave store out."
+            )
+
+    def check(self) -> None:
+        """Raise `CompatibilityError` on choices that do not work together."""
+        if isinstance(self.field, UpdateRule):
+            self._check_rule(self.field)
+        if not isinstance(self.adjoint, LocalAdjoint):
+            return
+        self.adjoint.check(self.solver)
+        if isinstance(self.solver, GridSolver) and not self.checkpoints.is_mesh:
+            raise CompatibilityError(
+                f"{type(self.checkpoints).__name__} replays steps, which"
+                f" {type(self.solver).__name__} cannot. Use Every(1), Density(n) or Graded(n)"
+                " with ContinuousAdjoint, or a step solver such as Adaptive(rtol, atol)."
+            )
+
+    def _check_rule(self, rule: UpdateRule) -> None:
+        name, adjoint = type(rule).__name__, type(self.adjoint).__name__
+        if not isinstance(self.solver, RuleSteps):
+            raise CompatibilityError(
+                f"{name} is an update rule, which brings its own steps, but a solver was given"
+                f" ({type(self.solver).__name__}): leave it out. The grid's steps are the learning"
+                " rates."
+            )
+        if self.adjoint.needs_velocity:
+            raise CompatibilityError(
+                f"{adjoint} differentiates a flow, but {name} is an update rule, which has no"
+                " velocity: use DiscreteAdjoint(), TruncatedAdjoint(n) or FirstOrderAdjoint()."
+            )
+        if self.safety.power_iterations:
+            raise CompatibilityError(
+                f"Safety.power_iterations estimates the spectrum of a velocity, which {name}, an"
+                " update rule, does not have: leave it at 0."
+            )
+
+    def check_stream(self, stream: Stream) -> None:
+        """Raise `CompatibilityError` if batches may not change from step to step."""
+        solver, adjoint = type(self.solver).__name__, type(self.adjoint).__name__
+        if not isinstance(self.solver, StepSolver) or isinstance(self.solver, Adaptive):
+            raise CompatibilityError(
+                f"a Stream gives each step of the grid its batch, but {solver} chooses its own"
+                " steps: use an update rule, Euler() or another solver with fixed steps."
+            )
+        if self.adjoint.needs_velocity:
+            raise CompatibilityError(
+                f"{adjoint} looks between the steps, where a Stream has no batch: use"
+                " DiscreteAdjoint(), TruncatedAdjoint(n) or FirstOrderAdjoint()."
+            )
+        if stream.seed is not None and not isinstance(self.solver, RuleSteps | Euler):
+            raise CompatibilityError(
+                f"a Stream with a seed draws random numbers once per step, but {solver} evaluates"
+                " the loss several times: use an update rule or Euler()."
+            )

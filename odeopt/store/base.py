@@ -1,0 +1,64 @@
+"""What a tier is: a place for states, opened anew for each solve."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from odeopt.errors import InputError
+
+Kind = Literal["device", "host", "disk"]
+
+
+class Shelf(ABC):
+    """The states of one solve in one tier, by index.
+
+    What is taken from a shelf is bitwise what was put there.
+    """
+
+    @abstractmethod
+    def put(self, index: int, state: Tensor) -> None:
+        """Keep a state, in place of the one that has the same index."""
+
+    @abstractmethod
+    def get(self, index: int) -> Tensor:
+        """The state, on the device that it came from."""
+
+    @abstractmethod
+    def drop(self, index: int) -> None:
+        """Forget a state that is there."""
+
+    def prefetch(self, index: int) -> None:
+        """Begin to bring back a state that will be asked for next."""
+        del index
+
+    @abstractmethod
+    def close(self, done: bool) -> None:
+        """Forget every state; `done` says that the solve has come to its end."""
+
+
+class Tier(ABC):
+    """Where kept states are: on the device of the solve, on the host, or on disk."""
+
+    kind: ClassVar[Kind]
+
+    @abstractmethod
+    def open(self) -> Shelf:
+        """A shelf for one solve."""
+
+
+def check_tier(store: object) -> Tier:
+    """The tier.
+
+    Raises:
+        InputError: if it is none.
+    """
+    if not isinstance(store, Tier):
+        hint = f"; did you mean {store.__name__}()?" if isinstance(store, type) else ""
+        raise InputError(
+            f"store is {store!r}; expected odeopt.Device(), odeopt.Host() or odeopt.Disk(path)"
+            f"{hint}."
+        )
+    return store
