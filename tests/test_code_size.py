@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(
-    p for folder in ("odeopt", "plugins", "benchmarks") for p in (ROOT / folder).rglob("*.py")
+    p
+    for folder in ("odeopt", "plugins", "benchmarks", "tests")
+    for p in (ROOT / folder).rglob("*.py")
 )
 
 

@@ -11,7 +11,6 @@ from torch.nn.functional import cross_entropy
 
 import odeopt
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own
 M, F, N = 4, 3, 3
 TIGHT = odeopt.Adaptive(1e-8, 1e-10, first_step=1e-2, max_steps=2000)
 DENSE = {"weight": "head.weight", "bias": "head.bias"}

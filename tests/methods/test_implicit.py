@@ -14,7 +14,6 @@ from odeopt_plugins.newton_cg import NewtonCG
 import odeopt
 from odeopt.testing import Quadratic
 
-forward_mode = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own
 seeds = st.integers(0, 10_000)
 D = 4
 
@@ -59,7 +58,6 @@ def methods(strength, steps=(150, 3), **settings):
     ]
 
 
-@forward_mode
 @settings(max_examples=8)
 @given(seed=seeds, tasks=st.integers(1, 3), strength=st.floats(0.3, 3), learned=st.booleans())
 def test_imaml_is_the_gradient_of_the_minimiser(seed, tasks, strength, learned, few, device):
@@ -74,7 +72,6 @@ def test_imaml_is_the_gradient_of_the_minimiser(seed, tasks, strength, learned, 
         few.assert_equal(method(theta, batch, *given[1:]), values, grads, 1e-8)
 
 
-@forward_mode
 @settings(max_examples=6)
 @given(seed=seeds, strength=st.floats(0.3, 3))
 def test_imaml_is_the_formula_of_its_paper(seed, strength, few, device):
@@ -87,7 +84,6 @@ def test_imaml_is_the_formula_of_its_paper(seed, strength, few, device):
         assert few.relative(method(theta, batch).grads.params, expected) <= 1e-8
 
 
-@forward_mode
 @given(seed=seeds, strength=st.floats(0.3, 3), cg_steps=st.integers(1, D), damping=st.floats(0, 2))
 def test_imaml_reports_the_residual(seed, strength, cg_steps, damping, few, device):
     """With v = gradient / strength of each task."""
@@ -220,7 +216,6 @@ def newton(loss, steps, u0, batch, cg_steps):
         return opt.solve(u0, batch, grid).observed
 
 
-@forward_mode
 @given(seed=seeds)
 def test_newton_minimises_a_quadratic_in_one_step(seed, few, device):
     theta, batch, _ = draw(seed, 1, device)
@@ -234,7 +229,6 @@ def rounded(u, batch):
     return torch.log(torch.cosh(offset)).sum() + 0.01 * offset.square().sum()
 
 
-@forward_mode
 @given(seed=seeds, far=st.floats(3, 30))
 def test_newton_decreases_a_convex_loss_from_far_away(seed, far, few, device):
     theta, batch, _ = draw(seed, 1, device)
@@ -252,7 +246,6 @@ def lopsided(u, batch):
     return (1.85 * torch.nn.functional.softplus(u) - u + batch).sum()
 
 
-@forward_mode
 def test_newton_does_not_climb_the_other_side(device):
     u0 = torch.tensor([-3.5], device=device)
     states = newton(lopsided, 1, u0, torch.zeros(1, device=device), 1)

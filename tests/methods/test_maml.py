@@ -206,7 +206,6 @@ def settings(name):
     return {"lr": 0.02} | ({"stationarity": None} if name == "imaml-gd" else {})
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's forward mode
 @pytest.mark.parametrize("name", SKIPPING)
 def test_a_task_that_diverges_is_left_out(name, few, device):
     params, (train, validation), _ = few.draw(3, 4, device)

@@ -1,0 +1,93 @@
+"""Backsolve, which is not recommended, and the energy of the adjoint."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.continuous import (
+    FIELDS,
+    METHODS,
+    close,
+    network_problem,
+    outer_network,
+)
+
+from odeopt import (
+    RK4,
+    BacksolveAdjoint,
+    ContinuousAdjoint,
+    DiscreteAdjoint,
+    DivergenceError,
+    GradientFlow,
+    ODEOptimizer,
+    Safety,
+    StabilityError,
+    TimeGrid,
+)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_backsolve_agrees_over_a_short_horizon(name, device):
+    u0, batch, outer_batch, hparams = network_problem(device)
+    grid = TimeGrid.uniform(0.5, 50)
+    found, expected = (
+        ODEOptimizer(FIELDS[name][0], RK4(), adjoint)
+        .value_and_grad(outer_network)(u0, batch, grid, outer_batch, hparams)
+        .grads
+        for adjoint in (BacksolveAdjoint(), DiscreteAdjoint())
+    )
+    assert close(found.params, expected.params, 1e-6)
+    assert close(found.hparams["center"], expected.hparams["center"], 1e-6)
+    assert close(found.dt, expected.dt, 1e-6)
+
+
+def stiff_gradient(adjoint, horizon, device, safety=None):
+    """Of a stiff quadratic and a little more; with H alone, always the same, none would see."""
+    a = torch.diag(torch.tensor([20.0, 1.0, 0.3, 0.1], device=device))
+    random = torch.Generator().manual_seed(0)
+    mix, u0, c = (torch.randn(*s, generator=random).to(device) for s in ((4, 4), (4,), (4,)))
+
+    def stiff(params, batch):
+        return 0.5 * params @ a @ params + torch.log(torch.cosh(batch @ params)).sum()
+
+    opt = ODEOptimizer(GradientFlow(stiff), RK4(), adjoint, safety=safety)
+    grid = TimeGrid.uniform(horizon, 120)
+    return opt.value_and_grad(lambda u, c: c @ u)(u0, mix, grid, c).grads.params
+
+
+@pytest.mark.parametrize(("horizon", "good"), [(0.1, True), (1.0, False)])
+def test_backsolve_loses_a_stiff_problem_over_a_long_horizon(horizon, good, device):
+    """The states cannot be had back."""
+    found = stiff_gradient(BacksolveAdjoint(), horizon, device, Safety.off())
+    expected = stiff_gradient(DiscreteAdjoint(), horizon, device)
+    error = float((found - expected).norm() / expected.norm())
+    assert (error < 1e-6) if good else (error > 0.05)
+
+
+@pytest.mark.parametrize("horizon", [1.0, 2.5])
+def test_a_lost_backsolve_is_refused(horizon, device):
+    with pytest.raises((StabilityError, DivergenceError)):
+        stiff_gradient(BacksolveAdjoint(), horizon, device)
+
+
+@pytest.mark.parametrize(
+    "adjoint", [DiscreteAdjoint(), *(ContinuousAdjoint(m) for m, _ in METHODS.values())]
+)
+def test_the_adjoint_of_a_convex_loss_never_grows_backward(adjoint, device):
+    """Its norm at state k, from a solve that begins there."""
+
+    def convex(params, batch):
+        return torch.log(torch.cosh(batch @ params)).sum()
+
+    u0, c, *batch = torch.randn(8, 5, device=device)
+    batch = torch.stack(batch)
+    opt = ODEOptimizer(GradientFlow(convex), RK4(), adjoint)
+    grid = TimeGrid.from_lr(0.02, 15, observe=list(range(15)))
+    starts = opt.solve(u0, batch, grid).observed
+    norms = [
+        opt.value_and_grad(lambda u, c: c @ u)(
+            start, batch, TimeGrid.from_lr(0.02, 15 - k), c
+        ).grads.params.norm()
+        for k, start in enumerate(starts)
+    ]
+    assert bool((torch.stack([*norms, c.norm()]).diff() >= 0).all())

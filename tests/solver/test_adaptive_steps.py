@@ -1,0 +1,143 @@
+"""Which steps the adaptive solver takes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.solvers import final, outside, start, turning
+
+import odeopt
+from odeopt import (
+    RK4,
+    Adaptive,
+    DormandPrince,
+    Euler,
+    Every,
+    ODEOptimizer,
+    PIController,
+    TimeGrid,
+)
+from odeopt.checkpoint import Advance, CheckpointSchedule, Store
+
+
+class Recorder(CheckpointSchedule):
+    """Every state, and the times that the forward sweep went through."""
+
+    is_mesh = True
+    needs_length = False
+
+    def __init__(self):
+        self.times = []
+
+    def forward(self, n):
+        index = 0
+        while n is None or index < n:
+            progress = yield Store(index)
+            self.times.append(progress.t)
+            yield Advance(index, index + 1)
+            index += 1
+
+    def backward(self, n, kept):
+        return Every(1).backward(n, kept)
+
+
+def recorded_times(solver, grid, speed, tasks=False):
+    """The start of each accepted step: shape [n] or [n, tasks]."""
+    recorder = Recorder()
+    opt = ODEOptimizer(turning, solver, checkpoints=recorder)
+    opt.solve(start(speed.device), speed, grid, tasks=tasks)
+    return torch.stack(recorder.times)
+
+
+@pytest.mark.parametrize("first_step", [None, 0.03])
+def test_adaptive_lands_on_the_times_of_the_grid(first_step, device):
+    grid = TimeGrid(torch.tensor([0.0, 0.17, 0.9, 0.95, 2.0], device=device))
+    speed = torch.tensor(1.0, device=device)
+    times = recorded_times(Adaptive(1e-6, 1e-8, first_step=first_step), grid, speed)
+    assert set(grid.times[:-1].tolist()) <= set(times.tolist())
+    assert bool((times.diff() > 0).all())
+
+
+def test_landing_does_not_shorten_the_steps_that_follow(device):
+    speed = torch.tensor(1.0, device=device)
+    grid = TimeGrid(torch.tensor([0.0, 1.0, 1.0 + 1e-7, 3.0], device=device))
+    free = recorded_times(Adaptive(1e-6, 1e-8), TimeGrid.uniform(3.0, 1), speed)
+    times = recorded_times(Adaptive(1e-6, 1e-8), grid, speed)
+    assert len(times) <= len(free) + 4
+
+
+def test_adaptive_observes_states_at_grid_times(device):
+    times = torch.tensor([0.0, 0.4, 1.1, 2.0], device=device)
+    sol = final(Adaptive(1e-8, 1e-10), TimeGrid(times, observe=[0, 1, 2, 3]), device)
+    expected = outside(1.0, tuple(times.tolist()))
+    torch.testing.assert_close(torch.stack(sol.observed).cpu(), expected, rtol=1e-6, atol=1e-7)
+    assert torch.equal(sol.observed[0], start(device))
+    assert torch.equal(sol.observed[3], sol.params)
+
+
+def test_an_observed_state_is_where_a_shorter_solve_ends(device):
+    long = final(Adaptive(1e-6, 1e-8), TimeGrid([0.0, 0.7, 2.0], observe=[1]), device)
+    short = final(Adaptive(1e-6, 1e-8), TimeGrid([0.0, 0.7]), device)
+    assert torch.equal(long.observed[0], short.params)
+
+
+@pytest.mark.parametrize("solver", [Adaptive(1e-6, 1e-8), DormandPrince(), RK4()])
+def test_intervals_of_zero_length_change_nothing(solver, device):
+    with_zeros = final(solver, TimeGrid([0.0, 0.0, 0.5, 0.5, 0.5, 1.0, 1.0]), device)
+    without = final(solver, TimeGrid([0.0, 0.5, 1.0]), device)
+    assert torch.equal(with_zeros.params, without.params)
+
+
+@pytest.mark.parametrize("solver", [Adaptive(), DormandPrince(), Euler(), RK4()])
+@pytest.mark.parametrize("times", [[0.0], [0.0, 0.0, 0.0]])
+def test_no_time_no_change(solver, times, device):
+    sol = final(solver, TimeGrid(times), device)
+    assert torch.equal(sol.params, start(device))
+
+
+@pytest.mark.parametrize("horizons", [None, [1.0, 2.0, 0.0, 0.3]])
+def test_each_task_takes_the_steps_of_a_separate_solve(horizons, device):
+    speed = torch.tensor([0.2, 1.0, 5.0, 20.0], device=device)
+    t1 = 1.0 if horizons is None else torch.tensor(horizons, device=device)
+    grid = TimeGrid.uniform(t1, 2, observe=[1])
+    opt = ODEOptimizer(turning, Adaptive(1e-6, 1e-8))
+    together = opt.solve(start(device), speed, grid, tasks=True)
+    for task in range(4):
+        own = TimeGrid.uniform(1.0 if horizons is None else horizons[task], 2, observe=[1])
+        alone = opt.solve(start(device), speed[task], own)
+        torch.testing.assert_close(together.params[task], alone.params, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(
+            together.observed[0][task], alone.observed[0], rtol=1e-12, atol=1e-13
+        )
+
+
+def test_steps_per_task_are_its_own(device):
+    speed, grid = torch.tensor([0.2, 20.0], device=device), TimeGrid.uniform(1.0, 1)
+    together = recorded_times(Adaptive(), grid, speed, tasks=True)
+    for task in range(2):
+        alone = recorded_times(Adaptive(), grid, speed[task])
+        times = together[:, task].unique_consecutive()
+        torch.testing.assert_close(times[times < 1], alone, rtol=1e-10, atol=1e-12)
+
+
+def test_the_batch_controller_gives_all_tasks_the_same_steps(device):
+    speed, grid = torch.tensor([0.2, 1.0, 20.0], device=device), TimeGrid.uniform(1.0, 2)
+    solver = Adaptive(1e-7, 1e-9, controller=PIController(per_task=False))
+    times = recorded_times(solver, grid, speed, tasks=True)
+    assert torch.equal(times, times[:, :1].expand_as(times))
+    sol = ODEOptimizer(turning, solver).solve(start(device), speed, grid, tasks=True)
+    expected = torch.stack([outside(s, (1.0,))[-1] for s in speed.tolist()])
+    torch.testing.assert_close(sol.params.cpu(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_batch_controller_takes_as_few_steps_as_its_stiffest_task(device):
+    speed, grid = torch.tensor([0.2, 20.0], device=device), TimeGrid.uniform(1.0, 1)
+    solver = Adaptive(controller=PIController(per_task=False))
+    together = recorded_times(solver, grid, speed, tasks=True)
+    alone = recorded_times(Adaptive(), grid, speed[1])
+    assert len(together) <= 1.2 * len(alone)
+
+
+def test_too_few_steps_allowed_raises(device):
+    with pytest.raises(odeopt.StepLimitError, match="max_steps"):
+        final(Adaptive(1e-10, 1e-12, max_steps=5), TimeGrid.uniform(3.0, 1), device)
