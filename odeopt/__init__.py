@@ -13,7 +13,7 @@ from odeopt.adjoint import (
     TruncatedAdjoint,
 )
 from odeopt.bilevel import BilevelProblem, LoopGrads, LoopResult, Minimized, RecordedLoop
-from odeopt.checkpoint import Binomial, Density, Every, Graded
+from odeopt.checkpoint import Binomial, Density, Every, Graded, Online
 from odeopt.errors import (
     CapturedTensorError,
     CompatibilityError,
@@ -132,6 +132,7 @@ __all__ = [
     "ODEOptimizer",
     "OdeoptError",
     "OdeoptWarning",
+    "Online",
     "PIController",
     "RMSprop",
     "RecordedLoop",

@@ -63,6 +63,7 @@ NAMES = [
     "ODEOptimizer",
     "OdeoptError",
     "OdeoptWarning",
+    "Online",
     "PIController",
     "RK4",
     "RMSprop",

@@ -13,6 +13,7 @@ from odeopt.checkpoint.base import (
 )
 from odeopt.checkpoint.binomial import Binomial
 from odeopt.checkpoint.graded import Graded
+from odeopt.checkpoint.online import Online
 from odeopt.checkpoint.uniform import Density, Every
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "ForwardStream",
     "Free",
     "Graded",
+    "Online",
     "Progress",
     "Pull",
     "Restore",

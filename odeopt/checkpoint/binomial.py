@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from math import comb
 from typing import NamedTuple, final
 
@@ -105,23 +106,28 @@ class Binomial(CheckpointSchedule):
 
     @override
     def backward(self, n: int, kept: Sequence[int]) -> Iterator[Action]:
-        if n == 0:
-            return
-        placed = set(kept)
-        todo: list[_Part | Free] = [Free(0), _Part(0, n, self.slots)]
-        while todo:  # a stack instead of recursion, which goes as deep as there are slots
-            part = todo.pop()
-            if isinstance(part, Free):
-                placed.discard(part.index)
-                yield part
-            elif part.slots == 1 or part.stop - part.start == 1:
-                yield from _reverse_from_one(part.start, part.stop, n)
-            else:
-                middle = part.start + split(part.stop - part.start, part.slots)
-                if middle not in placed:
-                    yield from _place(part.start, middle)
-                todo += [part._replace(stop=middle), Free(middle)]
-                todo.append(_Part(middle, part.stop, part.slots - 1))
+        return reverse_gaps(kept, n, self.slots)
+
+
+def reverse_gaps(kept: Sequence[int], n: int, slots: int) -> Iterator[Action]:
+    """Pull every step with Revolve inside each gap between kept states, the newest first.
+
+    A gap has the slots that are free by then: all but those of the states kept before it.
+    """
+    todo: list[_Part | Free] = []  # a stack instead of recursion, as deep as there are slots
+    for older, (start, stop) in enumerate(pairwise([*kept, n])):
+        todo += [Free(start), _Part(start, stop, slots - older)]
+    while todo:
+        part = todo.pop()
+        if isinstance(part, Free):
+            yield part
+        elif part.slots == 1 or part.stop - part.start == 1:
+            yield from _reverse_from_one(part.start, part.stop, n)
+        else:
+            middle = part.start + split(part.stop - part.start, part.slots)
+            yield from _place(part.start, middle)
+            todo += [part._replace(stop=middle), Free(middle)]
+            todo.append(_Part(middle, part.stop, part.slots - 1))
 
 
 class _Part(NamedTuple):
