@@ -10,5 +10,6 @@ BENCHMARKS: tuple[str, ...] = (
     "benchmarks.cost:BENCHMARK",
     "benchmarks.gradient_quality:BENCHMARK",
     "benchmarks.hyper_cleaning:BENCHMARK",
+    "benchmarks.hyperparameters:BENCHMARK",
 )
 """Import strings `package.module:NAME`, each naming a `harness.registry.Benchmark`."""
