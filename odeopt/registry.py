@@ -122,7 +122,7 @@ def _load(point: EntryPoint) -> PluginReport:
     source = ("unknown", "unknown") if known is None else (known.name, known.version)
     try:
         importlib.import_module(point.module)
-    except Exception as error:  # any failure of third-party code is reported, not raised
+    except (Exception, SystemExit) as error:  # third-party code is reported, not let through
         message = f"{type(error).__name__}: {error}"
         return PluginReport(point.name, point.value, *source, message)
     return PluginReport(point.name, point.value, *source, None)

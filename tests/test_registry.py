@@ -197,6 +197,14 @@ def test_a_plugin_that_raises_while_imported_is_reported(plugins, monkeypatch, t
     assert report.error == "RuntimeError: no licence"
 
 
+def test_a_plugin_that_ends_the_program_is_reported(plugins, monkeypatch, tmp_path):
+    (tmp_path / "leaving_plugin.py").write_text("raise SystemExit('wrong machine')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    plugins(EntryPoint("leaving", "leaving_plugin", GROUP))
+    (report,) = load_plugins()
+    assert report.error == "SystemExit: wrong machine"
+
+
 def test_a_malformed_entry_point_is_reported(plugins):
     plugins(EntryPoint("malformed", "!!", GROUP))
     (report,) = load_plugins()
