@@ -19,8 +19,9 @@ Selector = float | int | Tensor | Callable[[PyTree], Any]
 
 
 def call_loss(
-    loss: Callable[..., Any], hparams: PyTree, *args: Any, what: str = "loss", **keywords: Any
-) -> Any:
+    loss: Callable[..., Any], hparams: PyTree, *args: Any, what: str = "loss",
+    of: str = "params", **keywords: Any,
+) -> Any:  # fmt: skip
     """`loss(*args)` when hparams is None, `loss(*args, hparams)` otherwise.
 
     Raises:
@@ -32,7 +33,7 @@ def call_loss(
     except TypeError as error:
         if _binds(loss, given, keywords):
             raise
-        names = "(params, batch)" if hparams is None else "(params, batch, hparams)"
+        names = f"({of}, batch)" if hparams is None else f"({of}, batch, hparams)"
         extra = f" and the keywords {sorted(keywords)}" if keywords else ""
         raise InputError(
             f"{what} cannot be called with {names}{extra}: {error}. It is called with hparams"

@@ -190,7 +190,7 @@ class RecordedLoop:
         found: Inputs = res.grads.hparams
         params = {**res.grads.params, **(found.frozen or {})}
         grads = LoopGrads(
-            {name: params[name] for name in self._own}, found.hparams, found.rates,
+            {name: params[name] for name in self._own}, found.hparams, found.rates.cpu(),
             tuple(found.found), tuple(found.options),
         )  # fmt: skip
         return LoopResult(res.value, grads, res.stats)
@@ -208,7 +208,7 @@ class RecordedLoop:
         pairs += zip(tree.leaves(self._hparams), tree.leaves(grads.hparams), strict=True)
         pairs += zip(self._records.found, grads.batch, strict=True)
         pairs += zip(self._options, grads.options, strict=True)
-        pairs.append((self._lrs(), grads.lr.cpu()))
+        pairs.append((self._lrs(), grads.lr))
         wanted = [
             (leaf, grad) for leaf, grad in pairs if isinstance(grad, Tensor) and leaf.requires_grad
         ]
@@ -253,7 +253,8 @@ class RecordedLoop:
     def _lrs(self) -> Tensor:
         if not self._rates:
             return torch.zeros(0, len(self._optimizer.param_groups), dtype=torch.float64)
-        return torch.stack(self._rates)
+        with torch.enable_grad():
+            return torch.stack(self._rates)
 
     def _load(self, module: nn.Module) -> None:
         state = self._layout.unflatten(self._flat)

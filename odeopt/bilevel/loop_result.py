@@ -18,7 +18,7 @@ class LoopGrads:
         params: w.r.t. the module's parameters before the loop, by name; those that the optimiser
             does not move included.
         hparams: like hparams; None for leaves that are not floating-point tensors.
-        lr: w.r.t. the learning rates, shape [steps, groups].
+        lr: w.r.t. the learning rates, shape [steps, groups], on the CPU.
         batch: w.r.t. the tensors in batches that require grad, in the order of their appearance.
         options: w.r.t. options of the optimiser that are tensors which require grad, likewise.
     """

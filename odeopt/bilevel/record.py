@@ -56,7 +56,7 @@ class Call(NamedTuple):
 
     def on(self, model: nn.Module) -> Tensor:
         """The loss of a model."""
-        return call_loss(self.loss, self.hparams, model, self.batch, what=self.what)
+        return call_loss(self.loss, self.hparams, model, self.batch, what=self.what, of="model")
 
 
 def run_call(model: Any, call: Call) -> Tensor:
