@@ -13,7 +13,7 @@ from odeopt.adjoint import (
     TruncatedAdjoint,
 )
 from odeopt.bilevel import BilevelProblem, LoopGrads, LoopResult, Minimized, RecordedLoop
-from odeopt.checkpoint import Binomial, Density, Every, Graded, Online
+from odeopt.checkpoint import Binomial, Density, Every, Graded, MemoryBudget, Online
 from odeopt.errors import (
     CapturedTensorError,
     CompatibilityError,
@@ -46,6 +46,7 @@ from odeopt.meta import (
 )
 from odeopt.module import ModuleLoss, from_module
 from odeopt.optimizer import ODEOptimizer
+from odeopt.plan import Plan
 from odeopt.registry import ADJOINTS, CHECKPOINTS, FIELDS, METHODS, SOLVERS
 from odeopt.result import Grads, Result, Solution
 from odeopt.rule import (
@@ -119,6 +120,7 @@ __all__ = [
     "LeafwiseRule",
     "LoopGrads",
     "LoopResult",
+    "MemoryBudget",
     "MetaGradient",
     "MetaGrads",
     "MetaLearner",
@@ -134,6 +136,7 @@ __all__ = [
     "OdeoptWarning",
     "Online",
     "PIController",
+    "Plan",
     "RMSprop",
     "RecordedLoop",
     "RegularizedFlow",

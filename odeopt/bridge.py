@@ -160,6 +160,7 @@ class Solve(_ReverseOnly):
         problem = record.rebuild(inputs)
         with torch.no_grad():
             run = run_forward(record.choices, problem, record.stats)
+        record.choices = run.choices  # fitted to the size of the state
         trajectory = run.trajectory
         record.places.fill(run)
         y_end = trajectory.y_end

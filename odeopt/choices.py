@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from torch import Tensor
 
 from odeopt.adjoint.base import Adjoint, LocalAdjoint
 from odeopt.checkpoint.base import CheckpointSchedule
@@ -47,6 +49,11 @@ class Choices:
         """Whether some state will be made again, so that it can be compared."""
         return self.replays and not self.checkpoints.keeps_all
 
+    def fit(self, y0: Tensor, steps: int | None) -> Choices:
+        """The choices for states like y0 and, if it is known, that many steps to be pulled."""
+        fitted = self.checkpoints.fit(y0.numel() * y0.element_size(), steps)
+        return replace(self, checkpoints=fitted)
+
     @property
     def elsewhere(self) -> str:
         """Names of the tiers other than the device."""
@@ -57,9 +64,9 @@ class Choices:
         """Raise `CompatibilityError` if states are not where autograd keeps them."""
         if self.elsewhere:
             raise CompatibilityError(
-                f"{type(self.checkpoints).__name__} was given store={self.elsewhere}, but solve"
-                " hands its states to autograd, which keeps them on the device: use"
-                " opt.value_and_grad(outer_loss), or leave store out."
+                f"{type(self.checkpoints).__name__} keeps states elsewhere ({self.elsewhere}), but"
+                " solve hands its states to autograd, which keeps them on the device: use"
+                " opt.value_and_grad(outer_loss), or keep them on the device."
             )
 
     def check(self) -> None:

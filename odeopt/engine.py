@@ -62,24 +62,31 @@ def make_kernels(choices: Choices, problem: Problem, stats: Stats) -> Kernels:
 def run_forward(choices: Choices, problem: Problem, stats: Stats) -> Run:
     """The forward sweep (eq. 3 of the paper)."""
     _check_visible(choices, problem)
+    kernels = make_kernels(choices, problem, stats)
+    stepper = _make_stepper(choices, kernels, problem, stats)
+    if not isinstance(choices.adjoint, LocalAdjoint):
+        return _sweep_forward(choices, problem, kernels, stepper, 0, Kept(stats))
+    length = stepper.length
+    first = 0 if length is None else choices.adjoint.first_step(length)
+    choices = choices.fit(problem.y0, None if length is None else length - first)
     with ExitStack() as on_error:
         kept = on_error.enter_context(Kept(stats, choices.checkpoints.tiers))
-        run = _run_forward(choices, problem, kept, stats)
+        run = _sweep_forward(choices, problem, kernels, stepper, first, kept)
         on_error.pop_all()
+    stats.plan = choices.checkpoints.plan((run.stepper.length or 0) - first)
     return run
 
 
-def _run_forward(choices: Choices, problem: Problem, kept: Kept, stats: Stats) -> Run:
-    kernels = make_kernels(choices, problem, stats)
-    stepper = _make_stepper(choices, kernels, problem, stats)
-    adjoint = choices.adjoint
-    local = isinstance(adjoint, LocalAdjoint)
+def _sweep_forward(
+    choices: Choices, problem: Problem, kernels: Kernels, stepper: Stepper, first: int, kept: Kept
+) -> Run:
+    local, stats = isinstance(choices.adjoint, LocalAdjoint), kept.stats
     trajectory = forward_sweep(
         stepper,
         problem.y0,
         choices.checkpoints if local else None,
         kept,
-        adjoint.first_step(stepper.length) if local and stepper.length is not None else 0,
+        first,
         problem.grid.observe,
         fingerprints=local and choices.replayed and isinstance(stepper, SettledStepper),
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from odeopt.plan import Plan
+
 
 @dataclass
 class Stats:
@@ -20,6 +22,7 @@ class Stats:
         device_bytes: the most bytes of kept states on the device at one time.
         host_bytes: likewise in the memory of the host (`Host()`).
         disk_bytes: likewise on disk (`Disk(path)`).
+        plan: what a `MemoryBudget` chose; None for other schedules.
         compile_misses: kernels that were traced during this call.
         compile_hits: kernels that had been traced before.
         compile_seconds: time spent on tracing, compiling and checking.
@@ -34,6 +37,7 @@ class Stats:
     device_bytes: int = 0
     host_bytes: int = 0
     disk_bytes: int = 0
+    plan: Plan | None = None
     compile_misses: int = 0
     compile_hits: int = 0
     compile_seconds: float = 0.0

@@ -12,6 +12,7 @@ from odeopt.checkpoint.base import (
     Store,
 )
 from odeopt.checkpoint.binomial import Binomial
+from odeopt.checkpoint.budget import MemoryBudget
 from odeopt.checkpoint.graded import Graded
 from odeopt.checkpoint.online import Online
 from odeopt.checkpoint.uniform import Density, Every
@@ -26,6 +27,7 @@ __all__ = [
     "ForwardStream",
     "Free",
     "Graded",
+    "MemoryBudget",
     "Online",
     "Progress",
     "Pull",

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from odeopt.plan import Plan
 from odeopt.store import Device, Tier, check_tier
 
 
@@ -83,6 +84,16 @@ class CheckpointSchedule(ABC):
 
     tiers: tuple[Tier, ...] = (Device(),)
     """Where kept states are; `Store` says in which of them."""
+
+    def fit(self, state_bytes: int, steps: int | None) -> CheckpointSchedule:
+        """The schedule to use for states of a size, and for a number of steps if it is known."""
+        del state_bytes, steps
+        return self
+
+    def plan(self, steps: int) -> Plan | None:
+        """What was chosen for that many steps and what it costs, if there was a choice."""
+        del steps
+        return None
 
     @abstractmethod
     def forward(self, n: int | None) -> ForwardStream:

@@ -25,13 +25,26 @@ def check_schedule(schedule: CheckpointSchedule, steps: int = 40) -> None:
     nothing is stored or restored that is not there; nothing is left in the end.
     """
     for n in range(1, steps + 1):
-        model = _Model(n)
-        model.run_forward(schedule, n)
-        if not schedule.needs_length:
-            unknown = _Model(n)
-            unknown.run_forward(schedule, None)
-            assert unknown.kept == model.kept, "what is kept depends on knowing the length"
-        model.run_backward(schedule.backward(n, sorted(model.kept)))
+        known = schedule.fit(_STATE_BYTES, n)
+        kept = _check_length(known, n, told=True)
+        if schedule.needs_length:
+            continue
+        unknown = schedule.fit(_STATE_BYTES, None)
+        alike = _check_length(unknown, n, told=False) == kept
+        assert alike or unknown is not known, "what is kept depends on knowing the length"
+
+
+_STATE_BYTES = 16
+"""The size of a state of the model."""
+
+
+def _check_length(schedule: CheckpointSchedule, n: int, told: bool) -> set[int]:
+    """Check both sweeps over n steps; what is kept between them."""
+    model = _Model(n)
+    model.run_forward(schedule, n if told else None)
+    kept = set(model.kept)
+    model.run_backward(schedule.backward(n, sorted(kept)))
+    return kept
 
 
 class _Model:

@@ -1,0 +1,143 @@
+"""A schedule chosen by the memory it may take."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import final
+
+from typing_extensions import override
+
+from odeopt.checkpoint.base import Action, CheckpointSchedule, ForwardStream
+from odeopt.checkpoint.binomial import Binomial
+from odeopt.checkpoint.online import Online
+from odeopt.checkpoint.placed import Placed
+from odeopt.checkpoint.simulation import simulate
+from odeopt.errors import InputError, OdeoptError
+from odeopt.plan import Plan
+from odeopt.registry import CHECKPOINTS
+from odeopt.sizes import format_bytes, parse_bytes
+from odeopt.store import Device, Disk, Host, Tier
+
+Bytes = int | str
+"""A number of bytes, or text with a unit such as "512MiB"."""
+
+
+@final
+@CHECKPOINTS.register("memory-budget", example=lambda: MemoryBudget("64B"))
+class MemoryBudget(CheckpointSchedule):
+    r"""As many kept states as fit, and the fewest replayed steps with them.
+
+    If all states fit, all are kept. Else Revolve (see `Binomial`) gets as many slots as fit; when
+    the number of steps is not known beforehand (`Adaptive`), `Online` gets them. The slots that
+    are read and written most are in the fastest tier; with `Online` a state goes to the fastest
+    tier that has room. What was chosen is in `stats.plan` of the result, and `describe` says it
+    beforehand.
+
+    The budget is for kept states, of all tasks together. Beside them a solve holds about three
+    working states (the running one, its successor, the adjoint variable), two more with a host
+    part on CUDA, and what one evaluation of a gradient takes.
+
+    Args:
+        device: bytes on the device, e.g. "512MiB"; an integer counts bytes.
+        host: bytes in the memory of the host.
+        disk: a folder and the bytes that may be below it, e.g. `("/scratch", "100GiB")`.
+
+    Raises:
+        InputError: for sizes that are none; in the solve, if not even one state fits.
+
+    References:
+        Stumm and Walther 2009, "MultiStage approaches for optimal offline checkpointing", SIAM
+        J. Sci. Comput. 31(3): the slots that are used most belong to the fastest memory.
+    """
+
+    is_mesh = False
+    needs_length = False
+
+    def __init__(
+        self, device: Bytes, host: Bytes | None = None,
+        disk: tuple[str | os.PathLike[str], Bytes] | None = None,
+    ) -> None:  # fmt: skip
+        parts: list[tuple[Tier, int]] = [(Device(), parse_bytes(device, "device"))]
+        if host is not None:
+            parts.append((Host(), parse_bytes(host, "host")))
+        if disk is not None:
+            parts.append(_disk_part(disk))
+        self.tiers = tuple(tier for tier, _ in parts)
+        self._budgets = [budget for _, budget in parts]
+
+    def describe(self, state_bytes: int, steps: int, known: bool = True) -> Plan:
+        """What would be chosen for a solve, and what it would cost.
+
+        Args:
+            state_bytes: the size of one state, of all tasks together.
+            steps: the number of steps.
+            known: whether the solve knows that number beforehand; false for `Adaptive`.
+        """
+        plan = self.fit(state_bytes, steps if known else None).plan(steps)
+        assert plan is not None, "a fitted schedule has one"
+        return plan
+
+    @override
+    def fit(self, state_bytes: int, steps: int | None) -> CheckpointSchedule:
+        counts = [budget // max(state_bytes, 1) for budget in self._budgets]
+        if sum(counts) == 0:
+            raise InputError(self._too_small(state_bytes))
+        if steps is None:
+            slots = sum(counts)
+            return Placed(
+                Online(slots), f"Online({slots})", self.tiers, _in_order(counts), state_bytes
+            )
+        enough = max(steps - 1, 1)  # the last state is the running one
+        slots = min(sum(counts), enough)
+        base, keeps_all = Binomial(slots), slots == enough
+        name = "every state" if keeps_all else f"Binomial({slots})"
+        places = _by_traffic(base, slots, steps, counts)
+        return Placed(base, name, self.tiers, places, state_bytes, keeps_all)
+
+    @override
+    def forward(self, n: int | None) -> ForwardStream:
+        raise OdeoptError(_NOT_FITTED)
+
+    @override
+    def backward(self, n: int, kept: Sequence[int]) -> Iterator[Action]:
+        raise OdeoptError(_NOT_FITTED)
+
+    def _too_small(self, state_bytes: int) -> str:
+        parts = zip(self.tiers, self._budgets, strict=True)
+        given = ", ".join(f"{format_bytes(budget)} on {tier.kind}" for tier, budget in parts)
+        return (
+            f"one state takes {format_bytes(state_bytes)} (all tasks together), but the budget is"
+            f" {given}: raise it, add host= or disk=, or solve fewer tasks at a time."
+        )
+
+
+_NOT_FITTED = (
+    "a MemoryBudget has actions only for states of a known size: call fit(state_bytes, steps)"
+    " first and use the schedule that it returns."
+)
+
+
+def _disk_part(disk: object) -> tuple[Tier, int]:
+    if not isinstance(disk, tuple) or len(disk) != 2:
+        raise InputError(f"disk is {disk!r}; expected a pair such as ('/scratch', '100GiB').")
+    path, budget = disk
+    return Disk(path), parse_bytes(budget, "the size in disk")
+
+
+def _in_order(counts: Sequence[int]) -> list[int]:
+    """The tier of each slot: as many slots as fit, the fastest tier first."""
+    return [tier for tier, count in enumerate(counts) for _ in range(count)]
+
+
+def _by_traffic(base: Binomial, slots: int, steps: int, counts: Sequence[int]) -> list[int]:
+    """The tier of each slot: the busiest slots, and among them the newest, in the fastest."""
+    in_order = _in_order(counts)[:slots]
+    if len(set(in_order)) <= 1:
+        return in_order
+    traffic = simulate(Placed(base, "", (), range(slots), 0), steps).traffic
+    places = [0] * slots
+    busiest_first = sorted(range(slots), key=lambda slot: (-traffic[slot], -slot))
+    for slot, tier in zip(busiest_first, in_order, strict=True):
+        places[slot] = tier
+    return places
