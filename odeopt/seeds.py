@@ -30,7 +30,11 @@ def seeded(seed: int, device: torch.device) -> Generator[None]:
     """Torch's own generators start from a seed inside, and go on as before after it."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        # torch.manual_seed would queue a call, with its stack trace, for each CUDA device to come
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         _devices.append(device)
         try:
             yield

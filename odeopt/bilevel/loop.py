@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from odeopt import tree
 from odeopt.adjoint.base import Adjoint
+from odeopt.bilevel.groups import Groups
 from odeopt.bilevel.guard import Guard, moved_groups
 from odeopt.bilevel.loop_result import LoopGrads, LoopResult
 from odeopt.bilevel.record import (
@@ -93,16 +94,17 @@ class RecordedLoop:
     ) -> None:  # fmt: skip
         self._module, self._optimizer, self._hparams = model, optimizer, hparams
         self._settings = settings(optimizer)
-        groups = moved_groups(model, optimizer)
-        moved = {name for names in groups for name in names}
+        names = moved_groups(model, optimizer)
+        moved = {name for own in names for name in own}
         self._own = dict(model.named_parameters())
         self._problem = from_module(model, run_call, moved.__contains__)
-        rule, self._options = make_rule(optimizer, groups)
+        self._groups = Groups(names, self._problem.params)
+        rule, self._options = make_rule(optimizer, self._groups.keys)
         parameters = {name: self._own[name] for name in self._problem.params}
         self._taken = take_over(optimizer, rule.slot_names, parameters)
         self._records = Records()
         self._rule = RecordedRule(
-            rule, self._taken, self._problem, self._records, gradient_transform
+            rule, self._groups, self._taken, self._problem, self._records, gradient_transform
         )
         self._engine = ODEOptimizer(self._rule, adjoint=adjoint, checkpoints=checkpoints)
         seed = int(torch.randint(2**31, ())) if seed is None else seed
@@ -225,7 +227,8 @@ class RecordedLoop:
         self._load(self._module)
         moved = {name: self._own[name] for name in self._problem.params}
         state = self._layout.unflatten(self._flat)
-        write_state(self._optimizer, moved, state.slots, self._taken.steps + self.steps)
+        slots = {name: self._groups.split(own) for name, own in state.slots.items()}
+        write_state(self._optimizer, moved, slots, self._taken.steps + self.steps)
         self._guard = Guard(self._module)
 
     def _advance(self, rates: Tensor) -> tuple[Tensor, Tensor]:

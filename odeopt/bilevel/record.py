@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from odeopt import tree
+from odeopt.bilevel.groups import Groups
 from odeopt.bilevel.torch_state import Taken
 from odeopt.calls import call_loss
 from odeopt.errors import CapturedTensorError, InputError
@@ -115,20 +116,21 @@ class RecordedRule(GradientRule):
     """
 
     def __init__(
-        self, rule: LeafwiseRule, taken: Taken, problem: ModuleLoss, records: Records,
-        transform: GradientTransform | None,
+        self, rule: LeafwiseRule, groups: Groups, taken: Taken, problem: ModuleLoss,
+        records: Records, transform: GradientTransform | None,
     ) -> None:  # fmt: skip
         like = next(iter(problem.params.values()))
         buffers = {"loss": like.new_zeros(()), "statistics": problem.buffers or {}}
         super().__init__(self._loss_of_step, transform, buffers=buffers)
-        self._rule, self._taken, self._problem = rule, taken, problem
-        self._records = records
+        self._rule, self._groups, self._taken = rule, groups, taken
+        self._problem, self._records = problem, records
 
     @override
     def init_slots(self, params: PyTree) -> PyTree:
         slots = self._taken.slots
-        fresh = self._rule.init_slots(params)
-        return fresh if slots is None else tree.map_tensors(Tensor.clone, slots)
+        if slots is None:
+            return self._rule.init_slots(self._groups.join(params))
+        return {name: self._groups.join(values) for name, values in slots.items()}
 
     @override
     def apply(
@@ -137,7 +139,9 @@ class RecordedRule(GradientRule):
         inputs = cast("Inputs", hparams)
         rates = inputs.rates.index_select(0, k.to(inputs.rates.device, torch.long).reshape(1))[0]
         own = {"rates": rates, "options": inputs.options}
-        return self._rule.apply(k + self._taken.steps, lr, grads, params, slots, own)
+        index, join = k + self._taken.steps, self._groups.join
+        joined, slots = self._rule.apply(index, lr, join(grads), join(params), slots, own)
+        return self._groups.split(joined), slots
 
     def outer(self, params: PyTree, call: Call, inputs: Inputs, buffers: PyTree) -> Tensor:
         """An outer loss of the final parameters, in evaluation mode."""

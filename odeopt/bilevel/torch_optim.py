@@ -124,16 +124,15 @@ def _same(a: Any, b: Any) -> bool:
     return a is b if isinstance(a, Tensor) or isinstance(b, Tensor) else a == b
 
 
-def make_rule(
-    optimizer: Optimizer, groups: Sequence[Sequence[str]]
-) -> tuple[LeafwiseRule, list[Tensor]]:
+def make_rule(optimizer: Optimizer, keys: Sequence[str]) -> tuple[LeafwiseRule, list[Tensor]]:
     """The rule of an optimiser, and those of its options that are tensors to be learned.
 
-    The rule expects `hparams["rates"]`, shape [groups], and `hparams["options"]`, the list.
+    The rule is for parameters joined by group (see `Groups`), and expects `hparams["rates"]`, shape
+    [groups], and `hparams["options"]`, the list.
 
     Args:
         optimizer: the optimiser.
-        groups: the names of the parameters in each of its groups.
+        keys: the numbers of its groups that hold parameters.
     """
     translation, learned = translation_of(optimizer), list[Tensor]()
     own = settings(optimizer)
@@ -141,7 +140,7 @@ def make_rule(
     decoupled = flags.pop("decoupled_weight_decay", False)
 
     def option(values: list[Any]) -> Option:
-        return _spread([_learnable(value, learned) for value in values], groups)
+        return _spread([_learnable(value, learned) for value in values], keys)
 
     options: dict[str, Any] = {}
     for theirs, ours in translation.options.items():
@@ -152,9 +151,7 @@ def make_rule(
         if theirs == "dampening":  # torch does not look at it without momentum
             values = [v if _moves(group) else 0.0 for v, group in zip(values, own, strict=True)]
         options[ours] = option(values)
-    options["lr_scale"] = {
-        name: _selector("rates", index) for index, names in enumerate(groups) for name in names
-    }
+    options["lr_scale"] = {key: _selector("rates", int(key)) for key in keys}
     options |= flags
     make: Callable[..., LeafwiseRule] = AdamW if decoupled else translation.make
     return make(_no_loss, **options), learned
@@ -191,8 +188,8 @@ def _learnable(value: Any, learned: list[Tensor]) -> Any:
     return _selector("options", places[0] if places else len(learned) - 1)
 
 
-def _spread(values: list[Any], groups: Sequence[Sequence[str]]) -> Option:
-    """One value for all, where they agree, or one for each parameter."""
+def _spread(values: list[Any], keys: Sequence[str]) -> Option:
+    """One value for all, where they agree, or one for each group."""
     if all(not callable(value) and value == values[0] for value in values) or len(values) == 1:
         return values[0]
-    return {name: value for value, names in zip(values, groups, strict=True) for name in names}
+    return {key: values[int(key)] for key in keys}
