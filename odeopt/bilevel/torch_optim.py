@@ -107,7 +107,12 @@ def settings(optimizer: Optimizer) -> list[dict[str, Any]]:
 
 
 def check_settings(optimizer: Optimizer, before: list[dict[str, Any]]) -> None:
-    """Raise `InputError` if an option other than lr has changed."""
+    """Raise `InputError` if an option other than lr has changed, or a group was added."""
+    if len(before) != len(optimizer.param_groups):
+        raise InputError(
+            f"the optimizer had {len(before)} groups and has {len(optimizer.param_groups)} now: add"
+            " groups before the loop."
+        )
     for index, (old, new) in enumerate(zip(before, settings(optimizer), strict=True)):
         for name, value in old.items():
             if not _same(value, new[name]):

@@ -123,6 +123,8 @@ def misuse(name, problem, inner, optimizer):
         optimizer.step()
     elif name == "eval":
         problem.model.eval()
+    elif name == "group":
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
     else:
         optimizer.param_groups[0]["momentum"] = 0.5
     inner.step(problem.mse, problem.batches[1])
@@ -133,6 +135,7 @@ def misuse(name, problem, inner, optimizer):
     [
         ("optimizer.step", "takes the place of optimizer.step"),
         ("eval", r"between train\(\) and eval\(\)"),
+        ("group", "had 1 groups and has 2 now"),
         ("momentum", r"momentum of group 0 was 0\.9 and is 0\.5 now"),
     ],
 )
