@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+pytest.register_assert_rewrite("support")
 torch.set_num_threads(1)  # parallel test processes would wait for each other's threads
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

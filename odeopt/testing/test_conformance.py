@@ -44,6 +44,8 @@ def test_adjoint(name: str, device: str) -> None:
 @pytest.mark.parametrize("name", CHECKPOINTS.names())
 def test_schedule(name: str) -> None:
     check_schedule(CHECKPOINTS.example(name)())
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", METHODS.names())
 def test_method(name: str, device: str) -> None:
