@@ -41,7 +41,7 @@ def with_higher(params: Parameters, tasks: Task, lr: float, steps: int) -> Calla
                 for _ in range(steps):
                     inner.step(_loss(copy, train))
                 (_loss(copy, validation) / _count(tasks)).backward()
-        return _gradient(network)
+        return gradient(network)
 
     return run
 
@@ -64,7 +64,7 @@ def with_torchopt(params: Parameters, tasks: Task, lr: float, steps: int) -> Cal
             (_loss(network, validation) / _count(tasks)).backward()
             torchopt.recover_state_dict(network, start)
             torchopt.recover_state_dict(sgd, fresh)
-        return _gradient(network)
+        return gradient(network)
 
     return run
 
@@ -85,6 +85,7 @@ def _loss(network: nn.Module, batch: Batch) -> Tensor:
     return half_mean_square(network(batch.x), batch.y)
 
 
-def _gradient(network: nn.Module) -> Tensor:
+def gradient(network: nn.Module) -> Tensor:
+    """The gradients of its parameters in one vector."""
     found = [parameter.grad for parameter in network.parameters()]
     return torch.cat([leaf.flatten() for leaf in found if leaf is not None])
