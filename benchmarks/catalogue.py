@@ -11,5 +11,7 @@ BENCHMARKS: tuple[str, ...] = (
     "benchmarks.gradient_quality:BENCHMARK",
     "benchmarks.hyper_cleaning:BENCHMARK",
     "benchmarks.hyperparameters:BENCHMARK",
+    "benchmarks.long_loops:BENCHMARK",
+    "benchmarks.distillation:BENCHMARK",
 )
 """Import strings `package.module:NAME`, each naming a `harness.registry.Benchmark`."""

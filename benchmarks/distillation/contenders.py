@@ -1,0 +1,76 @@
+"""Ways to find ten images."""
+
+from __future__ import annotations
+
+from math import log
+from random import Random
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.distillation import problem
+from benchmarks.distillation.problem import Images, Training
+
+UPDATE_SIZE = 0.03
+"""The learning rate of pixels, labels and the logarithm of the learning rate (Adam)."""
+
+RATES = (0.01, 2.0)
+"""The range of learning rates for real images."""
+
+FIRST_RATE = 0.2
+GRID = 12
+"""How many learning rates are tried for images that are not searched for."""
+
+
+class Found(NamedTuple):
+    """What a contender found, what it spent, and details for the results."""
+
+    images: Images
+    spent: int
+    details: dict[str, Any]
+
+
+def distil(training: Training, updates: int) -> Found:
+    """Adam along the exact gradient through whole trainings, from the mean of each class.
+
+    Every update has its own initialisation. The given images are those of the lowest loss seen.
+    """
+    begin = problem.means(training.split.train, log(FIRST_RATE))
+    leaves = [leaf.clone().requires_grad_() for leaf in begin]
+    adam = torch.optim.Adam(leaves, lr=UPDATE_SIZE)
+    best, spent, values = begin, 0, list[float]()
+    for update in range(updates):
+        images = Images(*(leaf.detach().clone() for leaf in leaves))
+        step = training.value_and_grad(images, update)
+        for leaf, found in zip(leaves, step.gradient, strict=True):
+            leaf.grad = found
+        adam.step()
+        spent += step.spent
+        if step.value < min(values, default=float("inf")):
+            best = images
+        values.append(step.value)
+    return Found(best, spent, {"losses": values, "loss": min(values)})
+
+
+def search(training: Training, allowed: int, seed: int) -> Found:
+    """The best of random draws of real images and learning rates, until the budget is spent."""
+    random = Random(seed)
+    real, lowest, trials = training.split.train, float("inf"), 0
+    best = problem.draw(real, log(FIRST_RATE), 0)
+    for trial in range(max(1, allowed // training.trial_cost())):
+        log_lr = random.uniform(log(RATES[0]), log(RATES[1]))
+        images = problem.draw(real, log_lr, random.randrange(2**31))
+        value, trials = training.value(images, trial), trials + 1
+        if value < lowest:
+            lowest, best = value, images
+    details = {"trials": trials, "loss": lowest}
+    return Found(best, trials * training.trial_cost(), details)
+
+
+def tune(training: Training, images: Images) -> Found:
+    """The same images with the best of a grid of learning rates."""
+    tried = torch.linspace(log(RATES[0]), log(RATES[1]), GRID).to(images.log_lr)
+    values = [training.value(images._replace(log_lr=rate), 0) for rate in tried]
+    best = min(range(GRID), key=values.__getitem__)
+    chosen = images._replace(log_lr=tried[best])
+    return Found(chosen, GRID * training.trial_cost(), {"loss": values[best]})
