@@ -73,6 +73,8 @@ class Choices:
         """Raise `CompatibilityError` on choices that do not work together."""
         if isinstance(self.field, UpdateRule):
             self._check_rule(self.field)
+        if any(tier.journal is not None for tier in self.checkpoints.tiers):
+            self._check_journal()
         if not isinstance(self.adjoint, LocalAdjoint):
             return
         self.adjoint.check(self.solver)
@@ -81,6 +83,23 @@ class Choices:
                 f"{type(self.checkpoints).__name__} replays steps, which"
                 f" {type(self.solver).__name__} cannot. Use Every(1), Density(n) or Graded(n)"
                 " with ContinuousAdjoint, or a step solver such as Adaptive(rtol, atol)."
+            )
+
+    def _check_journal(self) -> None:
+        if len(self.checkpoints.tiers) > 1:
+            raise CompatibilityError(
+                "Disk(path, resume=True) was given beside other tiers, whose states do not outlive"
+                " a crash: keep all states in it."
+            )
+        if not isinstance(self.adjoint, LocalAdjoint):
+            raise CompatibilityError(
+                f"{type(self.adjoint).__name__} keeps no states from which Disk(path, resume=True)"
+                " could go on: leave resume out."
+            )
+        if self.safety.power_iterations:
+            raise CompatibilityError(
+                "Safety.power_iterations carries a vector from step to step, which Disk(path,"
+                " resume=True) does not save: leave one of them out."
             )
 
     def _check_rule(self, rule: UpdateRule) -> None:

@@ -12,6 +12,7 @@ from odeopt.adjoint.base import LocalAdjoint, Sweep, Swept, WholeAdjoint
 from odeopt.bound import bind
 from odeopt.choices import Choices
 from odeopt.errors import CompatibilityError
+from odeopt.identity import identify
 from odeopt.kernels import Kernels
 from odeopt.precision import refuse_autocast
 from odeopt.problem import Problem
@@ -21,8 +22,15 @@ from odeopt.stats import Stats
 from odeopt.step_inputs import StepInputs
 from odeopt.sweep.adaptive import AdaptiveStepper, RefinedStepper, Refinement
 from odeopt.sweep.backward import BackwardSweep, Trace, backward_actions
-from odeopt.sweep.forward import Trajectory, forward_sweep, run_to_end
+from odeopt.sweep.forward import (
+    Trajectory,
+    forward_progress,
+    forward_sweep,
+    resumed_trajectory,
+    run_to_end,
+)
 from odeopt.sweep.kept import Kept
+from odeopt.sweep.progress import ForwardProgress, Journal
 from odeopt.sweep.spectrum import SpectralMonitor
 from odeopt.sweep.stepper import FixedStepper, GridStepper, SettledStepper, Stepper
 from odeopt.theta import Data, Theta
@@ -38,6 +46,9 @@ class Run:
     kernels: Kernels
     stepper: SettledStepper
     trajectory: Trajectory
+    placed: list[int]
+    """The states that were kept when the forward sweep ended."""
+    journal: Journal | None = None
 
 
 def make_kernels(choices: Choices, problem: Problem, stats: Stats) -> Kernels:
@@ -63,23 +74,36 @@ def run_forward(choices: Choices, problem: Problem, stats: Stats) -> Run:
     """The forward sweep (eq. 3 of the paper)."""
     _check_visible(choices, problem)
     kernels = make_kernels(choices, problem, stats)
-    stepper = _make_stepper(choices, kernels, problem, stats)
+    journal = _open_journal(choices, problem, kernels)
+    saved = None if journal is None else journal.forward
+    stepper = _make_stepper(choices, kernels, problem, stats, _refinement(saved))
     if not isinstance(choices.adjoint, LocalAdjoint):
-        return _sweep_forward(choices, problem, kernels, stepper, 0, Kept(stats))
+        return _sweep_forward(choices, problem, kernels, stepper, 0, Kept(stats), None)
     length = stepper.length
     first = 0 if length is None else choices.adjoint.first_step(length)
     choices = choices.fit(problem.y0, None if length is None else length - first)
     with ExitStack() as on_error:
         kept = on_error.enter_context(Kept(stats, choices.checkpoints.tiers))
-        run = _sweep_forward(choices, problem, kernels, stepper, first, kept)
+        if journal is not None:
+            journal.resume(kept)
+        if saved is not None and saved.done:
+            trajectory = resumed_trajectory(saved, kept, first)
+            assert isinstance(stepper, SettledStepper), "the refinement is saved"
+            run = Run(choices, problem, kernels, stepper, trajectory, saved.kept, journal)
+        else:
+            run = _sweep_forward(choices, problem, kernels, stepper, first, kept, journal)
+            _save_end(run)
         on_error.pop_all()
+    if journal is not None:
+        journal.forward = None  # its states are not to stay alive
     stats.plan = choices.checkpoints.plan((run.stepper.length or 0) - first)
     return run
 
 
 def _sweep_forward(
-    choices: Choices, problem: Problem, kernels: Kernels, stepper: Stepper, first: int, kept: Kept
-) -> Run:
+    choices: Choices, problem: Problem, kernels: Kernels, stepper: Stepper, first: int,
+    kept: Kept, journal: Journal | None,
+) -> Run:  # fmt: skip
     local, stats = isinstance(choices.adjoint, LocalAdjoint), kept.stats
     trajectory = forward_sweep(
         stepper,
@@ -89,13 +113,37 @@ def _sweep_forward(
         first,
         problem.grid.observe,
         fingerprints=local and choices.replayed and isinstance(stepper, SettledStepper),
+        journal=journal,
     )
     settled = _settle(stepper, kernels, problem, stats)
     stats.steps += settled.length or 0
     if local and not choices.replays:
         for index, state in trajectory.observed.items():  # observed states are mesh nodes
             trajectory.kept.store(index, state)
-    return Run(choices, problem, kernels, settled, trajectory)
+    return Run(choices, problem, kernels, settled, trajectory, kept.indices(), journal)
+
+
+def _open_journal(choices: Choices, problem: Problem, kernels: Kernels) -> Journal | None:
+    settings = [tier.journal for tier in choices.checkpoints.tiers]
+    if settings[0] is None or problem.grid.steps == 0:
+        return None
+    identity = identify(choices, problem, kernels)
+    return Journal(*settings[0], identity, problem.y0.device)
+
+
+def _save_end(run: Run) -> None:
+    """Save what the backward sweep begins with."""
+    if run.journal is not None:
+        stepper = run.stepper
+        refinement = stepper.refinement if isinstance(stepper, RefinedStepper) else None
+        length, trajectory = stepper.length or 0, run.trajectory
+        progress = forward_progress(trajectory, length, done=True, refinement=refinement)
+        run.journal.save(progress, trajectory.kept)
+
+
+def _refinement(saved: ForwardProgress | None) -> Refinement | None:
+    steps = None if saved is None else saved.refinement
+    return None if steps is None else Refinement(**steps)
 
 
 def _check_visible(choices: Choices, problem: Problem) -> None:
@@ -138,9 +186,11 @@ def _run_local(
     monitor = SpectralMonitor.make(run.kernels, adjoint, choices.safety.power_iterations)
     if monitor is not None:
         pull = monitor.watch(pull)
-    sweep = BackwardSweep(run.stepper, run.trajectory, adjoint, pull, cotangents, stats)
+    sweep = BackwardSweep(
+        run.stepper, run.trajectory, adjoint, pull, cotangents, stats, run.journal
+    )
     steps = (run.stepper.length or 0) - run.trajectory.first
-    actions = backward_actions(choices.checkpoints, adjoint, run.trajectory, steps)
+    actions = backward_actions(choices.checkpoints, adjoint, run.placed, steps)
     swept = sweep.run(actions, lam)
     pulls, cost = len(sweep.trace.starts), adjoint.cost(choices.solver)
     stats.gradient_evaluations += pulls * cost.gradients
@@ -176,8 +226,13 @@ def _run_whole(
     return swept
 
 
-def _make_stepper(choices: Choices, kernels: Kernels, problem: Problem, stats: Stats) -> Stepper:
+def _make_stepper(
+    choices: Choices, kernels: Kernels, problem: Problem, stats: Stats,
+    refinement: Refinement | None,
+) -> Stepper:  # fmt: skip
     solver, grid, y0 = choices.solver, problem.grid, problem.y0
+    if refinement is not None:
+        return RefinedStepper(kernels, grid, refinement, y0.dtype, stats)
     if isinstance(solver, GridSolver):
         return GridStepper(kernels, grid, y0, stats)
     if not isinstance(solver, Adaptive) or grid.steps == 0:
@@ -213,4 +268,4 @@ def resume(
         stepper = GridStepper(kernels, grid, y0, stats)
     else:
         stepper = FixedStepper(kernels, grid, y0.dtype, stats)
-    return Run(choices, problem, kernels, stepper, trajectory)
+    return Run(choices, problem, kernels, stepper, trajectory, trajectory.kept.indices())

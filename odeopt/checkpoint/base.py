@@ -82,6 +82,9 @@ class CheckpointSchedule(ABC):
     keeps_all: bool = False
     """Whether every state is kept, so that nothing is ever replayed."""
 
+    watches: bool = False
+    """Whether the forward stream depends on the states it is told of."""
+
     tiers: tuple[Tier, ...] = (Device(),)
     """Where kept states are; `Store` says in which of them."""
 

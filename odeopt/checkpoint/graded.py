@@ -51,6 +51,7 @@ class Graded(CheckpointSchedule):
 
     is_mesh = True
     needs_length = True
+    watches = True
 
     def __init__(self, n: int, store: Tier | None = None) -> None:
         self.n = check_positive(n, "n")

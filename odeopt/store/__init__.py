@@ -1,8 +1,8 @@
 """Tiers: where kept states are."""
 
-from odeopt.store.base import Shelf, Tier, check_tier
+from odeopt.store.base import JournalSettings, Shelf, Tier, check_tier
 from odeopt.store.device import Device
 from odeopt.store.disk import Disk
 from odeopt.store.host import Host
 
-__all__ = ["Device", "Disk", "Host", "Shelf", "Tier", "check_tier"]
+__all__ = ["Device", "Disk", "Host", "JournalSettings", "Shelf", "Tier", "check_tier"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
-from odeopt.errors import InputError
+from odeopt.errors import CompatibilityError, InputError
 
 Kind = Literal["device", "host", "disk"]
 
@@ -34,15 +36,34 @@ class Shelf(ABC):
         """Begin to bring back a state that will be asked for next."""
         del index
 
+    def adopt(self, index: int, device: torch.device) -> None:
+        """Take over a state that an interrupted solve has left here."""
+        raise CompatibilityError(f"{type(self).__name__} holds nothing that outlives a process.")
+
+    def settle(self) -> None:  # noqa: B027  (nothing to do for most)
+        """The progress file no longer needs states that have been dropped."""
+
     @abstractmethod
     def close(self, done: bool) -> None:
         """Forget every state; `done` says that the solve has come to its end."""
+
+
+class JournalSettings(NamedTuple):
+    """Where progress is saved, and after how many seconds."""
+
+    folder: Path
+    seconds: float
 
 
 class Tier(ABC):
     """Where kept states are: on the device of the solve, on the host, or on disk."""
 
     kind: ClassVar[Kind]
+
+    @property
+    def journal(self) -> JournalSettings | None:
+        """Where and how often progress is saved, if an interrupted solve is to be resumed."""
+        return None
 
     @abstractmethod
     def open(self) -> Shelf:

@@ -20,7 +20,9 @@ from odeopt.checkpoint.base import (
     pull_mesh,
 )
 from odeopt.stats import Stats
+from odeopt.store.digest import digest
 from odeopt.sweep.forward import Trajectory, fingerprint
+from odeopt.sweep.progress import BackwardProgress, Journal, counts, stacked
 from odeopt.sweep.stepper import SettledStepper, keep_frozen
 from odeopt.theta import Theta, add_thetas
 
@@ -43,12 +45,12 @@ class Trace:
 
 
 def backward_actions(
-    schedule: CheckpointSchedule, adjoint: LocalAdjoint, trajectory: Trajectory, steps: int
+    schedule: CheckpointSchedule, adjoint: LocalAdjoint, kept: list[int], steps: int
 ) -> Iterator[Action]:
     """The schedule's own stream, or its kept states as the mesh of an interpolating adjoint."""
     if schedule.is_mesh and not adjoint.replays:
-        return pull_mesh(trajectory.kept.indices(), steps)
-    return schedule.backward(steps, trajectory.kept.indices())
+        return pull_mesh(kept, steps)
+    return schedule.backward(steps, kept)
 
 
 def announced(actions: Iterator[Action], announce: Callable[[int], None]) -> Iterator[Action]:
@@ -75,6 +77,7 @@ class BackwardSweep:
         pull: PullKernel,
         cotangents: dict[int, Tensor],
         stats: Stats,
+        journal: Journal | None = None,
     ) -> None:
         assert stepper.length is not None, "known after the forward sweep"
         self.trace = Trace(exact=adjoint.replays)
@@ -87,6 +90,7 @@ class BackwardSweep:
         self._g_t: dict[int, Tensor] = {}
         self._g_dt: dict[int, Tensor] = {}
         self._theta: Theta | None = None
+        self._journal, self._actions, self._index = journal, 0, None
 
     def run(self, actions: Iterator[Action], lam: Tensor) -> Swept:
         """The whole sweep, from lam at the final state."""
@@ -94,8 +98,15 @@ class BackwardSweep:
         start = torch.linalg.vector_norm(seeds, dim=-1).amax(0)
         self._lam = lam
         self._trajectory.y_end = self._trajectory.before_end = lam.new_empty(0)  # release them
-        for action in announced(actions, self._trajectory.kept.prefetch):
-            self._run(action)
+        if self._journal is not None:
+            self._resume(self._journal, digest([lam, *self._cotangents.values()]))
+        before = self._actions
+        for number, action in enumerate(announced(actions, self._trajectory.kept.prefetch)):
+            if number >= before:
+                self._run(action)
+                self._actions = number + 1
+                if isinstance(action, Pull):
+                    self._save(None)
         for index, cotangent in self._cotangents.items():
             if index <= self._trajectory.first:
                 self._lam = self._lam + cotangent
@@ -121,9 +132,11 @@ class BackwardSweep:
             case Free(index):
                 kept.free(index)
             case Advance(start, stop):
-                for k in range(start, stop):
+                begin, self._index = self._index or start, None
+                for k in range(begin, stop):
                     self._y = self._stepper.advance(self._trajectory.first + k, self._y)
-                self._stats.replayed_steps += stop - start
+                    self._stats.replayed_steps += 1
+                    self._save(k + 1)
 
     def _pull_back(self, start: int, stop: int) -> None:
         first = self._trajectory.first
@@ -158,6 +171,47 @@ class BackwardSweep:
         self.trace.starts.append(start)
         self.trace.diagnostics.append(pulled.diagnostics)
         self.trace.norms.append(torch.linalg.vector_norm(pulled.lam, dim=-1))
+
+    def _save(self, index: int | None) -> None:
+        journal = self._journal
+        if journal is None or not journal.is_due:
+            return
+        kept, trace, lam = self._trajectory.kept, self.trace, self._lam
+        notes = trace.diagnostics
+        progress = BackwardProgress(
+            self._seeds, self._actions, index, self._y, self._y1, lam,
+            None if self._theta is None else (self._theta.shared, self._theta.batch),
+            (
+                list(self._g_t), stacked(list(self._g_t.values()), lam),
+                list(self._g_dt), stacked(list(self._g_dt.values()), lam),
+            ),
+            (
+                trace.starts, stacked([note.step_ratio for note in notes], lam),
+                stacked([note.defect for note in notes], lam), stacked(trace.norms, lam),
+                [k for k, _ in trace.changed], stacked([is_so for _, is_so in trace.changed], lam),
+            ),
+            kept.indices(), counts(self._stats),
+        )  # fmt: skip
+        journal.save(progress, kept)
+
+    def _resume(self, journal: Journal, seeds: str) -> None:
+        """Go on from the journal's progress, if there is any."""
+        self._seeds, saved = seeds, journal.backward
+        if saved is None:
+            return
+        journal.check_seeds(seeds)
+        journal.backward = None  # its states are not to stay alive
+        self._actions, self._index = saved.actions, saved.index
+        self._y, self._y1, self._lam = saved.y, saved.y1, saved.lam
+        self._theta = None if saved.theta is None else Theta(*saved.theta)
+        starts, g_t, lengths, g_dt = saved.times
+        self._g_t = dict(zip(starts, g_t, strict=True))
+        self._g_dt = dict(zip(lengths, g_dt, strict=True))
+        starts, ratios, defects, norms, compared, changed = saved.trace
+        self.trace.starts, self.trace.norms = list(starts), list(norms)
+        pairs = zip(ratios, defects, strict=True)
+        self.trace.diagnostics = [Diagnostics(*pair) for pair in pairs]
+        self.trace.changed = list(zip(compared, changed, strict=True))
 
     def _gather(self, found: dict[int, Tensor], like: Tensor) -> Tensor:
         zero = torch.zeros_like(like)

@@ -19,8 +19,10 @@ from odeopt.checkpoint.base import (
     Store,
 )
 from odeopt.errors import OdeoptError
+from odeopt.sweep.adaptive import Refinement
 from odeopt.sweep.kept import Kept
-from odeopt.sweep.stepper import Stepper
+from odeopt.sweep.progress import ForwardProgress, Journal, counts, stacked
+from odeopt.sweep.stepper import GridStepper, Stepper
 
 
 @dataclass
@@ -52,13 +54,17 @@ def forward_sweep(
     first: int = 0,
     observe: Sequence[int] = (),
     fingerprints: bool = False,
+    journal: Journal | None = None,
 ) -> Trajectory:
     """Run the solve and the schedule's forward stream, which starts at step `first`.
 
-    Without a schedule nothing is kept.
+    Without a schedule nothing is kept; with a journal the sweep goes on from the progress in it.
     """
     trajectory = Trajectory(y0, y0, kept, first)
-    runner = _Runner(stepper, trajectory, frozenset(observe), fingerprints)
+    unsaved = stepper.length is None or isinstance(stepper, GridStepper)
+    if unsaved or schedule is None or schedule.watches:
+        journal = None
+    runner = _Runner(stepper, trajectory, frozenset(observe), fingerprints, journal)
     if schedule is None:
         runner.advance_to_end()
         return trajectory
@@ -81,25 +87,33 @@ class _Runner:
     """Carries out forward actions; the sweep has ended once the last state has been reached."""
 
     def __init__(
-        self, stepper: Stepper, trajectory: Trajectory, observe: frozenset[int], prints: bool
-    ) -> None:
+        self, stepper: Stepper, trajectory: Trajectory, observe: frozenset[int], prints: bool,
+        journal: Journal | None,
+    ) -> None:  # fmt: skip
         self._stepper, self._trajectory = stepper, trajectory
-        self._observe, self._prints = observe, prints
+        self._observe, self._prints, self._journal = observe, prints, journal
         self._index, self._y = 0, trajectory.y_end
-        self._printing = self._ended = False
+        self._begun = self._ended = False
+        self._actions = 0
+        if journal is not None and journal.forward is not None:
+            self._resume(journal.forward)
 
     def begin(self) -> None:
         """The first step that is to be pulled comes next."""
-        self._printing = self._prints
-        self._print()
+        if not self._begun:
+            self._begun = True
+            self._print()
 
     def follow(self, schedule: CheckpointSchedule) -> None:
         """Carry out a schedule's forward stream, from the current index on."""
         first, length = self._trajectory.first, self._stepper.length
         stream = schedule.forward(None if length is None else length - first)
         action = next(stream)
+        for _ in range(self._actions):  # carried out before the solve was interrupted
+            action = stream.send(Progress(self._stepper.time(self._index), self._y))
         while True:
             self._run(action)
+            self._actions += 1
             if length is None and self._ended:
                 stream.close()
                 return
@@ -120,6 +134,7 @@ class _Runner:
             self._print()
             self._ended = self._index == self._stepper.length
             self._look()
+            self._save()
 
     def advance_to_end(self) -> None:
         """Make every step that is left."""
@@ -150,8 +165,42 @@ class _Runner:
             self._trajectory.observed[self._index] = self._y
 
     def _print(self) -> None:
-        if self._printing:
+        if self._begun and self._prints:
             self._trajectory.prints.append(fingerprint(self._y))
+
+    def _save(self) -> None:
+        if self._journal is None or self._ended or not self._journal.is_due:
+            return
+        self._journal.save(
+            forward_progress(self._trajectory, self._index, self._actions, self._begun),
+            self._trajectory.kept,
+        )
+
+    def _resume(self, progress: ForwardProgress) -> None:
+        trajectory = self._trajectory
+        self._index, self._y, self._begun = progress.index, progress.y, progress.begun
+        self._actions = progress.actions
+        trajectory.y_end, trajectory.before_end = progress.y, progress.before_end
+        trajectory.observed, trajectory.prints = progress.observed, list(progress.prints)
+
+
+def resumed_trajectory(progress: ForwardProgress, kept: Kept, first: int) -> Trajectory:
+    """What a forward sweep had left behind before the solve was interrupted."""
+    prints = list(progress.prints)
+    return Trajectory(progress.y, progress.before_end, kept, first, progress.observed, prints)
+
+
+def forward_progress(
+    trajectory: Trajectory, index: int, actions: int = 0, begun: bool = True, done: bool = False,
+    refinement: Refinement | None = None,
+) -> ForwardProgress:  # fmt: skip
+    """What there is to be saved of a forward sweep."""
+    y, kept = trajectory.y_end, trajectory.kept
+    steps = None if refinement is None else dict(vars(refinement))
+    return ForwardProgress(
+        done, begun, actions, index, y, trajectory.before_end, kept.indices(),
+        trajectory.observed, stacked(trajectory.prints, y), steps, counts(kept.stats),
+    )  # fmt: skip
 
 
 def fingerprint(state: Tensor) -> Tensor:

@@ -39,9 +39,19 @@ class Kept:
         if tier not in self._shelves:
             self._shelves[tier] = self._tiers[tier].open()
         self._shelves[tier].put(index, state)
-        self._places[index] = _Place(tier, state.numel() * state.element_size())
-        self._bytes[self._tiers[tier].kind] += self._places[index].size
-        self._record()
+        self._note(index, state, tier)
+
+    def adopt(self, index: int, like: Tensor, tier: int = 0) -> None:
+        """Take over a state that an interrupted solve has left in a tier, of a known shape."""
+        if tier not in self._shelves:
+            self._shelves[tier] = self._tiers[tier].open()
+        self._shelves[tier].adopt(index, like.device)
+        self._note(index, like, tier)
+
+    def settle(self) -> None:
+        """The progress file no longer needs states that have been dropped."""
+        for shelf in self._shelves.values():
+            shelf.settle()
 
     def free(self, index: int) -> None:
         """Drop a state, if it is there."""
@@ -80,7 +90,9 @@ class Kept:
     ) -> None:
         self.close(done=error is None)
 
-    def _record(self) -> None:
+    def _note(self, index: int, state: Tensor, tier: int) -> None:
+        self._places[index] = _Place(tier, state.numel() * state.element_size())
+        self._bytes[self._tiers[tier].kind] += self._places[index].size
         stats = self.stats
         stats.stored_states = max(stats.stored_states, len(self._places))
         stats.stored_bytes = max(stats.stored_bytes, self._bytes.total())
