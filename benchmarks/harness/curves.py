@@ -26,7 +26,7 @@ class Curve:
     published: float | None = None
 
 
-def curves(path: Path, labels: Labels, lines: Sequence[Curve]) -> Path:
+def curves(path: Path, labels: Labels, lines: Sequence[Curve], bottom: float | None = 0) -> Path:
     """Draw curves and save them as a PNG file, atomically.
 
     Published end points are crosses at the right edge, in the colour of their method.
@@ -35,6 +35,7 @@ def curves(path: Path, labels: Labels, lines: Sequence[Curve]) -> Path:
         path: The file, replaced if it is there.
         labels: Title and axis labels.
         lines: The curves.
+        bottom: Where the y axis begins; chosen by the curves where None.
 
     Returns:
         The path written.
@@ -53,7 +54,7 @@ def curves(path: Path, labels: Labels, lines: Sequence[Curve]) -> Path:
     axes.set_title(labels.title, fontsize="medium")
     axes.set_xlabel(labels.x)
     axes.set_ylabel(labels.y)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(bottom=bottom)
     axes.grid(color="0.9", lw=0.7)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False, fontsize="small")

@@ -39,6 +39,7 @@ def run(settings: Settings) -> None:
         settings.store.directory / "auc.png",
         Labels("wrong labels told from right ones", "updates of the weights", "AUC"),
         [_curve(done, case, sizes) for case in cases],
+        bottom=0.5,  # chance
     )
     sections = [_head(sizes), *(_section(done, case, sizes) for case in cases)]
     if len(cases) < len(sizes.cases):
