@@ -13,5 +13,6 @@ BENCHMARKS: tuple[str, ...] = (
     "benchmarks.hyperparameters:BENCHMARK",
     "benchmarks.long_loops:BENCHMARK",
     "benchmarks.distillation:BENCHMARK",
+    "benchmarks.transformer:BENCHMARK",
 )
 """Import strings `package.module:NAME`, each naming a `harness.registry.Benchmark`."""
