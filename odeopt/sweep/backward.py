@@ -202,6 +202,7 @@ class BackwardSweep:
         journal.check_seeds(seeds)
         journal.backward = None  # its states are not to stay alive
         self._actions, self._index = saved.actions, saved.index
+        vars(self._stats).update(saved.counts)  # again: correcting for an event has added to them
         self._y, self._y1, self._lam = saved.y, saved.y1, saved.lam
         self._theta = None if saved.theta is None else Theta(*saved.theta)
         starts, g_t, lengths, g_dt = saved.times
