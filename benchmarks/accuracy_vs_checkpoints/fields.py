@@ -21,10 +21,13 @@ FINE = 96
 
 def cells(settings: Settings) -> list[Cell]:
     """One cell per field."""
-    return [
-        Cell(f"field {name}", partial(_compute, name, settings.device))
-        for name in odeopt.FIELDS.names()
-    ]
+    return [Cell(f"field {name}", partial(_compute, name, settings.device)) for name in names()]
+
+
+def names() -> list[str]:
+    """The registered fields; update rules have a table of their own."""
+    made = {name: odeopt.FIELDS.example(name)(lambda *args: None) for name in odeopt.FIELDS.names()}
+    return [name for name, inner in made.items() if isinstance(inner, odeopt.Field)]
 
 
 def _compute(name: str, device: torch.device) -> dict[str, Any]:
@@ -55,9 +58,8 @@ _ADJOINTS = {
 
 def section(results: dict[str, dict[str, Any]]) -> str:
     """The table as Markdown."""
-    names = odeopt.FIELDS.names()
-    keys = list(results[f"field {names[0]}"])
-    rows = [[name, *(results[f"field {name}"][key] for key in keys)] for name in names]
+    keys = list(results[f"field {names()[0]}"])
+    rows = [[name, *(results[f"field {name}"][key] for key in keys)] for name in names()]
     headers = ["field", *(f"{key} states" for key in keys)]
     return f"{_INTRODUCTION}\n\n{markdown.table(headers, rows)}"
 

@@ -13,6 +13,7 @@ from benchmarks.accuracy_vs_checkpoints import (
     horizons,
     inputs,
     precision,
+    rules,
     table4,
     table5,
 )
@@ -49,6 +50,7 @@ def run(settings: Settings) -> None:
         inputs.section(results, settings, sizes),
         diagrams.section(results, settings, sizes),
         fields.section(results),
+        rules.section(results),
     ]
     head = _head(settings, circumstances)
     settings.store.write_text("report.md", "\n\n".join([head, *sections]) + "\n")
@@ -60,6 +62,7 @@ def _cells(settings: Settings, sizes: Sizes) -> list[Cell]:
         *table4.cells(settings, sizes),
         *table5.cells(settings, sizes),
         *fields.cells(settings),
+        *rules.cells(settings),
         *precision.cells(settings, sizes),
         *inputs.cells(settings, sizes),
         *horizons.cells(settings, sizes),
