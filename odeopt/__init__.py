@@ -69,6 +69,7 @@ from odeopt.solver import (
     Midpoint,
     ModifiedEuler,
     PIController,
+    StabilizedRK,
     Torchdiffeq,
 )
 from odeopt.stats import Stats
@@ -146,6 +147,7 @@ __all__ = [
     "SecondOrderError",
     "Solution",
     "StabilityError",
+    "StabilizedRK",
     "Stats",
     "Status",
     "Step",

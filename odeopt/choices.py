@@ -10,10 +10,10 @@ from odeopt.adjoint.base import Adjoint, LocalAdjoint
 from odeopt.checkpoint.base import CheckpointSchedule
 from odeopt.compilation import Compiler
 from odeopt.errors import CompatibilityError
+from odeopt.field.base import GradientField
 from odeopt.inner import InnerOptimizer
 from odeopt.rule.base import UpdateRule
 from odeopt.safety import Safety
-from odeopt.solver.adaptive import Adaptive
 from odeopt.solver.base import GridSolver, Solver, StepSolver
 from odeopt.solver.runge_kutta import Euler
 from odeopt.solver.update import RuleSteps
@@ -73,6 +73,13 @@ class Choices:
         """Raise `CompatibilityError` on choices that do not work together."""
         if isinstance(self.field, UpdateRule):
             self._check_rule(self.field)
+        elif self.solver.real_spectrum and not isinstance(self.field, GradientField):
+            raise CompatibilityError(
+                f"{type(self.solver).__name__} is stable for fields with a real spectrum only, a"
+                f" symmetric Jacobian, which {type(self.field).__name__} is not known to have: use"
+                " RK4() or Adaptive(rtol, atol), or, if its velocity is minus the gradient of a"
+                " loss, GradientFlow(loss) or a GradientField of your own."
+            )
         if any(tier.journal is not None for tier in self.checkpoints.tiers):
             self._check_journal()
         if not isinstance(self.adjoint, LocalAdjoint):
@@ -124,7 +131,7 @@ class Choices:
     def check_stream(self, stream: Stream) -> None:
         """Raise `CompatibilityError` if batches may not change from step to step."""
         solver, adjoint = type(self.solver).__name__, type(self.adjoint).__name__
-        if not isinstance(self.solver, StepSolver) or isinstance(self.solver, Adaptive):
+        if not isinstance(self.solver, StepSolver) or self.solver.chooses_steps:
             raise CompatibilityError(
                 f"a Stream gives each step of the grid its batch, but {solver} chooses its own"
                 " steps: use an update rule, Euler() or another solver with fixed steps."

@@ -16,8 +16,9 @@ from odeopt.identity import identify
 from odeopt.kernels import Kernels
 from odeopt.precision import refuse_autocast
 from odeopt.problem import Problem
-from odeopt.solver.adaptive import Adaptive
 from odeopt.solver.base import GridSolver, Stepping
+from odeopt.solver.error_control import ErrorControlled
+from odeopt.solver.stabilized import StabilizedRK
 from odeopt.stats import Stats
 from odeopt.step_inputs import StepInputs
 from odeopt.sweep.adaptive import AdaptiveStepper, RefinedStepper, Refinement
@@ -32,6 +33,8 @@ from odeopt.sweep.forward import (
 from odeopt.sweep.kept import Kept
 from odeopt.sweep.progress import ForwardProgress, Journal
 from odeopt.sweep.spectrum import SpectralMonitor
+from odeopt.sweep.stabilized import StabilizedStepper
+from odeopt.sweep.step_kernels import StepKernels
 from odeopt.sweep.stepper import FixedStepper, GridStepper, SettledStepper, Stepper
 from odeopt.theta import Data, Theta
 from odeopt.tracking import inside_transform
@@ -182,8 +185,9 @@ def _run_local(
     run: Run, adjoint: LocalAdjoint, lam: Tensor, cotangents: dict[int, Tensor], stats: Stats
 ) -> tuple[Swept, Trace]:
     choices = run.choices
-    pull = run.kernels.pull(adjoint)
-    monitor = SpectralMonitor.make(run.kernels, adjoint, choices.safety.power_iterations)
+    at = StepKernels(run.kernels, run.stepper, adjoint)
+    pull = at.pull
+    monitor = SpectralMonitor.make(run.kernels, adjoint, choices.safety.power_iterations, at.solver)
     if monitor is not None:
         pull = monitor.watch(pull)
     sweep = BackwardSweep(
@@ -192,12 +196,13 @@ def _run_local(
     steps = (run.stepper.length or 0) - run.trajectory.first
     actions = backward_actions(choices.checkpoints, adjoint, run.placed, steps)
     swept = sweep.run(actions, lam)
-    pulls, cost = len(sweep.trace.starts), adjoint.cost(choices.solver)
-    stats.gradient_evaluations += pulls * cost.gradients
-    stats.hvps += pulls * cost.hvps
+    for start in sweep.trace.starts:
+        cost = at.cost(start)
+        stats.gradient_evaluations += cost.gradients
+        stats.hvps += cost.hvps
     if monitor is not None:
         sweep.trace.spectral = monitor.ratios
-        stats.hvps += pulls * choices.safety.power_iterations
+        stats.hvps += len(sweep.trace.starts) * choices.safety.power_iterations
     return swept, sweep.trace
 
 
@@ -235,9 +240,12 @@ def _make_stepper(
         return RefinedStepper(kernels, grid, refinement, y0.dtype, stats)
     if isinstance(solver, GridSolver):
         return GridStepper(kernels, grid, y0, stats)
-    if not isinstance(solver, Adaptive) or grid.steps == 0:
+    if not isinstance(solver, ErrorControlled) or not solver.chooses_steps or grid.steps == 0:
         return FixedStepper(kernels, grid, y0.dtype, stats)
-    stepper = AdaptiveStepper(kernels, solver, grid, y0, stats)
+    if isinstance(solver, StabilizedRK):
+        stepper = StabilizedStepper(kernels, solver, grid, y0, stats)
+    else:
+        stepper = AdaptiveStepper(kernels, solver, grid, y0, stats)
     if not (choices.needs_length and isinstance(choices.adjoint, LocalAdjoint)):
         return stepper
     run_to_end(stepper, y0)

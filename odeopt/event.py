@@ -25,7 +25,6 @@ from odeopt.grid import TimeGrid
 from odeopt.outer import OuterGradients, OuterLoss, differentiate, outer_kernel
 from odeopt.problem import Problem
 from odeopt.root import find_crossing
-from odeopt.solver.adaptive import Adaptive
 from odeopt.solver.base import StepSolver
 from odeopt.stats import Stats
 from odeopt.stream import Stream
@@ -237,7 +236,7 @@ def _merge(
 
 def _check(stop: StopWhen, choices: Choices, problem: Problem) -> None:
     solver = type(choices.solver).__name__
-    if not isinstance(choices.solver, StepSolver) or isinstance(choices.solver, Adaptive):
+    if not isinstance(choices.solver, StepSolver) or choices.solver.chooses_steps:
         raise CompatibilityError(
             f"StopWhen cuts a step of the grid, but {solver} chooses its own steps: use an update"
             " rule or a solver with fixed steps."

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from odeopt.adjoint.base import Interval, LocalAdjoint, Pulled
+from odeopt.adjoint.base import Cost, Interval, LocalAdjoint, Pulled
+from odeopt.adjoint.discrete import ExactAdjoint
 from odeopt.adjoint.linearize import Differentiation, ReverseMode
 from odeopt.bound import BoundField, BoundRule
 from odeopt.compilation import CompiledKernel, Compiler
-from odeopt.solver.adaptive import Adaptive, Attempt
+from odeopt.linearization import Cotangents
 from odeopt.solver.base import Solver, Stepping, StepSolver
+from odeopt.solver.error_control import Attempt, ErrorControlled
+from odeopt.solver.stabilized import StabilizedRK
+from odeopt.stagewise import Stagewise
 from odeopt.stats import Stats
 from odeopt.step_inputs import StepInputs
 from odeopt.theta import Data, Theta
@@ -37,6 +41,13 @@ class Kernels:
     """What changes from step to step; None if nothing does."""
     compiler: Compiler | None = None
     stats: Stats = field(default_factory=Stats)
+
+    def at(self, stages: int | None) -> Kernels:
+        """The kernels of steps with so many stages, for a solver that chooses them; else these."""
+        if stages is None:
+            return self
+        assert isinstance(self.solver, StabilizedRK), "the only one that chooses its stages"
+        return replace(self, solver=self.solver.at(stages))
 
     @property
     def flat(self) -> BoundField:
@@ -61,7 +72,7 @@ class Kernels:
 
         return over_tasks
 
-    def velocity(self) -> Callable[[Tensor, Tensor], Tensor]:
+    def velocity(self) -> Callable[..., Tensor]:
         """`(t, y) -> dy/dt`."""
         return self._bind("velocity", self.flat.velocity, guard=True)
 
@@ -69,6 +80,9 @@ class Kernels:
         """`(k, t, dt, y) -> y` after step k of a step solver."""
         solver = self.solver
         assert isinstance(solver, StepSolver), "checked before"
+        stagewise = self._stagewise(_NO_DERIVATIVE)
+        if stagewise is not None:
+            return self._at_steps(stagewise.step)
 
         def kernel(t: Tensor, dt: Tensor, y: Tensor, theta: Theta, data: Data) -> Tensor:
             return solver.advance(self.stepping(_NO_DERIVATIVE, theta, data), t, dt, y)
@@ -77,6 +91,10 @@ class Kernels:
 
     def pull(self, adjoint: LocalAdjoint) -> Callable[[int, Interval, Tensor], Pulled]:
         """`(k, interval, lam) -> Pulled`, for an interval that begins with step k."""
+        stagewise = self._stagewise(adjoint.differentiation)
+        if stagewise is not None and isinstance(adjoint, ExactAdjoint):
+            at_step = self._at_steps(stagewise.pull)
+            return lambda k, interval, lam: at_step(k, *interval, lam)
 
         def kernel(
             t: Tensor, dt: Tensor, y0: Tensor, y1: Tensor, lam: Tensor, theta: Theta, data: Data
@@ -87,8 +105,20 @@ class Kernels:
         bound = self._at_steps(self._bind("pull", kernel))
         return lambda k, interval, lam: bound(k, *interval, lam)
 
-    def attempt(self, solver: Adaptive) -> Callable[..., Attempt]:
+    def cost(self, adjoint: LocalAdjoint) -> Cost:
+        """Of one pull."""
+        stagewise = self._stagewise(adjoint.differentiation)
+        if stagewise is not None and isinstance(adjoint, ExactAdjoint):
+            return stagewise.cost
+        return adjoint.cost(self.solver)
+
+    def attempt(self) -> Callable[..., Attempt]:
         """`(t, dt, y, slope) -> Attempt` of an adaptive solver."""
+        solver = self.solver
+        assert isinstance(solver, ErrorControlled), "asked for by its stepper"
+        stagewise = self._stagewise(_NO_DERIVATIVE)
+        if stagewise is not None:
+            return stagewise.attempt
 
         def kernel(
             t: Tensor, dt: Tensor, y: Tensor, slope: Tensor, theta: Theta, data: Data
@@ -97,13 +127,30 @@ class Kernels:
 
         return self._bind("attempt", kernel, guard=True)
 
-    def initial_dt(self, solver: Adaptive) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def initial_dt(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """`(t, y, slope) -> dt` of an adaptive solver."""
+        solver = self.solver
+        assert isinstance(solver, ErrorControlled), "asked for by its stepper"
 
         def kernel(t: Tensor, y: Tensor, slope: Tensor, theta: Theta, data: Data) -> Tensor:
             return solver.initial_dt(self._velocity_at(theta, data), t, y, slope)
 
         return self._bind("initial_dt", kernel)
+
+    def _stagewise(self, differentiation: Differentiation) -> Stagewise | None:
+        """The solver stage by stage, where whole steps would be too much to compile."""
+        solver = self.solver
+        if self.compiler is None or not isinstance(solver, StabilizedRK):
+            return None
+
+        def pullback(
+            t: Tensor, y: Tensor, cotangent: Tensor, theta: Theta, data: Data
+        ) -> tuple[Tensor, Cotangents]:
+            point = self.stepping(differentiation, theta, data).linearize(t, y)
+            cotangents = point.pullback(cotangent)
+            return point.value, cotangents
+
+        return Stagewise(solver, self.velocity(), self._bind("pullback", pullback))
 
     def _velocity_at(self, theta: Theta, data: Data) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda t, y: self.flat.velocity(t, y, theta, data)

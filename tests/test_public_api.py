@@ -79,6 +79,7 @@ NAMES = [
     "SecondOrderError",
     "Solution",
     "StabilityError",
+    "StabilizedRK",
     "Stats",
     "Status",
     "Step",

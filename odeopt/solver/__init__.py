@@ -1,8 +1,10 @@
 """Solvers: how an inner optimisation is run forward."""
 
-from odeopt.solver.adaptive import Adaptive, PIController
+from odeopt.solver.adaptive import Adaptive
 from odeopt.solver.base import GridSolver, Solver, StepGradient, Stepping, StepSolver
+from odeopt.solver.error_control import ErrorControlled, PIController
 from odeopt.solver.runge_kutta import RK4, Euler, ExplicitRungeKutta, Midpoint, ModifiedEuler
+from odeopt.solver.stabilized import StabilizedRK
 from odeopt.solver.tableau import BOGACKI_SHAMPINE, DORMAND_PRINCE, Tableau
 from odeopt.solver.torchdiffeq import DormandPrince, Torchdiffeq
 
@@ -12,6 +14,7 @@ __all__ = [
     "RK4",
     "Adaptive",
     "DormandPrince",
+    "ErrorControlled",
     "Euler",
     "ExplicitRungeKutta",
     "GridSolver",
@@ -19,6 +22,7 @@ __all__ = [
     "ModifiedEuler",
     "PIController",
     "Solver",
+    "StabilizedRK",
     "StepGradient",
     "StepSolver",
     "Stepping",

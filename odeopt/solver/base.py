@@ -69,6 +69,12 @@ class Solver(ABC):
     order: int
     """The order of convergence."""
 
+    real_spectrum: bool = False
+    """Whether it is stable for fields with a symmetric Jacobian only."""
+
+    chooses_steps: bool = False
+    """Whether it puts steps of its own between the times of the grid."""
+
 
 class StepSolver(Solver):
     """Makes one step per interval, as a pure function of its inputs."""

@@ -11,7 +11,7 @@ from typing_extensions import override
 from odeopt.errors import CompatibilityError, StepLimitError
 from odeopt.grid import TimeGrid
 from odeopt.kernels import Kernels
-from odeopt.solver.adaptive import Adaptive, Attempt
+from odeopt.solver.error_control import Attempt, ErrorControlled
 from odeopt.stats import Stats
 from odeopt.sweep.stepper import FixedStepper, Stepper
 
@@ -24,11 +24,13 @@ class Refinement:
         times: start of each step, shape [n] or [tasks, n], float64.
         dt: length of each step.
         parents: the interval of the user's grid that each step belongs to, n integers.
+        stages: the number of stages of each step, where the solver chose them; else empty.
     """
 
     times: Tensor
     dt: Tensor
     parents: list[int]
+    stages: tuple[int, ...] = ()
 
     def to_grid(self, grid: TimeGrid) -> TimeGrid:
         """The accepted steps as a grid."""
@@ -56,12 +58,14 @@ class AdaptiveStepper(Stepper):
     """
 
     def __init__(
-        self, kernels: Kernels, solver: Adaptive, grid: TimeGrid, y0: Tensor, stats: Stats
+        self, kernels: Kernels, solver: ErrorControlled, grid: TimeGrid, y0: Tensor, stats: Stats
     ) -> None:
-        _check_values_visible(y0)
+        _check_values_visible(solver, y0)
         self.length = 0 if grid.steps == 0 else None
         self._solver, self._grid, self._stats, self._dtype = solver, grid, stats, y0.dtype
-        self._attempt = kernels.attempt(solver)
+        self._tolerances = solver.tolerances
+        self._kernels = kernels
+        self._attempt = kernels.attempt()
         times = grid.times if kernels.tasks is None else grid.times.expand(kernels.tasks, -1)
         self._targets = times.unbind(-1)
         self._parent = 0
@@ -70,7 +74,7 @@ class AdaptiveStepper(Stepper):
         self._parents: list[int] = []
         self._attempts = 0
         if grid.steps > 0:
-            self._start(kernels, y0)
+            self._start(y0)
 
     @property
     def refinement(self) -> Refinement:
@@ -101,31 +105,35 @@ class AdaptiveStepper(Stepper):
         position = grid_index(self._parents, k)
         return None if position is None or position > self._parent else position
 
-    def _start(self, kernels: Kernels, y0: Tensor) -> None:
+    def _start(self, y0: Tensor) -> None:
         start = self._t.to(self._dtype)
-        self._slope = kernels.velocity()(start, y0)
-        dt = kernels.initial_dt(self._solver)(start, y0, self._slope).to(torch.float64)
-        self._stats.gradient_evaluations += 2 if self._solver.first_step is None else 1
-        self._dt = self._solver.controller.pool(dt)
+        self._slope = self._kernels.velocity()(start, y0)
+        dt = self._kernels.initial_dt()(start, y0, self._slope).to(torch.float64)
+        self._stats.gradient_evaluations += 2 if self._tolerances.first_step is None else 1
+        self._dt = self._tolerances.controller.pool(dt)
         self._previous = torch.ones_like(self._dt)
         self._failed = torch.zeros_like(self._dt, dtype=torch.bool)
 
     def _try(self, dt: Tensor, y: Tensor) -> tuple[Attempt, Tensor]:
+        self._count_attempt()
+        tried = self._attempt(self._t.to(self._dtype), dt.to(self._dtype), y, self._slope)
+        self._stats.gradient_evaluations += self._solver.attempt_gradients
+        error = torch.where(dt > 0, tried.error.to(torch.float64), torch.zeros_like(dt))
+        return tried, self._tolerances.controller.pool(error)
+
+    def _count_attempt(self) -> None:
         self._attempts += 1
-        if self._attempts > self._solver.max_steps:
+        limit = self._tolerances.max_steps
+        if self._attempts > limit:
             raise StepLimitError(
-                f"Adaptive made {self._solver.max_steps} attempts and is at t ="
+                f"{type(self._solver).__name__} made {limit} attempts and is at t ="
                 f" {self._t.min().item():g} of {self._targets[-1].max().item():g}: raise max_steps"
                 " or the tolerances, or shorten the horizon."
             )
-        tried = self._attempt(self._t.to(self._dtype), dt.to(self._dtype), y, self._slope)
-        self._stats.gradient_evaluations += len(self._solver.tableau.b) - 1
-        error = torch.where(dt > 0, tried.error.to(torch.float64), torch.zeros_like(dt))
-        return tried, self._solver.controller.pool(error)
 
     def _adapt(self, error: Tensor, accepted: Tensor, lands: Tensor, dt: Tensor) -> None:
-        controller = self._solver.controller
-        factor = controller.factor(error, self._previous, self._solver.order - 1)
+        controller = self._tolerances.controller
+        factor = controller.factor(error, self._previous, self._solver.error_order)
         proposal = dt * factor
         shortened = accepted & lands
         proposal = torch.where(shortened, torch.maximum(proposal, self._dt), proposal)
@@ -168,6 +176,10 @@ class RefinedStepper(FixedStepper):
         self.refinement = refinement
 
     @override
+    def stages_at(self, k: int) -> int | None:
+        return self.refinement.stages[k] if self.refinement.stages else None
+
+    @override
     def grid_index(self, k: int) -> int | None:
         return grid_index(self.refinement.parents, k)
 
@@ -181,11 +193,11 @@ def grid_index(parents: list[int], k: int) -> int | None:
     return parents[k - 1] + 1
 
 
-def _check_values_visible(y0: Tensor) -> None:
+def _check_values_visible(solver: ErrorControlled, y0: Tensor) -> None:
     try:
         bool(torch.isfinite(y0).any())
     except RuntimeError as error:
         raise CompatibilityError(
-            "Adaptive chooses steps from values, which torch.func.vmap hides. Use tasks=True"
-            " instead of vmap around the solve, or a solver with fixed steps."
+            f"{type(solver).__name__} chooses steps from values, which torch.func.vmap hides. Use"
+            " tasks=True instead of vmap around the solve, or a solver with fixed steps."
         ) from error

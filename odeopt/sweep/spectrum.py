@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from odeopt.adjoint.base import Interval, LocalAdjoint, Pulled
 from odeopt.adjoint.continuous import ContinuousAdjoint
 from odeopt.kernels import Kernels
-from odeopt.solver.base import StepSolver
+from odeopt.solver.base import Solver, StepSolver
 from odeopt.sweep.backward import PullKernel
 from odeopt.theta import Data, Theta
 
@@ -22,7 +23,7 @@ class SpectralMonitor:
     vector under the Jacobian, the size of its largest eigenvalue in the long run.
     """
 
-    def __init__(self, kernel: Any, iterations: int, limit: float) -> None:
+    def __init__(self, kernel: Any, iterations: int, limit: Callable[[int], float]) -> None:
         self.ratios: list[Tensor] = []
         self._kernel = kernel
         self._iterations = iterations
@@ -31,12 +32,24 @@ class SpectralMonitor:
 
     @classmethod
     def make(
-        cls, kernels: Kernels, adjoint: LocalAdjoint, iterations: int
+        cls,
+        kernels: Kernels,
+        adjoint: LocalAdjoint,
+        iterations: int,
+        solver_at: Callable[[int], Solver],
     ) -> SpectralMonitor | None:
-        """A monitor, or None when it is switched off or the limit is not known."""
-        method = adjoint.solver if isinstance(adjoint, ContinuousAdjoint) else kernels.solver
-        if iterations == 0 or not isinstance(method, StepSolver):
+        """A monitor, or None when it is switched off or the limit is not known.
+
+        `solver_at(k)` is what step k was made with.
+        """
+        own = adjoint.solver if isinstance(adjoint, ContinuousAdjoint) else None
+        if iterations == 0 or not isinstance(own or kernels.solver, StepSolver):
             return None
+
+        def limit(k: int) -> float:
+            method = own or solver_at(k)
+            assert isinstance(method, StepSolver), "checked above"
+            return method.stability_limit
 
         def kernel(t: Tensor, y: Tensor, v: Tensor, theta: Theta, data: Data) -> Tensor:
             stepping = kernels.stepping(adjoint.differentiation, theta, data)
@@ -44,13 +57,13 @@ class SpectralMonitor:
 
         batched = kernels.batched(kernel)
         bound = lambda t, y, v: batched(t, y, v, kernels.theta, kernels.data)  # noqa: E731
-        return cls(bound, iterations, method.stability_limit)
+        return cls(bound, iterations, limit)
 
     def watch(self, pull: PullKernel) -> PullKernel:
         """The pull, with an estimate before it."""
 
         def watched(k: int, interval: Interval, lam: Tensor) -> Pulled:
-            self.ratios.append(self._estimate(interval))
+            self.ratios.append(self._estimate(interval) / self._limit(k))
             return pull(k, interval, lam)
 
         return watched
@@ -64,7 +77,7 @@ class SpectralMonitor:
             tiny = torch.finfo(radius.dtype).tiny
             vector = image / (radius + tiny)[..., None]
         self._vector = vector
-        return interval.dt * radius / self._limit
+        return interval.dt * radius
 
 
 def _start_vector(like: Tensor) -> Tensor:

@@ -12,9 +12,11 @@ from typing_extensions import override
 from odeopt.errors import CompatibilityError
 from odeopt.grid import TimeGrid
 from odeopt.kernels import Kernels
-from odeopt.solver.base import GridSolver
+from odeopt.solver.base import GridSolver, StepSolver
 from odeopt.solver.update import RuleSteps
 from odeopt.stats import Stats
+
+StepKernel = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 class Stepper(ABC):
@@ -46,6 +48,11 @@ class SettledStepper(Stepper):
     def interval(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """The start and the length of the interval between two states, in the state's dtype."""
 
+    def stages_at(self, k: int) -> int | None:
+        """The stages of step k, where they were chosen for this step; else None."""
+        del k
+        return None
+
     @override
     def grid_index(self, k: int) -> int | None:
         return k
@@ -56,9 +63,8 @@ class FixedStepper(SettledStepper):
 
     def __init__(self, kernels: Kernels, grid: TimeGrid, dtype: torch.dtype, stats: Stats) -> None:
         self.length = grid.steps
-        self._stats = stats
-        self._step = kernels.step()
-        self._stages: int = kernels.solver.stages  # type: ignore[attr-defined]
+        self._stats, self._kernels = stats, kernels
+        self._known: dict[int | None, tuple[StepKernel, int]] = {}
         self._times = grid.times
         ruled = isinstance(kernels.solver, RuleSteps)
         starts = _step_indices(grid) if ruled else grid.times
@@ -69,9 +75,10 @@ class FixedStepper(SettledStepper):
 
     @override
     def advance(self, k: int, y: Tensor) -> Tensor:
-        self._stats.gradient_evaluations += self._stages
+        step, stages = self._step(self.stages_at(k))
+        self._stats.gradient_evaluations += stages
         dt = self._lengths[k]
-        y1 = self._step(k, self._starts[k], dt, y)
+        y1 = step(k, self._starts[k], dt, y)
         return keep_frozen(dt, y, y1) if self.has_frozen else y1
 
     @override
@@ -84,6 +91,14 @@ class FixedStepper(SettledStepper):
             return self._starts[start], self._lengths[start]
         length = self._times[..., stop] - self._times[..., start]
         return self._starts[start], length.to(self._dtype)
+
+    def _step(self, stages: int | None) -> tuple[StepKernel, int]:
+        """The kernel for steps of that many stages, and what a step costs."""
+        if stages not in self._known:
+            kernels = self._kernels.at(stages)
+            assert isinstance(kernels.solver, StepSolver), "grid solvers have their own stepper"
+            self._known[stages] = kernels.step(), kernels.solver.stages
+        return self._known[stages]
 
 
 class GridStepper(SettledStepper):

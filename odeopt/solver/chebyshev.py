@@ -1,0 +1,150 @@
+r"""The second-order Runge-Kutta-Chebyshev method: its coefficients, a step, and its transpose.
+
+With $D_j = Y_j - y$ the stages of a step of length h are
+
+$D_0 = 0,\quad D_1 = \tilde\mu_1 h F_0,\quad
+D_j = \mu_j D_{j-1} + \nu_j D_{j-2} + \tilde\mu_j h F_{j-1} + \tilde\gamma_j h F_0,\quad
+F_j = f(t + c_j h,\, y + D_j)$
+
+and $y_1 = y + D_s$: the usual recurrence, since the coefficients of $y, Y_{j-1}, Y_{j-2}$ sum to
+one, without the cancellation of y. Sommeijer, Shampine and Verwer 1997, "RKC: An explicit solver
+for parabolic PDEs", J. Comput. Appl. Math. 88.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from odeopt.linearization import Cotangents, Linearization
+from odeopt.solver.base import StepGradient
+from odeopt.theta import add_thetas
+from odeopt.types import Velocity
+
+DAMPING = 2 / 13
+
+Linearize = Callable[[Tensor, Tensor], Linearization]
+"""`(t, y)`: the velocity there, with its pullback."""
+
+
+class Stage(NamedTuple):
+    """The coefficients with which stage j is made."""
+
+    mu: float
+    nu: float
+    mu_slope: float
+    """Of the velocity at stage j - 1."""
+    gamma_slope: float
+    """Of the velocity at the start."""
+    c: float
+    """The time of the stage before, as a part of the step."""
+
+
+class Coefficients(NamedTuple):
+    """The method with s stages."""
+
+    first: float
+    """The coefficient of stage 1."""
+    stages: tuple[Stage, ...]
+    """Of stages 2, ..., s."""
+    beta: float
+    """The largest stable step times decay rate on the real axis."""
+
+
+@functools.cache
+def coefficients(s: int) -> Coefficients:
+    """The coefficients for s >= 2 stages; about 0.653 (s^2 - 1) is stable."""
+    w0 = 1 + DAMPING / s**2
+    value, slope, bend = _polynomials(s, w0)
+    w1 = slope[s] / bend[s]
+    b = [0.0, 0.0, *(bend[j] / slope[j] ** 2 for j in range(2, s + 1))]
+    b[0] = b[1] = b[2]
+    times, stages = [0.0, b[1] * w1], list[Stage]()
+    for j in range(2, s + 1):
+        mu, nu = 2 * w0 * b[j] / b[j - 1], -b[j] / b[j - 2]
+        mu_slope = 2 * w1 * b[j] / b[j - 1]
+        gamma_slope = -(1 - b[j - 1] * value[j - 1]) * mu_slope
+        stages.append(Stage(mu, nu, mu_slope, gamma_slope, times[j - 1]))
+        times.append(mu * times[j - 1] + nu * times[j - 2] + mu_slope + gamma_slope)
+    return Coefficients(b[1] * w1, tuple(stages), (w0 + 1) / w1)
+
+
+def _polynomials(s: int, x: float) -> tuple[list[float], list[float], list[float]]:
+    """The Chebyshev polynomials T_0, ..., T_s at x, with their first and second derivatives."""
+    value, slope, bend = [1.0, x], [0.0, 1.0], [0.0, 0.0]
+    for j in range(2, s + 1):
+        value.append(2 * x * value[j - 1] - value[j - 2])
+        slope.append(2 * value[j - 1] + 2 * x * slope[j - 1] - slope[j - 2])
+        bend.append(4 * slope[j - 1] + 2 * x * bend[j - 1] - bend[j - 2])
+    return value, slope, bend
+
+
+def step(s: int, velocity: Velocity, t: Tensor, dt: Tensor, y: Tensor, slope: Tensor) -> Tensor:
+    """The state after a step; `slope` is the velocity at (t, y). Costs s - 1 gradients.
+
+    Shapes: t and dt [], y [d]; or t and dt [tasks], y [tasks, d].
+    """
+    found = coefficients(s)
+    length = dt[..., None]
+    rise = length * slope
+    before, now = torch.zeros_like(y), found.first * rise
+    for stage in found.stages:
+        push = length * velocity(t + stage.c * dt, y + now)
+        before, now = now, _next(stage, before, now, push, rise)
+    return y + now
+
+
+def pull(
+    s: int, linearize: Linearize, t: Tensor, dt: Tensor, y: Tensor, lam: Tensor
+) -> StepGradient:
+    r"""The gradient of <lam, step>, by the transposed recurrence; s Hessian-vector products.
+
+    With $p_s = \lambda$ and, for j = s, ..., 2,
+    $\ell_{j-1} = h f'(Y_{j-1})^\top \tilde\mu_j p_j$:
+    $p_{j-1} \mathrel{+}= \mu_j p_j + \ell_{j-1}$, $p_{j-2} \mathrel{+}= \nu_j p_j$; at the start
+    $\ell_0 = h f'(y)^\top(\sum_j \tilde\gamma_j p_j + \tilde\mu_1 p_1)$, and
+    $\lambda_0 = \lambda + \sum_j \ell_j$.
+    """
+    found, length = coefficients(s), dt[..., None]
+    points = _linearize(found, linearize, t, dt, y)
+    now, before = lam, torch.zeros_like(lam)  # cotangents of D_j and D_{j-1}
+    g_slope, total = torch.zeros_like(lam), lam
+    g_t, g_dt = torch.zeros_like(t), torch.zeros_like(dt)
+    pulled: list[Cotangents] = []
+    for stage, point in zip(reversed(found.stages), reversed(points[1:]), strict=True):
+        seed = stage.mu_slope * now
+        cotangents = point.pullback(length * seed)
+        pulled.append(cotangents)
+        total, g_t = total + cotangents.y, g_t + cotangents.t
+        g_dt = g_dt + (seed * point.value).sum(-1) + stage.c * cotangents.t
+        g_slope = g_slope + stage.gamma_slope * now
+        now, before = before + stage.mu * now + cotangents.y, stage.nu * now
+    seed = g_slope + found.first * now
+    cotangents = points[0].pullback(length * seed)
+    g_dt = g_dt + (seed * points[0].value).sum(-1)
+    theta = add_thetas([*(each.theta for each in pulled), cotangents.theta])
+    return StepGradient(total + cotangents.y, g_t + cotangents.t, g_dt, theta)
+
+
+def _linearize(
+    found: Coefficients, linearize: Linearize, t: Tensor, dt: Tensor, y: Tensor
+) -> list[Linearization]:
+    """The velocity at every stage but the last, which is the new state."""
+    points = [linearize(t, y)]
+    length = dt[..., None]
+    rise = length * points[0].value
+    before, now = torch.zeros_like(y), found.first * rise
+    for stage in found.stages:
+        points.append(linearize(t + stage.c * dt, y + now))
+        if len(points) <= len(found.stages):
+            before, now = now, _next(stage, before, now, length * points[-1].value, rise)
+    return points
+
+
+def _next(stage: Stage, before: Tensor, now: Tensor, push: Tensor, rise: Tensor) -> Tensor:
+    moved = stage.mu * now + stage.nu * before
+    return moved + stage.mu_slope * push + stage.gamma_slope * rise

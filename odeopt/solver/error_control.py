@@ -1,0 +1,125 @@
+"""Solvers that choose their own steps from an estimate of the error."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from odeopt.errors import InputError
+from odeopt.solver.base import StepSolver
+from odeopt.types import Velocity
+
+
+class Attempt(NamedTuple):
+    """One tried step."""
+
+    y: Tensor
+    """The new state, shape [d]."""
+    error: Tensor
+    """The root mean square of the estimated error over the tolerance; accepted if at most 1."""
+    slope: Tensor
+    """The velocity at the new state, reused by the next attempt."""
+
+
+@dataclass(frozen=True)
+class PIController:
+    r"""Multiplies dt by $s\, e_n^{-0.7/k} e_{n-1}^{0.4/k}$, k being the order of the estimate + 1.
+
+    Args:
+        per_task: whether each task has its own steps; else all take the same, and the error is
+            the root mean square over the tasks.
+        safety: s.
+        shrink: the least factor.
+        stretch: the largest factor; 1 after a rejected step.
+
+    References:
+        Hairer, Nørsett and Wanner, "Solving Ordinary Differential Equations I", II.4 and IV.2.
+    """
+
+    per_task: bool = True
+    safety: float = 0.9
+    shrink: float = 0.2
+    stretch: float = 5.0
+
+    def pool(self, error: Tensor) -> Tensor:
+        """The error that decides, shape [] or [tasks]."""
+        if self.per_task or error.ndim == 0:
+            return error
+        return error.square().mean().sqrt().expand(error.shape)
+
+    def factor(self, error: Tensor, previous: Tensor, order: int) -> Tensor:
+        """The factor for the next step size; a non-finite error shrinks."""
+        floor = error.clamp(min=1e-10)
+        factor = self.safety * floor.pow(-0.7 / (order + 1)) * previous.pow(0.4 / (order + 1))
+        factor = torch.where(error > 1, factor.clamp(max=1.0), factor)
+        return torch.nan_to_num(factor, nan=self.shrink).clamp(self.shrink, self.stretch)
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """How large the error of one step may be, and how steps are chosen from it.
+
+    Attributes:
+        rtol: relative tolerance of one step.
+        atol: absolute tolerance of one step.
+        controller: chooses the step sizes.
+        first_step: the first step size; estimated when None.
+        max_steps: the most attempted steps.
+    """
+
+    rtol: float
+    atol: float
+    controller: PIController
+    first_step: float | None
+    max_steps: int
+
+    def __post_init__(self) -> None:
+        first_step = 1.0 if self.first_step is None else self.first_step
+        for name, value in (("rtol", self.rtol), ("atol", self.atol), ("first_step", first_step)):
+            if not 0 < value < float("inf"):
+                raise InputError(f"{name} is {value!r}; expected a positive finite number.")
+
+    def ratio(self, error: Tensor, y0: Tensor, y1: Tensor) -> Tensor:
+        """The root mean square of an error over what is allowed, shape [] or [tasks]."""
+        allowed = self.atol + self.rtol * torch.maximum(y0.abs(), y1.abs())
+        return (error / allowed).square().mean(-1).sqrt()
+
+    def initial_dt(
+        self, velocity: Velocity, t: Tensor, y: Tensor, slope: Tensor, order: int
+    ) -> Tensor:
+        """The first step size by Hairer's rule; one gradient; 0-dim."""
+        if self.first_step is not None:
+            return torch.full_like(t, self.first_step)
+        size, speed = self.ratio(y, y, y), self.ratio(slope, y, y)
+        small = (size < 1e-5) | (speed < 1e-5)
+        trial = torch.where(small, 1e-6, 0.01 * size / speed.clamp(min=1e-5))
+        ahead = velocity(t + trial, y + trial * slope)
+        bend = self.ratio(ahead - slope, y, y) / trial
+        limit = torch.maximum(speed, bend).clamp(min=1e-15)
+        return torch.minimum(100 * trial, (0.01 / limit).pow(1 / (order + 1)))
+
+
+class ErrorControlled(StepSolver):
+    """A step solver with an embedded estimate of its error, which chooses its own steps."""
+
+    tolerances: Tolerances
+
+    error_order: int
+    """The order of the estimate: it is of the size of dt to the power of this + 1."""
+
+    attempt_gradients: int
+    """Gradient evaluations of an attempt."""
+
+    @abstractmethod
+    def attempt(
+        self, velocity: Velocity, t: Tensor, dt: Tensor, y: Tensor, slope: Tensor
+    ) -> Attempt:
+        """Try one step; `slope` is the velocity at (t, y)."""
+
+    def initial_dt(self, velocity: Velocity, t: Tensor, y: Tensor, slope: Tensor) -> Tensor:
+        """The first step size; one gradient unless it was given; 0-dim."""
+        return self.tolerances.initial_dt(velocity, t, y, slope, self.order)

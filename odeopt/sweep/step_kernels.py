@@ -1,0 +1,38 @@
+"""The pull of each step, where steps differ in their number of stages."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from odeopt.adjoint.base import Cost, Interval, LocalAdjoint, Pulled
+from odeopt.kernels import Kernels
+from odeopt.solver.base import Solver
+from odeopt.sweep.backward import PullKernel
+from odeopt.sweep.stepper import SettledStepper
+
+
+class StepKernels:
+    """The pull of each step, with the number of stages that the step was made with."""
+
+    def __init__(self, kernels: Kernels, stepper: SettledStepper, adjoint: LocalAdjoint) -> None:
+        self._kernels, self._stepper, self._adjoint = kernels, stepper, adjoint
+        self._pulls: dict[int | None, PullKernel] = {}
+
+    def solver(self, k: int) -> Solver:
+        """What step k was made with."""
+        return self._kernels.at(self._stages(k)).solver
+
+    def cost(self, k: int) -> Cost:
+        """Of the pull over an interval that begins with step k."""
+        return self._kernels.at(self._stages(k)).cost(self._adjoint)
+
+    def pull(self, k: int, interval: Interval, lam: Tensor) -> Pulled:
+        """Take lam back over an interval that begins with step k."""
+        stages = self._stages(k)
+        if stages not in self._pulls:
+            self._pulls[stages] = self._kernels.at(stages).pull(self._adjoint)
+        return self._pulls[stages](k, interval, lam)
+
+    def _stages(self, k: int) -> int | None:
+        """None for adjoints with a method of their own."""
+        return self._stepper.stages_at(k) if self._adjoint.replays else None
