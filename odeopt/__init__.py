@@ -48,7 +48,7 @@ from odeopt.module import ModuleLoss, from_module
 from odeopt.optimizer import ODEOptimizer
 from odeopt.plan import Plan
 from odeopt.registry import ADJOINTS, CHECKPOINTS, FIELDS, METHODS, SOLVERS
-from odeopt.result import Grads, Result, Solution
+from odeopt.result import ErrorEstimate, Grads, Result, Solution
 from odeopt.rule import (
     SGD,
     Adam,
@@ -103,6 +103,7 @@ __all__ = [
     "Disk",
     "DivergenceError",
     "DormandPrince",
+    "ErrorEstimate",
     "Euler",
     "Every",
     "Field",

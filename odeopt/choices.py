@@ -37,6 +37,13 @@ class Choices:
         return self.checkpoints.needs_length or self.adjoint.needs_length
 
     @property
+    def follows_flow(self) -> bool:
+        """Whether the gradient stands for that of the flow, not of gradient descent's own steps."""
+        if isinstance(self.field, UpdateRule) or not self.adjoint.consistent:
+            return False
+        return self.adjoint.needs_velocity or not isinstance(self.solver, Euler)
+
+    @property
     def replays(self) -> bool:
         """Whether the backward sweep needs every state, and makes again those not kept."""
         adjoint = self.adjoint

@@ -73,13 +73,15 @@ def make_kernels(choices: Choices, problem: Problem, stats: Stats) -> Kernels:
     return Kernels(dynamics, choices.solver, theta, data, problem.tasks, steps, compiler, stats)
 
 
-def run_forward(choices: Choices, problem: Problem, stats: Stats) -> Run:
-    """The forward sweep (eq. 3 of the paper)."""
+def run_forward(
+    choices: Choices, problem: Problem, stats: Stats, refinement: Refinement | None = None
+) -> Run:
+    """The forward sweep (eq. 3 of the paper), with steps that are known already if given."""
     _check_visible(choices, problem)
     kernels = make_kernels(choices, problem, stats)
     journal = _open_journal(choices, problem, kernels)
     saved = None if journal is None else journal.forward
-    stepper = _make_stepper(choices, kernels, problem, stats, _refinement(saved))
+    stepper = _make_stepper(choices, kernels, problem, stats, refinement or _refinement(saved))
     if not isinstance(choices.adjoint, LocalAdjoint):
         return _sweep_forward(choices, problem, kernels, stepper, 0, Kept(stats), None)
     length = stepper.length

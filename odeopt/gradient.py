@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from odeopt import tree
 from odeopt.adjoint.base import Swept
+from odeopt.beginning import Beginning, detach
 from odeopt.checks import (
     backward_status,
     check_replay,
@@ -19,22 +19,27 @@ from odeopt.checks import (
     state_status,
 )
 from odeopt.choices import Choices
+from odeopt.coarsening import coarsen
 from odeopt.engine import Run, run_backward, run_forward
-from odeopt.errors import InputError, SecondOrderError
+from odeopt.error_estimate import estimate, no_estimate
+from odeopt.errors import DivergenceError, InputError, SecondOrderError, StabilityError
 from odeopt.event import Stopping, StopWhen
 from odeopt.grid import TimeGrid
-from odeopt.inner import InnerOptimizer
 from odeopt.outer import OuterGradients, OuterLoss, differentiate, outer_kernel
 from odeopt.probe import probe, probe_init
-from odeopt.problem import Problem, assemble, check_arrays, check_lead, start
+from odeopt.problem import Problem, check_arrays, check_lead
 from odeopt.result import Grads, Result
 from odeopt.safety import Status
 from odeopt.stats import Stats
+from odeopt.sweep.adaptive import Refinement
 from odeopt.sweep.backward import Trace
-from odeopt.tracking import inside_gradient_transform, requires_grad
-from odeopt.types import PyTree, Tensors
+from odeopt.tracking import inside_gradient_transform
+from odeopt.types import PyTree
 
 OnFailure = Literal["raise", "skip"]
+
+_ONE_STEP = "there is but one step, which cannot be made longer"
+_UNSTABLE = "steps twice as long are not stable"
 
 
 def check_on_failure(value: object) -> None:
@@ -52,6 +57,7 @@ class ValueAndGrad:
     tasks: bool
     on_failure: OnFailure
     stop: StopWhen | None = None
+    estimate_error: bool = False
 
     def __call__(
         self,
@@ -80,7 +86,7 @@ class ValueAndGrad:
         check_arrays(outer_batch, "outer_batch")
         _refuse_transforms((params, hparams, batch, outer_batch, state, _tensors_of(grid)))
         probe_init(self.choices.field, params, hparams)
-        begin = _Begin(self.choices.field, params, hparams, state)
+        begin = Beginning(self.choices.field, params, hparams, state)
         with torch.no_grad():
             problem = begin.problem(batch, grid, self.tasks)
             if self.tasks and problem.tasks is not None:
@@ -89,58 +95,22 @@ class ValueAndGrad:
             if self.stop is not None:
                 args = (begin.hparams_tree, begin.hparams)
                 stopping = Stopping(self.stop, self.choices, problem, batch, *args)
-            return _Call(self, problem, begin, outer_batch, stopping).run()
-
-
-class _Begin:
-    """The initial state as a differentiable function of params and hparams."""
-
-    def __init__(
-        self, field: InnerOptimizer, params: PyTree, hparams: PyTree, state: PyTree
-    ) -> None:
-        self._field, self._state = field, state
-        tree.ravel(params, "params")  # checks it
-        self.params_layout, self._params, _ = tree.partition(_detach(params))
-        self.hparams_layout, self.hparams, self._constants = tree.partition(_detach(hparams))
-
-    def problem(self, batch: PyTree, grid: TimeGrid, tasks: bool) -> Problem:
-        """The detached problem; keeps the pullback through `field.init`."""
-        begin = self._start(self._params, self.hparams)
-        self._pullback: Any = torch.func.vjp(self._flat, self._params, self.hparams)[1]
-        return assemble(begin, batch, grid, tasks, requires_grad).detach()
-
-    def hparams_tree(self, diff: Tensors) -> PyTree:
-        """Hparams with other differentiable leaves."""
-        return self.hparams_layout.merge(diff, self._constants)
-
-    def pull(self, g_y0: Tensor, g_shared: Tensors) -> tuple[Tensors, Tensors]:
-        """Gradients w.r.t. the leaves of params and hparams."""
-        return self._pullback((g_y0, g_shared))
-
-    def _start(self, params: Tensors, hparams: Tensors) -> Any:
-        return start(
-            self._field,
-            self.params_layout.merge(params, ()),
-            self.hparams_tree(hparams),
-            tree.is_differentiable,
-            self._state,
-        )
-
-    def _flat(self, params: Tensors, hparams: Tensors) -> tuple[Tensor, Tensors]:
-        begin = self._start(params, hparams)
-        return begin.y0, begin.diff
+            call = _Call(self, problem, begin, outer_batch, stopping)
+            result = call.run()
+            return call.with_error(result) if self.estimate_error else result
 
 
 class _Call:
     """One call of `value_and_grad`."""
 
     def __init__(
-        self, owner: ValueAndGrad, problem: Problem, begin: _Begin, outer_batch: PyTree,
-        stopping: Stopping | None,
+        self, owner: ValueAndGrad, problem: Problem, begin: Beginning, outer_batch: PyTree,
+        stopping: Stopping | None, refinement: Refinement | None = None,
     ) -> None:  # fmt: skip
         self._owner, self._begin, self._stopping = owner, begin, stopping
+        self._refinement = refinement
         self._problem = problem if stopping is None else stopping.problem
-        self._outer_batch = _detach(outer_batch)
+        self._outer_batch = detach(outer_batch)
         self._observe = problem.grid.observe
 
     def run(self) -> Result:
@@ -148,10 +118,25 @@ class _Call:
         choices, problem = self._owner.choices, self._problem
         stats = Stats() if self._stopping is None else self._stopping.stats
         if choices.safety.probe:
-            probe(choices.field, problem)
-        run = run_forward(choices, problem, stats)
-        with run.trajectory.kept:
-            return self._go_back(run, stats)
+            probe(choices, problem)
+        self._run = run_forward(choices, problem, stats, self._refinement)
+        with self._run.trajectory.kept:
+            return self._go_back(self._run, stats)
+
+    def with_error(self, result: Result) -> Result:
+        """The result with an estimate of its error, from one more solve with longer steps."""
+        coarser = coarsen(self._run)
+        if coarser is None:
+            return replace(result, error=no_estimate(1, _ONE_STEP))
+        owner = replace(self._owner, choices=coarser.choices)
+        call = _Call(
+            owner, coarser.problem, self._begin, self._outer_batch, None, coarser.refinement
+        )
+        try:
+            other = call.run()
+        except (DivergenceError, StabilityError):
+            return replace(result, error=no_estimate(coarser.order, _UNSTABLE))
+        return replace(result, error=estimate(result, other, coarser))
 
     def _go_back(self, run: Run, stats: Stats) -> Result:
         """From the final state to the gradients."""
@@ -254,10 +239,6 @@ class _Mean:
             return x
         mask = self._ok.reshape(-1, *(1,) * (x.ndim - 1))
         return torch.where(mask, x, torch.zeros_like(x)).sum(0) / self._ok.sum()
-
-
-def _detach(value: PyTree) -> PyTree:
-    return tree.map_tensors(Tensor.detach, value)
 
 
 def _tensors_of(grid: Any) -> list[Tensor]:

@@ -14,6 +14,7 @@ from odeopt.bridge import Record, Solve, check_solution
 from odeopt.checkpoint.base import CheckpointSchedule
 from odeopt.checkpoint.uniform import Every
 from odeopt.choices import Choices
+from odeopt.coarsening import check_estimable
 from odeopt.compilation import Compiler
 from odeopt.errors import InputError
 from odeopt.event import StopWhen
@@ -98,6 +99,7 @@ class ODEOptimizer:
         on_failure: OnFailure = "raise",
         has_aux: bool = False,
         stop: StopWhen | None = None,
+        estimate_error: bool = False,
     ) -> ValueAndGrad:
         """A function `(params, batch, grid, outer_batch, hparams=None, state=None) -> Result`.
 
@@ -113,11 +115,16 @@ class ODEOptimizer:
             has_aux: whether outer_loss returns a pair (scalar, tensors); see `Result.aux`.
             stop: None, or an event at which each task stops; the gradient takes the change of
                 the stopping time into account, and `Result.diagnostics` says where it was.
+            estimate_error: whether to estimate how far the gradient is from that of the flow
+                (`Result.error`), with one more solve of half as many steps.
         """
         check_on_failure(on_failure)
         if not callable(outer_loss):
             raise InputError(f"outer_loss is {outer_loss!r}; expected a function.")
-        return ValueAndGrad(self._choices, OuterLoss(outer_loss, has_aux), tasks, on_failure, stop)
+        if estimate_error:
+            check_estimable(self._choices, stop)
+        outer = OuterLoss(outer_loss, has_aux)
+        return ValueAndGrad(self._choices, outer, tasks, on_failure, stop, estimate_error)
 
     def solve(
         self,
@@ -156,7 +163,7 @@ class ODEOptimizer:
         problem = assemble(begin, batch, grid, tasks, requires_grad)
         if self._choices.safety.probe:
             with torch.no_grad():
-                probe(self._choices.field, problem)
+                probe(self._choices, problem)
         record = Record(self._choices, problem, Stats(), raises=on_failure == "raise")
         y_end, *states = Solve.apply(record, *record.inputs())
         status = check_solution(record, y_end)

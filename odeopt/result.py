@@ -53,6 +53,38 @@ class Grads:
 
 
 @dataclass(frozen=True)
+class ErrorEstimate:
+    r"""An estimate of the discretisation error, by Richardson's rule.
+
+    The solve and its gradient are computed once more with steps (and kept nodes) twice as long;
+    with order p, $\lVert g_h - g\rVert \approx \lVert g_{2h} - g_h\rVert / (2^p - 1)$.
+
+    Attributes:
+        value: the relative error of the outer loss.
+        params: the relative error of `grads.params`, in the L2 norm; inf where there is no
+            estimate.
+        hparams: likewise of `grads.hparams`; 0 if there are none.
+        gap: the relative change of the gradient between the two; the larger of both parts.
+        order: p.
+        doubts: why the estimate cannot be trusted, in words; empty if it can.
+        stats: what it cost.
+    """
+
+    value: float
+    params: float
+    hparams: float
+    gap: float
+    order: int
+    doubts: tuple[str, ...]
+    stats: Stats
+
+    @property
+    def trusted(self) -> bool:
+        """Whether there is no doubt."""
+        return not self.doubts
+
+
+@dataclass(frozen=True)
 class Result:
     """A value and its gradients.
 
@@ -64,6 +96,7 @@ class Result:
         stats: what it cost.
         aux: what the outer loss returned beside its value, when `has_aux=True`.
         diagnostics: what the adjoint reports, by name (see `ImplicitAdjoint`).
+        error: how far the gradient is from the flow's, with `estimate_error=True`; else None.
     """
 
     value: Tensor
@@ -73,3 +106,4 @@ class Result:
     stats: Stats
     aux: Any = None
     diagnostics: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    error: ErrorEstimate | None = None

@@ -38,7 +38,7 @@ class Safety:
             Hessian-vector product; 0 switches the check off, 3 is enough in a smooth loop, since
             the vector is carried from step to step.
         probe: whether each call first evaluates the velocity twice, on one task, to find captured
-            tensors, random numbers and counters.
+            tensors, random numbers and counters, and kinks in the model.
     """
 
     step_ratio: float | None = 1.0

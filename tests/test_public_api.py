@@ -30,6 +30,7 @@ NAMES = [
     "Disk",
     "DivergenceError",
     "DormandPrince",
+    "ErrorEstimate",
     "Euler",
     "Every",
     "FIELDS",

@@ -62,6 +62,9 @@ class Adjoint:
     differentiation: Differentiation = ReverseMode()
     """How the field is differentiated."""
 
+    order: int | None = None
+    """The order of its own method; None where it differentiates the steps as they were made."""
+
     consistent: bool = True
     """Whether its gradient converges to that of the flow as the grid is refined."""
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from odeopt.adjoint.base import Cost, Diagnostics, Interval, LocalAdjoint, Pulled
-from odeopt.adjoint.hermite import hermite, midpoint_defect
+from odeopt.adjoint.hermite import INTERPOLATION_ORDER, hermite, midpoint_defect
 from odeopt.adjoint.linearize import Differentiation, check_differentiation
 from odeopt.errors import CompatibilityError
 from odeopt.linearization import Cotangents, Linearization
@@ -68,6 +68,7 @@ class ContinuousAdjoint(LocalAdjoint):
                 " Euler(), ModifiedEuler(), Midpoint() or RK4()."
             )
         self.solver = solver
+        self.order = min(solver.order, INTERPOLATION_ORDER)
         self.differentiation = check_differentiation(differentiation)
 
     @override

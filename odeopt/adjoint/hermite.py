@@ -7,6 +7,9 @@ from torch import Tensor
 
 from odeopt.adjoint.base import Interval
 
+INTERPOLATION_ORDER = 4
+"""The order of its error in the length of the interval."""
+
 
 def hermite(interval: Interval, f0: Tensor, f1: Tensor, position: float) -> Tensor:
     r"""The state at $t_0 + \theta h$ from the states and velocities at both ends; shape [d].

@@ -93,6 +93,10 @@ class CheckpointSchedule(ABC):
         del state_bytes, steps
         return self
 
+    def coarser(self) -> CheckpointSchedule:
+        """The schedule for half as many steps, with half as many nodes."""
+        return self
+
     def plan(self, steps: int) -> Plan | None:
         """What was chosen for that many steps and what it costs, if there was a choice."""
         del steps

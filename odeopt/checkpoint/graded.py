@@ -58,6 +58,10 @@ class Graded(CheckpointSchedule):
         self.tiers = in_store(store)
 
     @override
+    def coarser(self) -> Graded:
+        return Graded((self.n + 1) // 2, self.tiers[0])
+
+    @override
     def forward(self, n: int | None) -> ForwardStream:
         assert n is not None, "needs_length"
         monitor = Monitor((yield Store(0)))

@@ -77,6 +77,10 @@ class Density(CheckpointSchedule):
         return [index * steps // count for index in range(count)]
 
     @override
+    def coarser(self) -> Density:
+        return Density((self.n + 1) // 2, self.tiers[0])
+
+    @override
     def forward(self, n: int | None) -> ForwardStream:
         assert n is not None, "needs_length"
         nodes = self.nodes(n)

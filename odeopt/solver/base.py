@@ -85,6 +85,9 @@ class StepSolver(Solver):
     stability_limit: float
     r"""The largest stable $dt\,\rho$ for a decaying real mode with rate $\rho$."""
 
+    error_constant: float = 1.0
+    """Of the leading term of the error, in any unit; it matters where it depends on the stages."""
+
     pull_gradients: int = 0
     """Gradient evaluations of a pull beside its Hessian-vector products."""
 
@@ -116,6 +119,11 @@ class StepSolver(Solver):
 
 class GridSolver(Solver):
     """Chooses its own steps inside a library; gives the states at grid times only."""
+
+    def coarser(self, factor: float) -> GridSolver:
+        """The same with an error larger by a factor; a fixed-step method follows the grid."""
+        del factor
+        return self
 
     @abstractmethod
     def solve(self, velocity: Velocity, times: Tensor, y0: Tensor) -> tuple[Tensor, int]:

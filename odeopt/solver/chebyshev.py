@@ -53,6 +53,8 @@ class Coefficients(NamedTuple):
     """Of stages 2, ..., s."""
     beta: float
     """The largest stable step times decay rate on the real axis."""
+    error: float
+    r"""c in the error $c\,h^3 y^{(3)}$ of a step on a linear problem."""
 
 
 @functools.cache
@@ -70,7 +72,9 @@ def coefficients(s: int) -> Coefficients:
         gamma_slope = -(1 - b[j - 1] * value[j - 1]) * mu_slope
         stages.append(Stage(mu, nu, mu_slope, gamma_slope, times[j - 1]))
         times.append(mu * times[j - 1] + nu * times[j - 2] + mu_slope + gamma_slope)
-    return Coefficients(b[1] * w1, tuple(stages), (w0 + 1) / w1)
+    third = (3 * w0 * bend[s] - (s * s - 1) * slope[s]) / (1 - w0 * w0)  # of T_s, by its equation
+    error = (1 - third * slope[s] / bend[s] ** 2) / 6
+    return Coefficients(b[1] * w1, tuple(stages), (w0 + 1) / w1, error)
 
 
 def _polynomials(s: int, x: float) -> tuple[list[float], list[float], list[float]]:

@@ -96,6 +96,7 @@ class StabilizedRK(ErrorControlled):
         self.stages = _ALONE if stages is None else _check_stages(stages, "stages")
         self.attempt_gradients = self.stages
         self.stability_limit = chebyshev.coefficients(self.stages).beta
+        self.error_constant = chebyshev.coefficients(self.stages).error
 
     def at(self, stages: int) -> StabilizedRK:
         """The same with a fixed number of stages."""

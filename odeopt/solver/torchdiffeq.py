@@ -19,6 +19,9 @@ ORDERS = {
 }  # fmt: skip
 """The torchdiffeq methods that can be used, with their orders."""
 
+ADAPTIVE = frozenset(("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun"))
+"""Those that choose their own steps."""
+
 
 class Torchdiffeq(GridSolver):
     """Any explicit method of torchdiffeq, as an oracle and as the paper uses it.
@@ -48,6 +51,13 @@ class Torchdiffeq(GridSolver):
         self.method, self.rtol, self.atol = method, rtol, atol
         self.options = options
         self.order = ORDERS[method]
+        self.chooses_steps = method in ADAPTIVE
+
+    @override
+    def coarser(self, factor: float) -> Torchdiffeq:
+        if not self.chooses_steps:
+            return self
+        return Torchdiffeq(self.method, factor * self.rtol, factor * self.atol, self.options)
 
     @override
     def solve(self, velocity: Velocity, times: Tensor, y0: Tensor) -> tuple[Tensor, int]:

@@ -124,6 +124,7 @@ def test_a_root_at_zero_in_the_outer_loss_is_blamed_on_the_outer_loss(device):
         call(0 * ones(device), ones(device), GRID, ones(device))
 
 
+@pytest.mark.filterwarnings("ignore:the loss has kinks")
 @both
 @pytest.mark.parametrize("adjoint", [
     DiscreteAdjoint(), ContinuousAdjoint(ModifiedEuler()), BacksolveAdjoint(),

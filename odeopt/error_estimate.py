@@ -1,0 +1,57 @@
+"""How far a gradient is from that of the flow: Richardson's rule."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from odeopt import tree
+from odeopt.coarsening import Coarser
+from odeopt.result import ErrorEstimate, Result
+from odeopt.stats import Stats
+from odeopt.types import PyTree
+
+
+def estimate(fine: Result, coarse: Result, coarser: Coarser) -> ErrorEstimate:
+    """The error of a result, from that of a solve with steps twice as long."""
+    value = _gap(fine.value, coarse.value)
+    params = _gap(fine.grads.params, coarse.grads.params)
+    hparams = _gap(fine.grads.hparams, coarse.grads.hparams)
+    doubts: list[str] = []
+    gap = max(params, hparams)
+    if gap > coarser.largest_gap:
+        doubts.append(f"the gradient changes by {gap:.1e} when steps get twice as long")
+    if not torch.equal(fine.status, coarse.status):
+        doubts.append("other tasks fail when steps get twice as long")
+    ahead = coarser.factor - 1
+    return ErrorEstimate(
+        value / ahead,
+        params / ahead,
+        hparams / ahead,
+        gap,
+        coarser.order,
+        tuple(doubts),
+        coarse.stats,
+    )
+
+
+def no_estimate(order: int, doubt: str) -> ErrorEstimate:
+    """What is known when there is nothing to compare with."""
+    return ErrorEstimate(math.inf, math.inf, math.inf, math.inf, order, (doubt,), Stats())
+
+
+def _gap(found: PyTree, other: PyTree) -> float:
+    """The difference of all tensors of two trees, in units of the first; 0 if there are none."""
+    pairs = zip(_tensors(found), _tensors(other), strict=True)
+    parts = [(torch.linalg.vector_norm(a), torch.linalg.vector_norm(a - b)) for a, b in pairs]
+    size = math.hypot(*(a.item() for a, _ in parts))
+    gap = math.hypot(*(b.item() for _, b in parts))
+    if gap == 0:
+        return 0.0
+    return gap / size if size > 0 else math.inf
+
+
+def _tensors(value: PyTree) -> list[Tensor]:
+    return [leaf.detach().double() for leaf in tree.leaves(value) if isinstance(leaf, Tensor)]
