@@ -14,5 +14,6 @@ BENCHMARKS: tuple[str, ...] = (
     "benchmarks.long_loops:BENCHMARK",
     "benchmarks.distillation:BENCHMARK",
     "benchmarks.transformer:BENCHMARK",
+    "benchmarks.peers:BENCHMARK",
 )
 """Import strings `package.module:NAME`, each naming a `harness.registry.Benchmark`."""

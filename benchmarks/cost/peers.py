@@ -13,6 +13,9 @@ from benchmarks.problems.losses import half_mean_square
 from benchmarks.problems.models import Parameters
 from benchmarks.problems.tasks import Batch, Task
 
+NetworkLoss = Callable[[nn.Module, Batch], Tensor]
+"""Of a network on a batch."""
+
 
 def module(params: Parameters) -> nn.Sequential:
     """The perceptron of `benchmarks.problems.models.mlp` with these parameters."""
@@ -29,9 +32,20 @@ def module(params: Parameters) -> nn.Sequential:
 
 
 def with_higher(params: Parameters, tasks: Task, lr: float, steps: int) -> Callable[[], Tensor]:
+    """Exact MAML of the package higher, on the perceptron with these parameters."""
+    return unrolled_by_higher(module(params), half_mean_square_of, tasks, lr, steps)
+
+
+def with_torchopt(params: Parameters, tasks: Task, lr: float, steps: int) -> Callable[[], Tensor]:
+    """Exact MAML of the package torchopt, likewise."""
+    return unrolled_by_torchopt(module(params), half_mean_square_of, tasks, lr, steps)
+
+
+def unrolled_by_higher(
+    network: nn.Module, loss: NetworkLoss, tasks: Task, lr: float, steps: int
+) -> Callable[[], Tensor]:
     """Exact MAML of the package higher; each task's graph is freed before the next is made."""
     higher: Any = import_module("higher")
-    network = module(params)
     sgd = torch.optim.SGD(network.parameters(), lr=lr)
 
     def run() -> Tensor:
@@ -39,17 +53,18 @@ def with_higher(params: Parameters, tasks: Task, lr: float, steps: int) -> Calla
         for train, validation in _each(tasks):
             with higher.innerloop_ctx(network, sgd, copy_initial_weights=False) as (copy, inner):
                 for _ in range(steps):
-                    inner.step(_loss(copy, train))
-                (_loss(copy, validation) / _count(tasks)).backward()
+                    inner.step(loss(copy, train))
+                (loss(copy, validation) / _count(tasks)).backward()
         return gradient(network)
 
     return run
 
 
-def with_torchopt(params: Parameters, tasks: Task, lr: float, steps: int) -> Callable[[], Tensor]:
+def unrolled_by_torchopt(
+    network: nn.Module, loss: NetworkLoss, tasks: Task, lr: float, steps: int
+) -> Callable[[], Tensor]:
     """Exact MAML of the package torchopt, likewise."""
     torchopt: Any = import_module("torchopt")
-    network = module(params)
     leaves = list(network.parameters())
     sgd = torchopt.MetaSGD(network, lr=lr)
     start = torchopt.extract_state_dict(network, by="reference")
@@ -60,8 +75,8 @@ def with_torchopt(params: Parameters, tasks: Task, lr: float, steps: int) -> Cal
             leaf.grad = None
         for train, validation in _each(tasks):
             for _ in range(steps):
-                sgd.step(_loss(network, train))
-            (_loss(network, validation) / _count(tasks)).backward()
+                sgd.step(loss(network, train))
+            (loss(network, validation) / _count(tasks)).backward()
             torchopt.recover_state_dict(network, start)
             torchopt.recover_state_dict(sgd, fresh)
         return gradient(network)
@@ -81,7 +96,8 @@ def _count(tasks: Task) -> int:
     return tasks.train.x.shape[0]
 
 
-def _loss(network: nn.Module, batch: Batch) -> Tensor:
+def half_mean_square_of(network: nn.Module, batch: Batch) -> Tensor:
+    """The loss of the regression tasks."""
     return half_mean_square(network(batch.x), batch.y)
 
 

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,16 @@ class ChildError(RuntimeError):
     """A process ended with an error that is no result."""
 
 
-def run_module(module: str, job: str, limit: float) -> dict[str, Any]:
+def run_module(
+    module: str, job: str, limit: float, variables: dict[str, str] | None = None
+) -> dict[str, Any]:
     """What `python -m MODULE JOB` prints in its last line, as JSON; on one thread.
 
     Args:
         module: What is run; see `guarded` for what it should print.
         job: Its only argument.
         limit: Seconds after which it is ended.
+        variables: Of its environment, besides this process's.
 
     Returns:
         The result, or `outcome` and `message` where the process was ended.
@@ -41,19 +44,47 @@ def run_module(module: str, job: str, limit: float) -> dict[str, Any]:
         ChildError: It ended with an error that is no result.
     """
     command = [sys.executable, "-m", module, job]
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     try:
         ended = subprocess.run(
-            command, capture_output=True, text=True, timeout=limit, check=False, env=environment
+            command,
+            capture_output=True,
+            text=True,
+            timeout=limit,
+            check=False,
+            env={**environment(), **(variables or {})},
         )
     except subprocess.TimeoutExpired:
-        return {"outcome": DID_NOT_FINISH, "message": f"more than {limit:g} seconds"}
-    if -ended.returncode in _OUT_OF_MEMORY:
-        return {"outcome": DID_NOT_FIT, "message": f"ended by signal {-ended.returncode}"}
+        return too_slow(limit)
     if ended.returncode != 0:
-        raise ChildError(f"{' '.join(command)} failed:\n{ended.stderr[-2000:]}")
+        return after_exit(ended.returncode, command, ended.stderr)
     return json.loads(ended.stdout.strip().splitlines()[-1])
+
+
+def environment() -> dict[str, str]:
+    """The variables of a child process: this one's, with one thread and this checkout's code."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+
+
+def too_slow(limit: float) -> dict[str, Any]:
+    """The result of a process that was ended after so many seconds."""
+    return {"outcome": DID_NOT_FINISH, "message": f"more than {limit:g} seconds"}
+
+
+def after_exit(code: int, command: Sequence[str], errors: str) -> dict[str, Any]:
+    """The result of a process that ended before it had one.
+
+    Args:
+        code: Its exit status.
+        command: What was run, for the message.
+        errors: What it wrote to standard error.
+
+    Raises:
+        ChildError: It was not for want of memory.
+    """
+    if -code in _OUT_OF_MEMORY:
+        return {"outcome": DID_NOT_FIT, "message": f"ended by signal {-code}"}
+    raise ChildError(f"{' '.join(command)} failed:\n{errors[-2000:]}")
 
 
 def guarded(numbers: Callable[[], dict[str, Any]], gib: float) -> dict[str, Any]:

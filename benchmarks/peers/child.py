@@ -1,0 +1,108 @@
+"""A contender in a process of its own: `python -m benchmarks.peers.child JOB`, JOB as JSON.
+
+It is asked, on standard input, in this order: "first", for a warm-up with one step (which loads
+libraries and compiles) and the first run, during which the growth of resident memory is read;
+"time", for one more timed run, as often as wanted; "memory", for a run in which allocations are
+recorded. Each answer is a line of JSON.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from benchmarks.harness import memory, processes
+from benchmarks.harness.dialogue import serve
+from benchmarks.harness.timing import once
+from benchmarks.peers.contenders import CONTENDERS
+from benchmarks.peers.runner import Outcome, Runner
+from benchmarks.peers.targets import Aim, Targets
+
+FIRST, TIME, MEMORY = "first", "time", "memory"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process measures.
+
+    Attributes:
+        contender: A key of `CONTENDERS`.
+        aim: The fields of an `Aim`.
+        dtype: "float32" or "float64".
+        targets: The file with the targets.
+        memory_gib: Memory beyond what is in use after the warm-up.
+    """
+
+    contender: str
+    aim: dict[str, Any]
+    dtype: str
+    targets: str
+    memory_gib: float
+
+    def to_json(self) -> str:
+        """The argument of the process."""
+        return json.dumps(asdict(self))
+
+
+class Child:
+    """Answers requests about one contender."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._device = torch.device(job.aim["device"])
+        self._runner: Runner | None = None
+
+    def answer(self, request: str) -> dict[str, Any]:
+        """The numbers with `outcome` "", or `outcome` and `message`."""
+        ways = {FIRST: self._first, TIME: self._time, MEMORY: self._memory}
+        try:
+            return processes.guarded(ways[request], self._job.memory_gib)
+        except Exception as error:  # whatever a package does not support
+            reason = (str(error).strip().splitlines() or [""])[0]
+            return {"outcome": type(error).__name__, "message": reason[:200]}
+
+    def _first(self) -> dict[str, Any]:
+        begin = perf_counter()
+        setup = Aim(**self._job.aim).setup(getattr(torch, self._job.dtype))
+        self._runner = CONTENDERS[self._job.contender].make(setup, None)
+        self._runner.run(1)
+        prepared = perf_counter() - begin
+        gc.collect()
+        found: list[Outcome] = []
+        peak = memory.ResidentPeak()
+        with memory.at_most(int(self._job.memory_gib * memory.GIB), self._device):
+            seconds = once(lambda: found.append(self._run()), self._device)
+        resident = peak.bytes() if self._device.type == "cpu" else None
+        errors = Targets.read(Path(self._job.targets)).errors(found[0].gradient)
+        return {
+            "prepare_seconds": prepared, "seconds": seconds, "resident_bytes": resident,
+            "errors": errors, "steps": self._runner.steps, **found[0].counts,
+        }  # fmt: skip
+
+    def _time(self) -> dict[str, Any]:
+        gc.collect()
+        return {"seconds": once(self._run, self._device)}
+
+    def _memory(self) -> dict[str, Any]:
+        return {"live_bytes": memory.peak_live_bytes(self._run, self._device)}
+
+    def _run(self) -> Outcome:
+        assert self._runner is not None, "it was asked for the first run first"
+        return self._runner.run(self._runner.steps)
+
+
+def main() -> None:
+    """Answer about the job of the command line."""
+    torch.set_num_threads(1)
+    serve(Child(Job(**json.loads(sys.argv[1]))).answer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""How large the run is under each preset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.harness.registry import Preset
+from benchmarks.peers import contenders as c
+from benchmarks.peers.contenders import CONTENDERS, PEERS
+
+ALL = tuple(CONTENDERS)
+OWN = (c.OURS, c.EAGER, c.BINOMIAL, c.DENSITY, c.RK4)
+FEW = (c.OURS, c.DENSITY, c.RK4, *PEERS, c.KERNELS)
+UNCOMPILED = (c.EAGER, c.HIGHER, c.TORCHOPT, c.UNROLLED, c.VMAP_ADJOINT)
+EXACT = (c.OURS, c.BINOMIAL, c.DENSITY, c.HIGHER, c.TORCHOPT, c.KERNELS)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of the processes of one point.
+
+    Attributes:
+        rounds: Timed runs of each contender, in turn.
+        seconds: Time that the timed runs of a contender may take together, about.
+        start: Time that one answer may take, with what it takes to load and to compile.
+        memory_gib: Memory beyond what is in use after the warm-up.
+    """
+
+    rounds: int
+    seconds: float
+    start: float
+    memory_gib: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """One table: a problem, a horizon and who takes part.
+
+    Attributes:
+        problem: A key of `problems.PROBLEMS`.
+        steps: Of gradient descent.
+        tasks: How many.
+        contenders: Keys of `CONTENDERS`.
+        dtype: "float32" or "float64".
+    """
+
+    problem: str
+    steps: int
+    tasks: int
+    contenders: tuple[str, ...] = ALL
+    dtype: str = "float32"
+
+    @property
+    def key(self) -> str:
+        """The key of its cell."""
+        return f"{self.problem} {self.dtype} steps={self.steps} tasks={self.tasks}"
+
+
+@dataclass(frozen=True)
+class Stiff:
+    """A long horizon.
+
+    Attributes:
+        t1: It.
+        tolerances: Of the stabilised solver.
+    """
+
+    t1: float
+    tolerances: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a run.
+
+    Attributes:
+        points: With a process per contender.
+        overhead: Numbers of steps at which odeopt is compared with the bare kernels.
+        precision: Entries (contender, setting) of the work-precision diagram.
+        precision_steps: Steps of gradient descent at its horizon.
+        stiff: Long horizons.
+        limits: Of the processes.
+        paired_rounds: Rounds of what is measured in one process.
+    """
+
+    points: tuple[Point, ...]
+    overhead: tuple[int, ...]
+    precision: tuple[tuple[str, float], ...]
+    precision_steps: int
+    stiff: tuple[Stiff, ...]
+    limits: Limits
+    paired_rounds: int
+
+
+def _precision(
+    descent: tuple[int, ...], rk4: tuple[int, ...], stabilised: tuple[float, ...],
+    torchdiffeq: tuple[float, ...],
+) -> tuple[tuple[str, float], ...]:  # fmt: skip
+    return (
+        *((name, steps) for name in (c.OURS, c.HIGHER) for steps in descent),
+        *((name, steps) for name in (c.RK4, c.HERMITE) for steps in rk4),
+        *((c.STABILISED, rtol) for rtol in stabilised),
+        *((c.TORCHDIFFEQ, rtol) for rtol in torchdiffeq),
+    )
+
+
+TOLERANCES = (0.1, 5e-2, 3e-2, 2e-2, 1e-2, 7e-3, 5e-3, 3e-3, 2e-3, 1e-3)
+
+SIZES = {
+    Preset.SMOKE: Sizes(
+        (Point("mlp", 3, 2, (c.EAGER, c.HIGHER, c.UNROLLED)),), (), (), 5, (),
+        Limits(1, 10.0, 60.0, 8.0), 1,
+    ),
+    Preset.QUICK: Sizes(
+        (
+            Point("mlp", 500, 5, (c.OURS, c.BINOMIAL, c.RK4, c.HIGHER, c.TORCHOPT, c.UNROLLED,
+                                  c.VMAP_ADJOINT, c.TORCHDIFFEQ, c.KERNELS)),
+            Point("mlp", 50, 5, (c.OURS, c.HIGHER, c.UNROLLED, c.VMAP_ADJOINT)),
+            Point("conv", 3, 1, UNCOMPILED),
+            Point("transformer", 10, 2, UNCOMPILED),
+        ),
+        (500,), (), 500, (), Limits(3, 20.0, 120.0, 8.0), 5,
+    ),
+    Preset.PAPER: Sizes(
+        (
+            *(Point("mlp", steps, 5) for steps in (10, 100, 500, 2000)),
+            Point("mlp", 500, 5, EXACT, "float64"),
+            *(Point("mlp", 100, tasks, FEW) for tasks in (1, 16, 64)),
+            Point("conv", 10, 1, FEW), Point("conv", 50, 1, FEW), Point("conv", 10, 4, FEW),
+            Point("transformer", 10, 1, FEW), Point("transformer", 100, 1, FEW),
+            Point("transformer", 20, 8, FEW),
+        ),
+        (500, 2000),
+        _precision((125, 250, 500, 1000, 2000), (8, 10, 12, 16, 24, 32, 64),
+                   (0.1, 1e-2, 1e-3, 1e-4), (1e-1, 1e-2, 1e-3, 1e-4)),
+        500, (Stiff(300.0, TOLERANCES), Stiff(1000.0, TOLERANCES)),
+        Limits(5, 60.0, 600.0, 8.0), 11,
+    ),
+}  # fmt: skip

@@ -1,0 +1,270 @@
+"""The benchmark `peers`: its contenders, what they are compared with, and how they are asked."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from dataclasses import asdict
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import odeopt
+from benchmarks import __main__ as cli
+from benchmarks.harness import dialogue, processes, strict_json
+from benchmarks.harness.dialogue import Dialogue
+from benchmarks.harness.registry import Preset
+from benchmarks.peers import apart, by_hand, child, ours, problems, stiff, targets, together
+from benchmarks.peers import contenders as c
+from benchmarks.peers.contenders import CONTENDERS
+from benchmarks.peers.runner import MAP, Contender, Outcome, Runner
+from benchmarks.peers.sizes import SIZES, Limits, Point
+from benchmarks.peers.targets import Aim, Targets
+from odeopt.testing import relative_error
+
+COMPILED = {
+    c.OURS: ours.descent(compile="trace"),
+    c.BINOMIAL: ours.descent(ours.binomial, compile="trace"),
+    c.DENSITY: ours.descent(ours.density, compile="trace"),
+}
+"""Exact contenders that are compiled, here recorded only."""
+
+STAYS = """
+import json, sys, time
+for line in sys.stdin:
+    request = line.strip()
+    if request == "sleep": time.sleep(60)
+    if request == "fail": sys.exit("the reason")
+    print(json.dumps({"outcome": "", "said": request, "job": sys.argv[1]}), flush=True)
+"""
+
+
+def setup_of(problem, tasks, steps, device, dtype=torch.float64):
+    return Aim(problem, tasks, steps, str(device)).setup(dtype)
+
+
+def recorded(function, inputs):
+    """In place of compilation."""
+
+    def run(*tensors):
+        found = function(*tensors)
+        return [found] if isinstance(found, torch.Tensor) else list(found)
+
+    return run
+
+
+def refuse(setup, setting):
+    raise NotImplementedError("not here")
+
+
+def made(name, setup, monkeypatch):
+    monkeypatch.setattr(by_hand, "compiled", recorded)
+    return COMPILED.get(name, CONTENDERS[name].make)(setup, None)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the other packages
+@pytest.mark.parametrize("name", [n for n, one in CONTENDERS.items() if one.target == MAP])
+def test_exact_contenders_give_the_gradient_of_unrolled_autograd(name, monkeypatch, device):
+    pytest.importorskip(CONTENDERS[name].package)
+    setup = setup_of("mlp", 2, 5, device)
+    expected = by_hand.unrolled(setup, None).run(5).gradient
+    runner = made(name, setup, monkeypatch)
+    runner.run(1)
+    for _ in range(2):  # a second run starts anew
+        assert relative_error(runner.run(runner.steps).gradient, expected) < 1e-8
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("problem", ["conv", "transformer"])
+def test_the_other_problems_do_too(problem, monkeypatch, device):
+    monkeypatch.setattr(problems, "FILTERS", 4)
+    monkeypatch.setattr(problems, "WINDOWS", 2)
+    setup = setup_of(problem, 1, 2, device)
+    expected = by_hand.unrolled(setup, None).run(2).gradient
+    assert torch.isfinite(expected).all()
+    names = [n for n in (c.HIGHER, c.TORCHOPT, c.VMAP_UNROLLED, c.EAGER) if CONTENDERS[n].installed]
+    for name in names:
+        runner = made(name, setup, monkeypatch)
+        assert relative_error(runner.run(2).gradient, expected) < 1e-8
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_contenders_for_the_flow_approach_its_gradient(device):
+    setup = setup_of("mlp", 2, 50, device)
+    found, own = targets.compute(setup)
+    assert own < 1e-6
+    flows = ours.flow(odeopt.DiscreteAdjoint, odeopt.RK4, None)
+    hermite = ours.flow(lambda: odeopt.ContinuousAdjoint(odeopt.RK4()), odeopt.RK4, None)
+    settings = [(flows, 8), (hermite, 8)]
+    if CONTENDERS[c.TORCHDIFFEQ].installed:
+        settings.append((CONTENDERS[c.TORCHDIFFEQ].make, 1e-6))
+    for make, setting in settings:
+        runner = make(setup, setting)
+        errors = Targets(found).errors(runner.run(runner.steps).gradient)
+        assert errors["B"] < 1e-4 < errors["A"]
+
+
+def test_bare_kernels_are_called_as_often_as_there_are_steps_and_no_more(monkeypatch, device):
+    calls = []
+
+    def counting(function, inputs):
+        run = recorded(function, inputs)
+
+        def counted(*tensors):
+            calls.append(len(tensors))
+            return run(*tensors)
+
+        return counted
+
+    monkeypatch.setattr(by_hand, "compiled", counting)
+    runner = by_hand.kernels(setup_of("mlp", 2, 7, device), None)
+    runner.run(7)
+    assert calls == [4] * 7 + [5] * 7
+
+
+def test_a_kernel_that_is_compiled_wrongly_is_refused(monkeypatch):
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, inputs: lambda x: [x + 1e-3])
+    with pytest.raises(RuntimeError, match="the compiled kernel is off by"):
+        by_hand.compiled(lambda x: 2 * x / 2, [torch.ones(3)])
+
+
+def test_presets_name_contenders_that_there_are():
+    for sizes in SIZES.values():
+        assert {n for point in sizes.points for n in point.contenders} <= CONTENDERS.keys()
+        assert {name for name, _ in sizes.precision} <= CONTENDERS.keys()
+        keys = [point.key for point in sizes.points]
+        assert len(set(keys)) == len(keys)
+    paper = SIZES[Preset.PAPER].points
+    assert {point.problem for point in paper} == problems.PROBLEMS.keys()
+    assert {10, 2000} <= {point.steps for point in paper}
+    assert {1, 64} <= {point.tasks for point in paper}
+
+
+class Inside:
+    """A dialogue without a process."""
+
+    def __init__(self, module, job, variables=None):
+        assert module == "benchmarks.peers.child"
+        self._child = child.Child(child.Job(**json.loads(job)))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def ask(self, request, limit):
+        return self._child.answer(request)
+
+
+@pytest.fixture
+def inside(monkeypatch):
+    def run_module(module, job, limit, variables=None):
+        assert module == "benchmarks.peers.targets"
+        monkeypatch.setattr(sys, "argv", ["", job])
+        out = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "stdout", out)
+            targets.main()
+        return json.loads(out.getvalue())
+
+    monkeypatch.setattr(apart, "Dialogue", Inside)
+    monkeypatch.setattr(processes, "run_module", run_module)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_report_of_a_smoke_run(inside, tmp_path, monkeypatch):
+    pytest.importorskip("higher")
+    arguments = ["peers", "--preset", "smoke", "--results", str(tmp_path)]
+    assert CliRunner().invoke(cli.app, arguments).exit_code == 0
+    text = (tmp_path / "report.md").read_text()
+    assert "| odeopt, not compiled | A |" in text
+    assert "## Where others are ahead" in text
+    assert "at least 10 times as fast as higher and TorchOpt | not measured | - |" in text
+    cells = strict_json.loads((tmp_path / "results.json").read_bytes())["cells"]
+    (cell,) = cells.values()
+    for found in cell["contenders"].values():
+        assert found["outcome"] == ""
+        assert found["errors"]["A"] < 1e-5 < found["errors"]["B"]
+        assert found["live_bytes"] > 2 * 1185 * 4
+    monkeypatch.setattr(apart, "compute", lambda *_: pytest.fail("computed again"))
+    assert CliRunner().invoke(cli.app, arguments).exit_code == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_who_fails_or_is_slow_or_missing_is_said_and_the_others_go_on(inside, monkeypatch):
+    def fine(setup, setting):
+        return Runner(1, lambda count: Outcome(torch.ones(1185), {}))
+
+    monkeypatch.setitem(CONTENDERS, "failing", Contender("failing", "", MAP, refuse))
+    monkeypatch.setitem(CONTENDERS, "quick", Contender("quick", "", MAP, fine))
+    monkeypatch.setitem(CONTENDERS, "gone", Contender("gone", "", MAP, fine, "", "no_package"))
+    point = Point("mlp", 2, 1, ("failing", "quick", "gone"))
+    found = apart.compute(point, Limits(3, 10.0, 9.0, 8.0), "cpu", "")["contenders"]
+    assert found["failing"] == {"outcome": "NotImplementedError", "message": "not here"}
+    assert found["gone"]["outcome"] == "not installed"
+    assert len(found["quick"]["seconds"]) == 3
+    found = apart.compute(point, Limits(3, 0.0, 9.0, 8.0), "cpu", "")["contenders"]
+    assert len(found["quick"]["seconds"]) == 1
+
+
+def test_contenders_in_one_process_are_timed_in_turn(monkeypatch, device):
+    monkeypatch.setitem(CONTENDERS, "failing", Contender("failing", "", MAP, refuse))
+    entries = ((c.EAGER, None), ("failing", None), (c.UNROLLED, 2))
+    found = together.measure(
+        together.Job(entries, asdict(Aim("mlp", 1, 4, str(device))), "float64", 3)
+    )["entries"]
+    assert [len(entry["seconds"]) for entry in found] == [3, 0, 3]
+    assert found[0]["errors"]["A"] < 1e-8 < found[2]["errors"]["A"]  # the last in two steps
+    assert found[1]["outcome"] == "NotImplementedError"
+
+
+def test_a_long_horizon_has_a_radius_and_two_solvers(device):
+    job = stiff.Job(8.0, (1e-2, 1e-3), str(device), None)
+    found = stiff.measure(job)
+    assert found["stiffness"] == 8.0 * found["radius"] > 20
+    assert found["reference_error"] < 1e-3
+    assert found["descent"]["stored_states"] == found["descent"]["steps"]
+    loose, tight = found["stabilised"]
+    assert tight["error"] < loose["error"] < 0.2
+    assert tight["evaluations"] > loose["evaluations"]
+
+
+@pytest.fixture
+def stays(tmp_path):
+    (tmp_path / "stays.py").write_text(STAYS)
+    return lambda: Dialogue("stays", "a job", {"PYTHONPATH": str(tmp_path)})
+
+
+def test_a_process_stays_and_answers(stays):
+    with stays() as one:
+        for request in ("first", "time"):
+            answer = one.ask(request, 20.0)
+            assert answer == {"outcome": "", "said": request, "job": "a job"}
+
+
+def test_a_process_that_takes_too_long_is_ended(stays):
+    with stays() as one:
+        assert one.ask("sleep", 0.5)["outcome"] == "did not finish"
+        assert one._process.wait(5) != 0
+
+
+def test_a_process_that_fails_raises(stays):
+    with stays() as one, pytest.raises(processes.ChildError, match="the reason"):
+        one.ask("fail", 20.0)
+
+
+def test_what_is_printed_while_an_answer_is_made_is_no_answer(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\n"))
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+
+    def answer(request):
+        print("a warning")
+        return {"to": request}
+
+    dialogue.serve(answer)
+    assert json.loads(out.getvalue()) == {"to": "one"}
+    assert "a warning" in capsys.readouterr().err
