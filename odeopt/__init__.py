@@ -27,6 +27,7 @@ from odeopt.errors import (
     StabilityError,
     StepLimitError,
     StorageError,
+    ToleranceError,
     UnknownNameError,
 )
 from odeopt.event import StopWhen
@@ -75,6 +76,7 @@ from odeopt.solver import (
 from odeopt.stats import Stats
 from odeopt.store import Device, Disk, Host
 from odeopt.stream import Stream
+from odeopt.tolerance import ToleranceOptimizer, from_tolerance
 
 __version__ = "0.1.0"
 
@@ -160,6 +162,8 @@ __all__ = [
     "TaskHorizon",
     "TaskPool",
     "TimeGrid",
+    "ToleranceError",
+    "ToleranceOptimizer",
     "Torchdiffeq",
     "TruncatedAdjoint",
     "UnknownNameError",
@@ -168,5 +172,6 @@ __all__ = [
     "clip_by_norm",
     "clip_by_value",
     "from_module",
+    "from_tolerance",
     "tensorboard",
 ]

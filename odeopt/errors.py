@@ -50,6 +50,10 @@ class StepLimitError(OdeoptError):
     """An adaptive solver would need more steps than it may take."""
 
 
+class ToleranceError(OdeoptError):
+    """No setting that was tried brought the error in the gradient below the tolerance."""
+
+
 class SecondOrderError(OdeoptError, NotImplementedError):
     """A second derivative through a solve was asked for."""
 

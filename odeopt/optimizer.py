@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any
 
 import torch
 
@@ -36,7 +36,6 @@ from odeopt.tracking import requires_grad
 from odeopt.types import PyTree
 
 
-@final
 class ODEOptimizer:
     r"""An inner optimiser, run forward and differentiated backward.
 

@@ -92,6 +92,8 @@ NAMES = [
     "TaskHorizon",
     "TaskPool",
     "TimeGrid",
+    "ToleranceError",
+    "ToleranceOptimizer",
     "Torchdiffeq",
     "TruncatedAdjoint",
     "UnknownNameError",
@@ -100,6 +102,7 @@ NAMES = [
     "clip_by_norm",
     "clip_by_value",
     "from_module",
+    "from_tolerance",
     "tensorboard",
 ]
 OBJECTS = [getattr(odeopt, name) for name in NAMES if name != "__version__"]

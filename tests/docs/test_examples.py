@@ -38,7 +38,7 @@ def test_the_blocks_of_a_page_run_in_order(page, registries, capsys):
     namespace = {"__name__": "__page__"}
     for number, block in enumerate(blocks):
         exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
-    runs = {"README.md", "extending.md", "migration.md"}
+    runs = {"README.md", "choosing.md", "extending.md", "migration.md"}
     assert bool(blocks) is (page.name in runs or page in TUTORIALS)
 
 

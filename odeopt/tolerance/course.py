@@ -1,0 +1,141 @@
+"""Deciding on a setting, and what was learnt from the calls before."""
+
+from __future__ import annotations
+
+import math
+
+from odeopt.result import ErrorEstimate
+from odeopt.tolerance.setting import FIXED, STABILIZED, Setting
+
+AIM = 0.5
+"""The share of the tolerance that is aimed at."""
+
+IDLE = 0.25
+"""Below this share of the tolerance a coarser setting is tried."""
+
+STIFF = 60.0
+r"""$\rho T$ from which on the stabilised solver is taken."""
+
+AUDIT = 10
+"""So many calls with one setting have one error estimate."""
+
+WIDEST_GAP = 0.3
+"""A larger change of the gradient with steps twice as long says nothing about its error."""
+
+CHEAP = 1e-3
+"""A tolerance that the stabilised solver, of order 2, meets for little more than its stability."""
+
+LARGEST_LEAP = 8.0
+"""By how much the error may grow from one setting to a coarser one."""
+
+
+def first_setting(stiffness: float, tol: float, real_spectrum: bool) -> Setting:
+    r"""A guess, made before anything has been solved.
+
+    The lengths of steps, in units of $1/\rho$, are those with which a small network was within
+    the tolerance, and such that twice the length is stable.
+
+    Args:
+        stiffness: $\rho T$, with the spectral radius at the start.
+        tol: the tolerance.
+        real_spectrum: whether the stabilised solver may be used.
+    """
+    if real_spectrum and stiffness > STIFF:
+        return stabilized(tol)
+    if tol >= 0.05:
+        method, length = "euler", 0.5
+    elif tol >= 0.002:
+        method, length = "modified-euler", 0.5 * min(1.0, (tol / 0.005) ** 0.5)
+    else:
+        method, length = "rk4", 0.7 * min(1.0, (tol / 0.001) ** 0.25)
+    return Setting(method, max(stiffness / length, 4.0)).finer(1.0)
+
+
+def stabilized(tol: float) -> Setting:
+    """The stabilised solver, with the tolerance of a step that should do."""
+    return Setting(STABILIZED, 1.0).finer(1 / (AIM * tol))
+
+
+class Course:
+    """What is known of solves over one horizon.
+
+    Attributes:
+        setting: what the next call is to use.
+        error: the last estimate that met the tolerance; None before the first.
+        why: why this method was taken, in words.
+    """
+
+    def __init__(self, stiffness: float, tol: float, real_spectrum: bool) -> None:
+        self.setting = first_setting(stiffness, tol, real_spectrum)
+        self.error: ErrorEstimate | None = None
+        stiff = self.setting.method == STABILIZED
+        self.why = f"rho * T is about {stiffness:.3g}, {'above' if stiff else 'below'} {STIFF:g}"
+        if not real_spectrum and stiffness > STIFF:
+            self.why += ", but the Jacobian may not be symmetric"
+        self._tol, self._real_spectrum = tol, real_spectrum
+        self._verified: Setting | None = None
+        self._too_coarse: Setting | None = None
+        self._calls = self._failures = 0
+
+    @property
+    def due(self) -> bool:
+        """Whether the next call needs an estimate of its error."""
+        return self.setting != self._verified or self._calls >= AUDIT
+
+    def accept(self, error: ErrorEstimate | None) -> bool:
+        """Take note of a solve; whether it meets the tolerance."""
+        if error is None:
+            self._calls += 1
+            return True
+        if not _meets(error, self._tol):
+            self._refine(error)
+            return False
+        self.error, self._verified = error, self.setting
+        self._calls = self._failures = 0
+        self._relax(_size(error))
+        return True
+
+    def fail(self) -> None:
+        """Take note of a solve that diverged."""
+        self._refine(None)
+
+    def _relax(self, size: float) -> None:
+        """Try less the next time if the error is much smaller than it needs to be."""
+        if size >= IDLE * self._tol:
+            return
+        proposal = self.setting.finer(max(size / (AIM * self._tol), 1 / LARGEST_LEAP))
+        known = self._too_coarse
+        if known is not None and known.method == proposal.method:
+            proposal = max(proposal, known.finer(2.0), key=lambda setting: setting.fineness)
+        if proposal.fineness < 0.9 * self.setting.fineness:
+            self.setting = proposal
+
+    def _refine(self, error: ErrorEstimate | None) -> None:
+        good = self._verified
+        if good is not None and good.fineness > self.setting.fineness:
+            self._too_coarse, self.setting, self._verified = self.setting, good, None
+            return
+        self._failures += 1
+        known = error is not None and error.gap <= WIDEST_GAP
+        if not known and self._can_stabilize():
+            self.setting = stabilized(self._tol)
+            self.why = "fixed steps were unstable"
+        elif known and error is not None:
+            factor = _size(error) / (AIM * self._tol)
+            self.setting = self.setting.finer(min(max(factor, 2.0), 1e4))
+        else:
+            self.setting = self.setting.finer(2.0 ** getattr(self.setting.solver, "order", 1))
+
+    def _can_stabilize(self) -> bool:
+        """Whether the stabilised solver is to take over from steps that were too long."""
+        fixed = self.setting.method in FIXED
+        return fixed and self._real_spectrum and (self._failures > 1 or self._tol >= CHEAP)
+
+
+def _meets(error: ErrorEstimate, tol: float) -> bool:
+    return _size(error) <= tol and (error.trusted or error.gap <= WIDEST_GAP)
+
+
+def _size(error: ErrorEstimate) -> float:
+    size = max(error.params, error.hparams)
+    return size if math.isfinite(size) else math.inf

@@ -1,0 +1,139 @@
+"""`from_tolerance`: an optimiser that chooses how to solve from the error that is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from typing_extensions import override
+
+from odeopt.errors import CompatibilityError, InputError
+from odeopt.event import StopWhen
+from odeopt.field.base import Field
+from odeopt.gradient import OnFailure, ValueAndGrad
+from odeopt.grid import TimeGrid
+from odeopt.optimizer import ODEOptimizer
+from odeopt.result import Solution
+from odeopt.safety import Safety
+from odeopt.tolerance.gradient import TunedValueAndGrad
+from odeopt.tolerance.tuning import Tuning
+from odeopt.tracking import requires_grad
+from odeopt.types import PyTree
+
+
+def from_tolerance(
+    field: Field | Callable[..., PyTree],
+    tol: float,
+    safety: Safety | None = None,
+    compile: str | None = None,
+) -> ToleranceOptimizer:
+    r"""An optimiser whose gradients are within `tol` of those of the flow.
+
+    The first call over a horizon estimates $\rho T$ by power iteration, takes gradient descent,
+    modified Euler or RK4 with as many steps as that asks for, or `StabilizedRK` where $\rho T$ is
+    large, and estimates the error by a second solve of half as many steps. If the error is too
+    large the call begins again with a finer setting; if it is much smaller than `tol`, the next
+    call tries a coarser one. What was learnt is used for later calls over horizons within 15 %:
+    once the setting has settled one call in ten is estimated, and the others cost the plain
+    gradient. The gradient is the exact one of the steps that are made (`DiscreteAdjoint`), and
+    every state is kept: there are few.
+
+    Only the ends and the observed states of a grid matter, since the solve stands for the flow.
+    It is not meant for update rules, whose gradient is exact as it is.
+
+    Example:
+        >>> import torch, odeopt
+        >>> loss = lambda params, batch: ((params - batch) ** 2).sum()
+        >>> opt = odeopt.from_tolerance(odeopt.GradientFlow(loss), tol=1e-3)
+        >>> grid = odeopt.TimeGrid.from_lr(lr=0.01, steps=100)
+        >>> res = opt.value_and_grad(loss)(torch.zeros(2), torch.ones(2), grid, torch.ones(2))
+        >>> [round(g, 4) for g in res.grads.params.tolist()], res.error.params < 1e-3
+        ([-0.0366, -0.0366], True)
+
+    Args:
+        field: a `Field` or a function `velocity(t, state, consts, hparams, batch)`.
+        tol: the relative error, in the L2 norm, allowed in `grads.params` and `grads.hparams`.
+        safety: as in `ODEOptimizer`.
+        compile: likewise.
+
+    Raises:
+        InputError: if tol is not between 0 and 1.
+        CompatibilityError: if the field is an update rule.
+    """
+    return ToleranceOptimizer(field, tol, safety, compile)
+
+
+class ToleranceOptimizer(ODEOptimizer):
+    """What `from_tolerance` returns."""
+
+    def __init__(
+        self,
+        field: Field | Callable[..., PyTree],
+        tol: float,
+        safety: Safety | None = None,
+        compile: str | None = None,
+    ) -> None:
+        super().__init__(field, safety=safety, compile=compile)
+        if isinstance(tol, bool) or not isinstance(tol, int | float) or not 0 < tol < 1:  # pyright: ignore
+            raise InputError(f"tol is {tol!r}; expected a number between 0 and 1.")
+        if not isinstance(self.field, Field):
+            raise CompatibilityError(
+                f"from_tolerance chooses how to follow a flow, but {type(self.field).__name__} is"
+                " an update rule, whose gradient is exact: use ODEOptimizer."
+            )
+        self._tuning = Tuning(self.field, float(tol), self._choices.safety, compile)
+
+    @override
+    def value_and_grad(
+        self,
+        outer_loss: Callable[..., Any],
+        tasks: bool = False,
+        on_failure: OnFailure = "raise",
+        has_aux: bool = False,
+        stop: StopWhen | None = None,
+        estimate_error: bool = False,
+    ) -> ValueAndGrad:
+        """As in `ODEOptimizer`; `Result.error` is the last estimate, with `estimate_error` its own.
+
+        `Result.stats` has the cost of estimates and of settings that were tried in it.
+        """
+        if stop is not None:
+            raise CompatibilityError(
+                "from_tolerance does not know where an event will end the solve: use ODEOptimizer"
+                " with a solver of your choice for stop=."
+            )
+        base = super().value_and_grad(outer_loss, tasks, on_failure, has_aux)
+        return TunedValueAndGrad(
+            base.choices, base.outer, tasks, on_failure, None, estimate_error, self._tuning
+        )
+
+    @override
+    def solve(
+        self,
+        params: PyTree,
+        batch: PyTree,
+        grid: TimeGrid,
+        hparams: PyTree = None,
+        tasks: bool = False,
+        on_failure: OnFailure = "raise",
+        state: PyTree = None,
+    ) -> Solution:
+        """As in `ODEOptimizer`, with the setting that gradients over this horizon have settled on.
+
+        Raises:
+            CompatibilityError: if there is none yet, or the grid requires grad.
+        """
+        course = self._tuning.known(grid, tasks)
+        if course is None or requires_grad(grid.dt):
+            raise CompatibilityError(
+                "solve takes the setting that value_and_grad has found for the horizon, and no"
+                " gradient w.r.t. the grid: call value_and_grad over this horizon first, or use"
+                " ODEOptimizer with a solver of your choice."
+            )
+        chosen = ODEOptimizer(self.field, course.setting.solver, safety=self._choices.safety)
+        made = course.setting.grid(grid)
+        return chosen.solve(params, batch, made, hparams, tasks, on_failure, state)
+
+    def describe(self) -> str:
+        """What has been chosen for each horizon, and why."""
+        return self._tuning.describe()

@@ -1,0 +1,72 @@
+"""What has been learnt, by horizon."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from odeopt.adjoint.discrete import DiscreteAdjoint
+from odeopt.checkpoint.uniform import Every
+from odeopt.choices import Choices
+from odeopt.compilation import Compiler
+from odeopt.field.base import Field, GradientField
+from odeopt.grid import TimeGrid
+from odeopt.safety import Safety
+from odeopt.tolerance.course import Course
+from odeopt.tolerance.setting import Setting, landmarks
+
+
+class Tuning:
+    """The settings of one optimiser, by horizon."""
+
+    def __init__(self, field: Field, tol: float, safety: Safety, compile: str | None) -> None:
+        self.tol = tol
+        self._field, self._safety, self._compile = field, safety, compile
+        self._compilers: dict[str, Compiler] = {}
+        self._courses: dict[tuple[object, ...], Course] = {}
+
+    def known(self, grid: TimeGrid, tasks: bool) -> Course | None:
+        """What is known of solves over such a horizon."""
+        return self._courses.get(_kind(grid, tasks))
+
+    def begin(self, grid: TimeGrid, tasks: bool, stiffness: float) -> Course:
+        """The first solve over a horizon."""
+        course = Course(stiffness, self.tol, isinstance(self._field, GradientField))
+        self._courses[_kind(grid, tasks)] = course
+        return course
+
+    def choices(self, setting: Setting) -> Choices:
+        """The choices of a setting; kernels are compiled once per method."""
+        compiler = None
+        if self._compile is not None:
+            compiler = self._compilers.setdefault(setting.method, Compiler(self._compile))
+        return Choices(
+            self._field, setting.solver, DiscreteAdjoint(), Every(1), self._safety, compiler
+        )
+
+    def describe(self) -> str:
+        """A line per horizon."""
+        lines = [_describe(*item) for item in self._courses.items()]
+        return "\n".join(lines or ["nothing has been solved yet"])
+
+
+def longest(grid: TimeGrid, rate: Tensor | float = 1.0) -> float:
+    """The longest horizon of a task; with a rate, in units of its inverse."""
+    length = (grid.times[..., -1] - grid.times[..., 0]).detach()
+    return (length * rate).amax().item()
+
+
+def _kind(grid: TimeGrid, tasks: bool) -> tuple[object, ...]:
+    """Solves of one kind share what is known: horizons within about 15 %."""
+    horizon = longest(grid)
+    bucket = round(math.log(horizon) / math.log(1.3)) if horizon > 0 else None
+    return (bucket, tasks, len(landmarks(grid)))
+
+
+def _describe(kind: tuple[object, ...], course: Course) -> str:
+    bucket = kind[0]
+    horizon = f"{1.3**bucket:.3g}" if isinstance(bucket, int) else "0"
+    error = course.error
+    found = "not estimated yet" if error is None else f"{error.params:.1e}"
+    return f"T of about {horizon}: {course.setting}, since {course.why}; estimated error {found}"
