@@ -46,7 +46,7 @@ def flow(
     """The gradient of the flow by fixed steps; its setting is the number of steps."""
 
     def make(setup: Setup, setting: float | None) -> Runner:
-        steps = setting or math.ceil(setup.t1 / setup.problem.flow_step - 1e-9)
+        steps = setting or math.ceil(setup.t1 / setup.problem.flow_step(setup.t1) - 1e-9)
         steps = max(1, round(steps))
         field = odeopt.GradientFlow(setup.problem.loss)
         opt = odeopt.ODEOptimizer(field, solver(), adjoint(), compile=compile)

@@ -48,6 +48,10 @@ def _loss(problem: Problem, network: nn.Module) -> peers.NetworkLoss:
     return peers.half_mean_square_of
 
 
+MOST_STEPS = 1000
+"""Of torchdiffeq, besides twice as many as those of gradient descent."""
+
+
 class _Flow(nn.Module):
     """The velocity of all tasks, [tasks, d], through which autograd can differentiate."""
 
@@ -80,7 +84,7 @@ def torchdiffeq(setup: Setup, setting: float | None) -> Runner:
     def run(count: int) -> Outcome:
         start = flat.detach().requires_grad_()
         times = torch.tensor([0.0, count * part], dtype=start.dtype, device=start.device)
-        limit = {"max_num_steps": 100 * setup.steps}
+        limit = {"max_num_steps": MOST_STEPS + 2 * setup.steps}
         end = package.odeint_adjoint(
             flow, start.expand(problem.count, -1), times, rtol=rtol, atol=rtol * 1e-2,
             method="dopri5", options=dict(limit), adjoint_params=(),

@@ -32,8 +32,9 @@ class Problem:
         params: Where every task begins.
         tasks: Stacked.
         lr: The learning rate of gradient descent.
-        flow_step: The length of an RK4 step that suffices for the flow's gradient to 1e-2.
-        reference_step: The same for the reference.
+        flow_step: Of a horizon, the length of an RK4 step that suffices for the flow's gradient
+            to about 1e-2.
+        reference_step: The length of an RK4 step of the reference.
     """
 
     name: str
@@ -42,7 +43,7 @@ class Problem:
     params: Parameters
     tasks: Task
     lr: float
-    flow_step: float
+    flow_step: Callable[[float], float]
     reference_step: float
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Problem:
@@ -105,7 +106,12 @@ def _mlp(tasks: int) -> Problem:
 
     title = "CosMixture, perceptron 2-32-32-1 (1185 parameters), 100 + 100 points"
     params, drawn = cosmixture.initial_parameters(0), cosmixture.tasks(range(tasks), "code")
-    return Problem("mlp", title, loss, params, drawn, 0.01, 0.5, 0.02)
+    return Problem("mlp", title, loss, params, drawn, 0.01, _mlp_step, 0.02)
+
+
+def _mlp_step(t1: float) -> float:
+    """The curvature grows on the way."""
+    return 0.5 if t1 <= 5 else 0.1
 
 
 def _conv(tasks: int) -> Problem:
@@ -126,7 +132,7 @@ def _conv(tasks: int) -> Problem:
         f" ({count:,} parameters), {WAYS} + {WAYS} images of {SIDE}x{SIDE}"
     )
     drawn = stack([_images(seed) for seed in range(tasks)])
-    return Problem("conv", title, loss, params, drawn, 0.02, 0.1, 0.04)
+    return Problem("conv", title, loss, params, drawn, 0.02, lambda _: 0.1, 0.04)
 
 
 def _conv_parameters() -> Parameters:
@@ -166,7 +172,7 @@ def _transformer(tasks: int) -> Problem:
         f" {WINDOWS} + {WINDOWS} windows of {LENGTH}"
     )
     drawn = stack([_windows(seed) for seed in range(tasks)])
-    return Problem("transformer", title, loss, params, drawn, 0.02, 0.1, 0.04)
+    return Problem("transformer", title, loss, params, drawn, 0.02, lambda _: 0.1, 0.04)
 
 
 def _windows(seed: int) -> Task:
