@@ -10,8 +10,8 @@ from odeopt.tolerance.setting import FIXED, STABILIZED, Setting
 AIM = 0.5
 """The share of the tolerance that is aimed at."""
 
-IDLE = 0.25
-"""Below this share of the tolerance a coarser setting is tried."""
+WORTHWHILE = 0.75
+"""A coarser setting is tried if it takes less than this share of the steps."""
 
 STIFF = 60.0
 r"""$\rho T$ from which on the stabilised solver is taken."""
@@ -24,6 +24,9 @@ WIDEST_GAP = 0.3
 
 CHEAP = 1e-3
 """A tolerance that the stabilised solver, of order 2, meets for little more than its stability."""
+
+LARGEST_GAIN = 1e3
+"""By how much the error is to fall from one setting to a finer one."""
 
 LARGEST_LEAP = 8.0
 """By how much the error may grow from one setting to a coarser one."""
@@ -63,6 +66,7 @@ class Course:
         setting: what the next call is to use.
         error: the last estimate that met the tolerance; None before the first.
         why: why this method was taken, in words.
+        stalled: whether a finer setting has not made the error smaller.
     """
 
     def __init__(self, stiffness: float, tol: float, real_spectrum: bool) -> None:
@@ -76,6 +80,8 @@ class Course:
         self._verified: Setting | None = None
         self._too_coarse: Setting | None = None
         self._calls = self._failures = 0
+        self._missed: tuple[str, float] | None = None
+        self.stalled = False
 
     @property
     def due(self) -> bool:
@@ -92,6 +98,7 @@ class Course:
             return False
         self.error, self._verified = error, self.setting
         self._calls = self._failures = 0
+        self._missed = None
         self._relax(_size(error))
         return True
 
@@ -101,9 +108,10 @@ class Course:
 
     def _relax(self, size: float) -> None:
         """Try less the next time if the error is much smaller than it needs to be."""
-        if size >= IDLE * self._tol:
+        excess = size / (AIM * self._tol)
+        if excess ** (1 / self.setting.solver.order) > WORTHWHILE:
             return
-        proposal = self.setting.finer(max(size / (AIM * self._tol), 1 / LARGEST_LEAP))
+        proposal = self.setting.finer(max(excess, 1 / LARGEST_LEAP))
         known = self._too_coarse
         if known is not None and known.method == proposal.method:
             proposal = max(proposal, known.finer(2.0), key=lambda setting: setting.fineness)
@@ -121,10 +129,17 @@ class Course:
             self.setting = stabilized(self._tol)
             self.why = "fixed steps were unstable"
         elif known and error is not None:
+            self._notice(_size(error))
             factor = _size(error) / (AIM * self._tol)
-            self.setting = self.setting.finer(min(max(factor, 2.0), 1e4))
+            self.setting = self.setting.finer(min(max(factor, 2.0), LARGEST_GAIN))
         else:
-            self.setting = self.setting.finer(2.0 ** getattr(self.setting.solver, "order", 1))
+            self.setting = self.setting.finer(2.0**self.setting.solver.order)
+
+    def _notice(self, size: float) -> None:
+        """Compare an error that was too large with the one before, of a coarser setting."""
+        before, self._missed = self._missed, (self.setting.method, size)
+        if before is not None and before[0] == self.setting.method:
+            self.stalled = size > 0.5 * before[1]
 
     def _can_stabilize(self) -> bool:
         """Whether the stabilised solver is to take over from steps that were too long."""

@@ -72,6 +72,8 @@ class TunedValueAndGrad(ValueAndGrad):
         params, batch, grid, *rest = inputs
         trouble: OdeoptError | None = None
         for _ in range(ATTEMPTS):
+            if course.stalled:
+                break
             setting, made = course.setting, course.setting.grid(grid)
             path = ValueAndGrad(
                 tuning.choices(setting), self.outer, self.tasks, self.on_failure, None,
@@ -94,10 +96,16 @@ class TunedValueAndGrad(ValueAndGrad):
                 grads = replace(result.grads, dt=dt)
                 error = result.error or course.error
                 return replace(result, grads=grads, stats=stats, error=error)
+        tuning.forget(grid, self.tasks)
+        reason = (
+            "finer steps no longer help, so that rounding limits it"
+            if course.stalled
+            else f"{ATTEMPTS} settings were tried"
+        )
         raise ToleranceError(
-            f"no setting met the tolerance {tuning.tol:g} in {ATTEMPTS} attempts; the last was"
-            f" {course.setting}. Raise tol (in float32 rounding limits it), shorten the horizon, or"
-            " choose a solver with ODEOptimizer."
+            f"the error in the gradient did not come down to the tolerance {tuning.tol:g}:"
+            f" {reason}. The last setting was {course.setting}. Raise tol (or use float64 in place"
+            " of float32), shorten the horizon, or choose a solver with ODEOptimizer."
         ) from trouble
 
     def _stiffness(

@@ -23,7 +23,8 @@ RTOL_POWER = 5 / 3
 """The tolerance of a step for an error in the gradient, in the stabilised solver: measured on
 regression by a small network, whose gradient error grows as the tolerance to the power of 0.6."""
 
-MOST_STEPS = 1_000_000
+MOST_STEPS = 100_000
+"""More steps than these are not tried."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,10 @@ class Tuning:
         """What is known of solves over such a horizon."""
         return self._courses.get(_kind(grid, tasks))
 
+    def forget(self, grid: TimeGrid, tasks: bool) -> None:
+        """Begin anew with the next solve over such a horizon."""
+        self._courses.pop(_kind(grid, tasks), None)
+
     def begin(self, grid: TimeGrid, tasks: bool, stiffness: float) -> Course:
         """The first solve over a horizon."""
         course = Course(stiffness, self.tol, isinstance(self._field, GradientField))

@@ -1,0 +1,210 @@
+"""from_tolerance: the tolerance is met, for little, and what cannot be done is refused."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.stabilized import along, stiff
+
+import odeopt
+from odeopt import (
+    RK4,
+    SGD,
+    CompatibilityError,
+    GradientFlow,
+    HeavyBall,
+    InputError,
+    ODEOptimizer,
+    StopWhen,
+    Stream,
+    TimeGrid,
+    ToleranceError,
+    from_tolerance,
+)
+from odeopt.testing.problems import Quadratic, relative_error, smooth_problem
+from odeopt.tolerance.course import AUDIT
+
+
+def on_smooth(opt, grid, device=None, tasks=None, hparams=False, **settings):
+    problem = smooth_problem(device, tasks)
+    path = opt.value_and_grad(problem.loss, tasks=tasks is not None, **settings)
+    given_hparams = problem.hparams if hparams else None
+    return path(problem.params, problem.batch, grid, problem.outer_batch, given_hparams)
+
+
+def flow(device=None):
+    return GradientFlow(smooth_problem(device).loss)
+
+
+def cost(res):
+    return res.stats.gradient_evaluations + res.stats.hvps
+
+
+@settings(max_examples=8)
+@given(
+    seed=st.integers(0, 10**6),
+    horizon=st.floats(0.05, 4.0),
+    largest=st.floats(1.0, 60.0),
+    smallest=st.floats(-0.3, 1.0),
+    tol=st.sampled_from([1e-1, 1e-2, 1e-3, 1e-4]),
+)
+def test_random_quadratics_meet_it_again_and_again(seed, horizon, largest, smallest, tol):
+    problem = Quadratic.from_spectrum([smallest, 1.0, 0.5 * largest, largest], seed)
+    random = torch.Generator().manual_seed(seed)
+    start, direction = torch.randn(2, 4, generator=random).unbind()
+    exact = problem.flow_adjoint(direction, horizon)
+    path = from_tolerance(GradientFlow(problem.loss), tol).value_and_grad(along)
+    for _ in range(4):
+        res = path(start, problem.center, TimeGrid.uniform(horizon, 3), direction)
+        assert relative_error(res.grads.params, exact) <= tol
+
+
+@pytest.mark.parametrize("tol", [1e-1, 1e-2, 1e-3, 1e-4])
+@pytest.mark.parametrize("tasks", [None, 3])
+def test_a_network_meets_it_in_params_and_hparams(device, tol, tasks):
+    grid = TimeGrid.from_lr(0.05, 60)
+    exact = on_smooth(ODEOptimizer(flow(device), RK4()), grid, device, tasks, hparams=True)
+    opt = from_tolerance(flow(device), tol)
+    for _ in range(3):
+        res = on_smooth(opt, grid, device, tasks, hparams=True)
+        assert relative_error(res.grads.params, exact.grads.params) <= tol
+        assert relative_error(res.grads.hparams, exact.grads.hparams) <= tol
+
+
+def test_a_looser_tolerance_costs_less(device):
+    grid = TimeGrid.from_lr(0.05, 60)
+    spent = []
+    for tol in (1e-1, 1e-2, 1e-3, 1e-4):
+        opt = from_tolerance(flow(device), tol)
+        spent.append(min(cost(on_smooth(opt, grid, device)) for _ in range(6)))
+    assert max(spent[:2]) < spent[2] < spent[3]
+
+
+def test_stiff_problems_get_the_stabilised_solver(device):
+    problem, start, direction = stiff(1000.0)
+    opt = from_tolerance(GradientFlow(problem.loss), 1e-2)
+    center, start, direction = (x.to(device) for x in (problem.center, start, direction))
+    for _ in range(2):
+        res = opt.value_and_grad(along)(start, center, TimeGrid.uniform(5.0, 2), direction)
+    assert relative_error(res.grads.params, problem.flow_adjoint(direction, 5.0)) <= 1e-2
+    assert "StabilizedRK" in opt.describe()
+    assert "above 60" in opt.describe()
+    assert cost(res) < 3500  # gradient descent needs 5000 to be stable
+
+
+def test_a_field_without_a_symmetric_jacobian_gets_fixed_steps(device):
+    problem = smooth_problem(device)
+    grid = TimeGrid.uniform(6.0, 10)
+    field = HeavyBall(problem.loss, 0.5)
+    exact = on_smooth(ODEOptimizer(field, RK4()), TimeGrid.uniform(6.0, 200), device)
+    opt = from_tolerance(field, 1e-3)
+    assert relative_error(on_smooth(opt, grid, device).grads.params, exact.grads.params) <= 1e-3
+    assert "RK4" in opt.describe()
+
+
+def test_settled_calls_cost_the_plain_gradient_and_one_in_ten_is_estimated(device):
+    opt, grid = from_tolerance(flow(device), 1e-3), TimeGrid.from_lr(0.05, 60)
+    for _ in range(8):  # settles
+        on_smooth(opt, grid, device)
+    costs = [cost(on_smooth(opt, grid, device)) for _ in range(2 * (AUDIT + 1))]
+    plain = min(costs)
+    estimated = [spent for spent in costs if spent > plain]
+    assert len(estimated) == 2
+    assert all(1.3 * plain < spent < 1.8 * plain for spent in estimated)
+
+
+def test_asking_for_the_estimate_gives_one_of_this_call(device):
+    opt, grid = from_tolerance(flow(device), 1e-3), TimeGrid.from_lr(0.05, 60)
+    for _ in range(8):
+        before = on_smooth(opt, grid, device).error
+    assert on_smooth(opt, grid, device).error is before
+    own = on_smooth(opt, grid, device, estimate_error=True).error
+    assert own is not before
+    assert own.params <= 1e-3
+
+
+def test_gradients_of_the_steps_are_those_of_the_horizon(device):
+    horizon = torch.tensor(2.0)
+
+    def slope(step):
+        opt = ODEOptimizer(flow(device), RK4())
+        return on_smooth(opt, TimeGrid.uniform(horizon + step, 200), device).value.item()
+
+    expected = (slope(1e-4) - slope(-1e-4)) / 2e-4
+    lr = torch.tensor([0.5, 0.25, 0.25, 1.0])
+    found = on_smooth(from_tolerance(flow(device), 1e-4), TimeGrid.from_lr(lr), device).grads.dt
+    assert found.shape == (4,)
+    torch.testing.assert_close(found.cpu(), torch.full((4,), expected), rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("tasks", [None, 3])
+def test_observed_states_are_the_flow_at_their_times(device, tasks):
+    problem = smooth_problem(device, tasks)
+
+    def outer(params, batch, observed):
+        return problem.loss(params, batch) + 2 * problem.loss(observed[0], batch)
+
+    lr = torch.cat([torch.full((10,), 0.02), torch.full((30,), 0.06)])
+    grid = TimeGrid.from_lr(lr, observe=[10])
+    finer = TimeGrid.from_lr(lr.repeat_interleave(10) / 10, observe=[100])
+
+    def run(opt, grid):
+        path = opt.value_and_grad(outer, tasks=tasks is not None)
+        return path(problem.params, problem.batch, grid, problem.outer_batch)
+
+    found = run(from_tolerance(flow(device), 1e-3), grid)
+    exact = run(ODEOptimizer(flow(device), RK4()), finer)
+    assert relative_error(found.grads.params, exact.grads.params) <= 1e-3
+    assert found.grads.dt.shape == ((40,) if tasks is None else (3, 40))
+
+
+def test_solve_takes_the_setting_that_was_found(device):
+    problem, grid = smooth_problem(device), TimeGrid.uniform(3.0, 10)
+    opt = from_tolerance(flow(device), 1e-4)
+    with pytest.raises(CompatibilityError, match="call value_and_grad"):
+        opt.solve(problem.params, problem.batch, grid)
+    on_smooth(opt, grid, device)
+    found = opt.solve(problem.params, problem.batch, grid).params
+    exact = ODEOptimizer(flow(device), RK4()).solve(
+        problem.params, problem.batch, TimeGrid.uniform(3.0, 400)
+    )
+    assert relative_error(found, exact.params) <= 1e-4
+
+
+def test_a_horizon_of_no_length_is_the_identity(device):
+    problem = smooth_problem(device)
+    res = on_smooth(from_tolerance(flow(device), 1e-2), TimeGrid.uniform(0.0, 3), device)
+    expected = torch.func.grad(problem.loss)(problem.params, problem.outer_batch)
+    assert relative_error(res.grads.params, expected) <= 1e-12
+
+
+def test_what_cannot_be_reached_is_said(device):
+    problem = smooth_problem(device)
+    single = [
+        odeopt.tree.map_tensors(torch.Tensor.float, value)
+        for value in (problem.params, problem.batch, problem.outer_batch)
+    ]
+    params, batch, outer_batch = single
+    path = from_tolerance(flow(device), 1e-9).value_and_grad(problem.loss)
+    with pytest.raises(ToleranceError, match=r"1e-09.*float32"):
+        path(params, batch, TimeGrid.uniform(0.3, 10), outer_batch)
+
+
+@pytest.mark.parametrize("tol", [0, 1, -1e-3, 2.0, True, "small", float("nan")])
+def test_a_tolerance_is_between_0_and_1(tol):
+    with pytest.raises(InputError, match="between 0 and 1"):
+        from_tolerance(flow(), tol)
+
+
+def test_what_is_not_a_flow_is_refused():
+    problem = smooth_problem()
+    with pytest.raises(CompatibilityError, match="SGD is"):
+        from_tolerance(SGD(problem.loss), 1e-2)
+    opt = from_tolerance(flow(), 1e-2)
+    with pytest.raises(CompatibilityError, match="stop="):
+        opt.value_and_grad(problem.loss, stop=StopWhen(problem.loss))
+    stream = Stream(lambda k: problem.batch)
+    with pytest.raises(CompatibilityError, match="Stream"):
+        opt.value_and_grad(problem.loss)(
+            problem.params, stream, TimeGrid.uniform(1.0, 2), problem.outer_batch
+        )
