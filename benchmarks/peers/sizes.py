@@ -10,7 +10,7 @@ from benchmarks.peers.contenders import CONTENDERS, PEERS
 
 ALL = tuple(CONTENDERS)
 FEW = (c.OURS, c.DENSITY, c.RK4, *PEERS, c.KERNELS)
-SHORT = tuple(name for name in FEW if name != c.RK4)
+SHORT = tuple(name for name in (c.EAGER, *FEW) if name not in (c.DENSITY, c.RK4))
 """Without what takes longest to compile."""
 
 UNCOMPILED = (c.EAGER, c.HIGHER, c.TORCHOPT, c.UNROLLED, c.VMAP_ADJOINT)
@@ -129,10 +129,10 @@ SIZES = {
             *(Point("mlp", steps, 5) for steps in (10, 100, 500, 2000)),
             Point("mlp", 500, 5, EXACT, "float64"),
             *(Point("mlp", 100, tasks, FEW) for tasks in (1, 16, 64)),
-            *(Point("conv", steps, 1, (c.EAGER, *FEW)) for steps in (10, 30)),
-            Point("conv", 10, 4, (c.EAGER, *SHORT)),
-            *(Point("transformer", steps, 1, (c.EAGER, *FEW)) for steps in (10, 100)),
-            Point("transformer", 20, 4, (c.EAGER, *SHORT)),
+            Point("conv", 10, 1, (*SHORT, c.RK4)), Point("conv", 30, 1, SHORT),
+            Point("conv", 10, 4, SHORT),
+            Point("transformer", 10, 1, (*SHORT, c.RK4)), Point("transformer", 100, 1, SHORT),
+            Point("transformer", 10, 4, SHORT),
         ),
         (500, 2000),
         _precision((125, 250, 500, 1000, 2000), (8, 10, 12, 16, 24, 32, 64),
