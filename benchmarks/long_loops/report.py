@@ -11,19 +11,24 @@ from benchmarks.harness.outline import Run
 from benchmarks.harness.plots import Labels, Series, loglog
 from benchmarks.harness.registry import Settings
 from benchmarks.harness.runner import Cell
-from benchmarks.long_loops import loops
+from benchmarks.long_loops import itself, loops
 from benchmarks.long_loops.child import Job
 from benchmarks.long_loops.loops import LABELS, OURS
 from benchmarks.long_loops.sizes import SIZES, Point, Sizes
 
 NAME = "long-loops"
-REVISION = 1
+REVISION = 2
 """Raised when what a cell computes changes, so that stored cells are computed anew."""
 
 START_UP, SLACK = 60.0, 8.0
 """Seconds to start, and how many times as long as timed runs all runs of a cell may take."""
 
 MIB = 2**20
+ITSELF = "kernels"
+"""The cell in which a solve is compared with its own kernels."""
+
+MARGIN = 1.3
+"""How many times as long as its kernels a solve may take."""
 LINES = {"longer": "steps", "larger": "parameters"}
 
 
@@ -37,7 +42,7 @@ def run(settings: Settings) -> None:
     for name, varied in LINES.items():
         points = getattr(sizes, name)
         sections += [_table(done, points, varied), _plot(settings, done, points, varied)]
-    sections.append(_missing(done))
+    sections += [_itself(done, sizes), _missing(done)]
     outline.write(settings, "A meta-gradient in plain trainings", done, sections)
 
 
@@ -51,7 +56,8 @@ def cells(settings: Settings, sizes: Sizes, mark: str) -> list[Cell]:
                 smaller = key(line, points[index - 1]) if index else ""
                 compute = partial(_compute, settings, sizes, line, point, smaller, find)
                 found.setdefault(key(line, point), Cell(key(line, point), compute))
-    return list(found.values())
+    alone = Cell(key(ITSELF, sizes.itself), partial(_compute_itself, settings, sizes))
+    return [*found.values(), alone]
 
 
 def key(line: str, point: Point) -> str:
@@ -70,11 +76,33 @@ def _compute(
     missing = processes.after_failure(find(smaller) if smaller else None, smaller)
     if missing is not None:
         return missing
-    job = Job(
-        line, tuple(point), sizes.repeats, sizes.memory_gib, sizes.seconds, str(settings.device)
-    )
+    job = Job(line, point, sizes.repeats, sizes.memory_gib, sizes.seconds, str(settings.device))
     limit = START_UP + SLACK * sizes.seconds
     return processes.run_module("benchmarks.long_loops.child", job.to_json(), limit)
+
+
+def _compute_itself(settings: Settings, sizes: Sizes) -> dict[str, Any]:
+    job = itself.Job(
+        sizes.itself, sizes.compile, min(sizes.repeats, 3), str(settings.device),
+        sizes.memory_gib,
+    )  # fmt: skip
+    limit = START_UP + SLACK * sizes.seconds
+    return processes.run_module("benchmarks.long_loops.itself", job.to_json(), limit)
+
+
+def _itself(run: Run, sizes: Sizes) -> str:
+    cell, point = run.cells[key(ITSELF, sizes.itself)], sizes.itself
+    head = f"## A solve against its own kernels: {point.steps:,} steps of Adam, {point.slots} slots"
+    if cell["outcome"]:
+        return f"{head}\n\n{cell['outcome']}"
+    met = "met" if cell["ratio"] <= MARGIN and cell["advances"] == cell["bound"] else "not met"
+    return f"""{head}
+
+The gradient w.r.t. the initialisation and all learning rates made {cell["advances"]:,} steps, the
+first sweep included (Revolve's number: {cell["bound"]:,}), in {cell["seconds"]:.1f} s. A loop that
+only calls the same kernels (`compile={sizes.compile!r}`) as often took
+{cell["kernel_seconds"]:.1f} s: the solve takes **{cell["ratio"]:.2f} times** as long. At most
+{MARGIN:g} times, with exactly Revolve's number: {met}."""
 
 
 def _table(run: Run, points: tuple[Point, ...], varied: str) -> str:

@@ -32,6 +32,8 @@ class Sizes:
         repeats: Timed runs of a cell, fewer where they take long.
         memory_gib: Memory that one meta-gradient may need.
         seconds: Time that the timed runs of one cell may take.
+        itself: The training by Adam whose gradient is compared with its own kernels.
+        compile: How these kernels are run.
     """
 
     longer: tuple[Point, ...]
@@ -39,6 +41,8 @@ class Sizes:
     repeats: int
     memory_gib: float
     seconds: float
+    itself: Point
+    compile: str
 
 
 FEW = 1000
@@ -54,13 +58,16 @@ def _larger(steps: int, slots: int, *parameters: int) -> tuple[Point, ...]:
 
 
 SIZES = {
-    Preset.SMOKE: Sizes(_longer(60), _longer(60), 1, 1.0, 10.0),
+    Preset.SMOKE: Sizes(
+        _longer(60), _longer(60), 1, 1.0, 10.0, Point(FEW, 60, 5), "trace"
+    ),
     Preset.QUICK: Sizes(
-        _longer(10, 300, 2000), _larger(300, SLOTS, FEW, 10_000, 100_000), 3, 0.2, 20.0
+        _longer(10, 300, 2000), _larger(300, SLOTS, FEW, 10_000, 100_000), 3, 0.2, 20.0,
+        Point(FEW, 2000, 20), "inductor",
     ),
     Preset.PAPER: Sizes(
         _longer(10, 100, 1000, 10_000, 100_000),
         _larger(1000, 20, FEW, 10_000, 100_000, 1_000_000, 10_000_000),
-        5, 4.0, 3000.0,
+        5, 4.0, 3000.0, Point(FEW, 100_000, 100), "inductor",
     ),
 }  # fmt: skip

@@ -10,12 +10,13 @@ import torch
 from typer.testing import CliRunner
 
 from benchmarks import __main__ as command
-from benchmarks.harness import processes, strict_json
+from benchmarks.harness import outline, processes, strict_json
 from benchmarks.harness.registry import Preset, Settings
 from benchmarks.harness.store import ResultStore
-from benchmarks.long_loops import child, loops, report, sizes
+from benchmarks.long_loops import child, itself, loops, report, sizes
 from benchmarks.long_loops.sizes import Point
 from benchmarks.problems import models
+from odeopt.checkpoint.binomial import optimal_replays
 from odeopt.testing import relative_error
 
 CPU = torch.device("cpu")
@@ -89,7 +90,8 @@ def test_a_point_of_both_lines_is_measured_once(tmp_path):
     settings = Settings(Preset.SMOKE, ResultStore(tmp_path), None, CPU)
     small = sizes.SIZES[Preset.SMOKE]
     keys = [cell.key for cell in report.cells(settings, small, "")]
-    assert len(keys) == len(set(keys)) == sum(loops.installed(line) for line in loops.LABELS)
+    lines = sum(loops.installed(line) for line in loops.LABELS)
+    assert len(keys) == len(set(keys)) == lines + 1  # and the kernels
 
 
 def test_the_report_of_a_smoke_run_and_a_second_one(tmp_path, monkeypatch):
@@ -99,8 +101,54 @@ def test_the_report_of_a_smoke_run_and_a_second_one(tmp_path, monkeypatch):
     text = (tmp_path / "report.md").read_text()
     assert "| 1,000, 60, 50 |" in text
     assert "- higher: not installed" in text
-    assert len(strict_json.loads((tmp_path / "results.json").read_bytes())["cells"]) == 1
+    assert "Revolve's number: 157" in text
+    assert len(strict_json.loads((tmp_path / "results.json").read_bytes())["cells"]) == 2
     for name in ("steps-ratio", "steps-bytes", "parameters-ratio", "parameters-bytes"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr(processes, "run_module", lambda *_: pytest.fail("computed again"))
     assert CliRunner().invoke(command.app, args, catch_exceptions=False).exit_code == 0
+
+
+def test_a_solve_is_compared_with_as_many_calls_of_its_kernels(monkeypatch):
+    calls = {"step": 0, "pull": 0}
+    make = itself.make_kernels
+
+    def counted(*args):
+        kernels = make(*args)
+
+        class Counted:
+            def step(self):
+                return count("step", kernels.step())
+
+            def pull(self, adjoint):
+                return count("pull", kernels.pull(adjoint))
+
+        return Counted()
+
+    def count(name, kernel):
+        def call(*args):
+            calls[name] += 1
+            return kernel(*args)
+
+        return call
+
+    monkeypatch.setattr(itself, "make_kernels", counted)
+    found = itself.measure(itself.Job((300, 9, 3), "trace", 1, "cpu", 4.0))
+    assert found["advances"] == found["bound"] == 9 + optimal_replays(9, 3)
+    assert found["stored_states"] == 3
+    assert calls == {"step": found["advances"], "pull": 9}
+    assert found["ratio"] == found["seconds"] / found["kernel_seconds"]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advances", "said"),
+    [(1.29, 30, ": met"), (1.31, 30, "not met"), (1.2, 31, "not met")],
+)
+def test_the_comparison_says_whether_it_is_met(ratio, advances, said):
+    size = sizes.SIZES[Preset.SMOKE]
+    cell = {
+        "outcome": "", "ratio": ratio, "seconds": 1.0, "kernel_seconds": 0.9,
+        "advances": advances, "bound": 30,
+    }  # fmt: skip
+    run = outline.Run("", {}, {report.key(report.ITSELF, size.itself): cell})
+    assert said in report._itself(run, size)
