@@ -11,11 +11,22 @@ from odeopt import tree
 from odeopt.coarsening import Coarser
 from odeopt.result import ErrorEstimate, Result
 from odeopt.stats import Stats
+from odeopt.sweep.backward import Trace
 from odeopt.types import PyTree
 
+LARGEST_DEFECT = 0.1
+"""Of an interpolated state, beyond which cubic interpolation is not in its asymptotic range."""
 
-def estimate(fine: Result, coarse: Result, coarser: Coarser) -> ErrorEstimate:
-    """The error of a result, from that of a solve with steps twice as long."""
+
+def estimate(fine: Result, coarse: Result, coarser: Coarser, trace: Trace) -> ErrorEstimate:
+    """The error of a result, from that of a solve with steps twice as long.
+
+    Args:
+        fine: the result.
+        coarse: that of the other solve.
+        coarser: what the other solve was.
+        trace: what the backward sweep of the result noticed.
+    """
     value = _gap(fine.value, coarse.value)
     params = _gap(fine.grads.params, coarse.grads.params)
     hparams = _gap(fine.grads.hparams, coarse.grads.hparams)
@@ -25,6 +36,11 @@ def estimate(fine: Result, coarse: Result, coarser: Coarser) -> ErrorEstimate:
         doubts.append(f"the gradient changes by {gap:.1e} when steps get twice as long")
     if not torch.equal(fine.status, coarse.status):
         doubts.append("other tasks fail when steps get twice as long")
+    defects = interpolation_defects(trace)
+    if defects is not None and bool((defects > LARGEST_DEFECT).any()):
+        doubts.append(
+            f"the interpolated state misses the flow by {defects.max().item():.2f} of its way"
+        )
     ahead = coarser.factor - 1
     return ErrorEstimate(
         value / ahead,
@@ -34,7 +50,16 @@ def estimate(fine: Result, coarse: Result, coarser: Coarser) -> ErrorEstimate:
         coarser.order,
         tuple(doubts),
         coarse.stats,
+        defects,
     )
+
+
+def interpolation_defects(trace: Trace) -> Tensor | None:
+    """The defect in each interval, the earliest first; None where nothing was interpolated."""
+    if trace.exact or not trace.diagnostics:
+        return None
+    defects = torch.stack([note.defect for note in reversed(trace.diagnostics)])
+    return defects if bool((defects > 0).any()) else None
 
 
 def no_estimate(order: int, doubt: str) -> ErrorEstimate:

@@ -136,7 +136,7 @@ class _Call:
             other = call.run()
         except (DivergenceError, StabilityError):
             return replace(result, error=no_estimate(coarser.order, _UNSTABLE))
-        return replace(result, error=estimate(result, other, coarser))
+        return replace(result, error=estimate(result, other, coarser, self._trace))
 
     def _go_back(self, run: Run, stats: Stats) -> Result:
         """From the final state to the gradients."""
@@ -151,6 +151,7 @@ class _Call:
         if self._stopping is not None:
             outer = self._stopping.correct(outer)
         swept, trace = run_backward(run, *self._seeds(outer, run), stats)
+        self._trace = trace
         check_replay(trace)
         status = backward_status(status, swept, trace, safety)
         self._settle(status, run, swept, trace)

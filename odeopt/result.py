@@ -68,6 +68,9 @@ class ErrorEstimate:
         order: p.
         doubts: why the estimate cannot be trusted, in words; empty if it can.
         stats: what it cost.
+        defects: how far the interpolated state misses the flow in the middle of each interval
+            between kept states, in units of the way it goes, shape [intervals] or [intervals,
+            tasks]; None where nothing is interpolated.
     """
 
     value: float
@@ -77,6 +80,7 @@ class ErrorEstimate:
     order: int
     doubts: tuple[str, ...]
     stats: Stats
+    defects: Tensor | None = None
 
     @property
     def trusted(self) -> bool:

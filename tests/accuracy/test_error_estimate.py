@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.stabilized import along, stiff
 
+import odeopt
 from odeopt import (
     RK4,
     SGD,
@@ -195,3 +196,25 @@ def test_where_there_is_no_flow_it_is_refused_by_name(tmp_path):
     for opt, settings, said in refused:
         with pytest.raises(CompatibilityError, match=said):
             opt.value_and_grad(problem.loss, estimate_error=True, **settings)
+
+
+def test_the_defect_of_each_interval_is_reported_and_doubted_where_it_is_large(device):
+    problem, start, direction = stiff(10.0)
+    center, start, direction = (x.to(device) for x in (problem.center, start, direction))
+
+    def run(nodes):
+        choices = {"adjoint": ContinuousAdjoint(RK4()), "checkpoints": Density(nodes)}
+        opt = ODEOptimizer(GradientFlow(problem.loss), RK4(), safety=odeopt.Safety.off(), **choices)
+        path = opt.value_and_grad(along, estimate_error=True)
+        return path(start, center, TimeGrid.uniform(3.0, 240), direction).error
+
+    fine, coarse = run(120), run(6)
+    assert fine.defects.shape == (120,)
+    assert 0 < fine.defects.max() < 1e-3
+    assert not any("misses the flow" in doubt for doubt in fine.doubts)
+    assert coarse.defects.max() > 0.1
+    assert coarse.defects.argmax() == 0  # the fastest mode has not decayed yet
+    assert any("misses the flow" in doubt for doubt in coarse.doubts)
+    exact = ODEOptimizer(GradientFlow(problem.loss), RK4())
+    path = exact.value_and_grad(along, estimate_error=True)
+    assert path(start, center, TimeGrid.uniform(3.0, 240), direction).error.defects is None
