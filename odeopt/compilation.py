@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -47,7 +47,8 @@ class Traced(NamedTuple):
     name: str
     key: object
     run: Flat | None
-    spec: Any
+    assemble: Callable[[Iterator[Tensor]], Any]
+    """Puts its outputs into the structure of the kernel's result."""
 
 
 class Compiler:
@@ -106,16 +107,16 @@ class Compiler:
         try:
             graph = make_fx(flat)(*inputs)
         except Exception as error:  # whatever the model does that cannot be traced
-            return Traced(name, key, None, None), f"cannot be traced: {_first_line(error)}"
+            return Traced(name, key, None, iter), f"cannot be traced: {_first_line(error)}"
         try:
             run = BACKENDS[self.backend](graph, inputs)
         except CompilationError:
             raise
         except Exception as error:  # whatever the backend does not support
             reason = f"cannot be compiled with {self.backend!r}: {_first_line(error)}"
-            return Traced(name, key, None, None), reason
+            return Traced(name, key, None, iter), reason
         _check_against(flat(*inputs), run(*inputs), _MISTRACED.format(name=name))
-        return Traced(name, key, run, out_spec[0]), ""
+        return Traced(name, key, run, tree.assembler(out_spec[0])), ""
 
     def decline(self, reason: str) -> None:
         """Say once why kernels run eagerly."""
@@ -183,7 +184,7 @@ class CompiledKernel:
             self._traced = self._found[_signature(leaves)] = traced
         if traced.run is None:
             return self._kernel(*tensors, self._theta, bound)
-        return tree.pytree.tree_unflatten(list(traced.run(*inputs)), traced.spec)
+        return traced.assemble(iter(traced.run(*inputs)))
 
     def _find(self, args: tuple[Any, ...], inputs: list[Tensor]) -> Traced:
         key = (self._layout, _signature(inputs))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import namedtuple
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -27,6 +28,21 @@ def tensors(tree: PyTree) -> list[Tensor]:
 def map_tensors(fn: Callable[[Tensor], Any], tree: PyTree) -> PyTree:
     """Apply fn to each tensor leaf and leave the others as they are."""
     return pytree.tree_map(lambda leaf: fn(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def assembler(spec: Any) -> Callable[[Iterator[Any]], PyTree]:
+    """Makes trees of a spec from an iterator over their leaves, fast where it is of tuples."""
+    count = spec.num_leaves
+    if spec.is_leaf():
+        return next
+    if spec.type is tuple:
+        make: Callable[[list[Any]], Any] = tuple
+    elif spec.type is namedtuple:
+        make = spec.context._make
+    else:
+        return lambda found: pytree.tree_unflatten([next(found) for _ in range(count)], spec)
+    parts = [assembler(child) for child in spec.children()]
+    return lambda found: make([part(found) for part in parts])
 
 
 def paths(tree: PyTree) -> list[str]:

@@ -59,6 +59,7 @@ class Kept:
         if place is not None:
             self._shelves[place.tier].drop(index)
             self._bytes[self._tiers[place.tier].kind] -= place.size
+            self._bytes["all"] -= place.size
 
     def prefetch(self, index: int) -> None:
         """Begin to bring back a state, if it is there, for it comes next."""
@@ -91,11 +92,12 @@ class Kept:
         self.close(done=error is None)
 
     def _note(self, index: int, state: Tensor, tier: int) -> None:
-        self._places[index] = _Place(tier, state.numel() * state.element_size())
-        self._bytes[self._tiers[tier].kind] += self._places[index].size
+        place = self._places[index] = _Place(tier, state.nbytes)
+        kind = self._tiers[tier].kind
+        self._bytes[kind] += place.size
+        self._bytes["all"] += place.size
         stats = self.stats
         stats.stored_states = max(stats.stored_states, len(self._places))
-        stats.stored_bytes = max(stats.stored_bytes, self._bytes.total())
-        stats.device_bytes = max(stats.device_bytes, self._bytes["device"])
-        stats.host_bytes = max(stats.host_bytes, self._bytes["host"])
-        stats.disk_bytes = max(stats.disk_bytes, self._bytes["disk"])
+        stats.stored_bytes = max(stats.stored_bytes, self._bytes["all"])
+        part = f"{kind}_bytes"
+        setattr(stats, part, max(getattr(stats, part), self._bytes[kind]))
