@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from odeopt import tree
@@ -29,9 +31,13 @@ def _as_traced(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Flat:
 
 
 def _with_inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Flat:
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # noqa: PLC0415  (slow to import)
+
     _need_compiler(inputs[0].device)
     _spell_out_factors(graph)
-    return torch._inductor.compile(graph, inputs)  # type: ignore[no-any-return]  # noqa: SLF001  # pyright: ignore
+    mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # without it no disk cache
+    with tracing(TracingContext(mode)):
+        return torch._inductor.compile(graph, inputs)  # type: ignore[no-any-return]  # noqa: SLF001  # pyright: ignore
 
 
 BACKENDS: dict[str, Callable[[torch.fx.GraphModule, list[Tensor]], Flat]] = {
@@ -42,13 +48,12 @@ BACKENDS: dict[str, Callable[[torch.fx.GraphModule, list[Tensor]], Flat]] = {
 
 
 class Traced(NamedTuple):
-    """A compiled kernel and what it was compiled for; `run` is None if it could not be."""
+    """A compiled kernel, its key how to put its outputs together; `run` is None if it failed."""
 
     name: str
     key: object
     run: Flat | None
     assemble: Callable[[Iterator[Tensor]], Any]
-    """Puts its outputs into the structure of the kernel's result."""
 
 
 class Compiler:
@@ -122,9 +127,8 @@ class Compiler:
         """Say once why kernels run eagerly."""
         if not self._warned:
             self._warned = True
-            warnings.warn(
-                f"it runs without compilation, since {reason}", OdeoptWarning, stacklevel=2
-            )
+            message = f"it runs without compilation, since {reason}"
+            warnings.warn(message, OdeoptWarning, stacklevel=2)
 
     def _warn(self, name: str, problem: str) -> None:
         if problem:
