@@ -15,5 +15,6 @@ BENCHMARKS: tuple[str, ...] = (
     "benchmarks.distillation:BENCHMARK",
     "benchmarks.transformer:BENCHMARK",
     "benchmarks.peers:BENCHMARK",
+    "benchmarks.tolerance:BENCHMARK",
 )
 """Import strings `package.module:NAME`, each naming a `harness.registry.Benchmark`."""

@@ -1,0 +1,115 @@
+"""Random problems: a loss, a start, two batches, a horizon and the true gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import odeopt
+from benchmarks.problems import digits, losses, models
+from benchmarks.problems.functions import uniform
+from benchmarks.tolerance.sizes import Sizes
+from odeopt.testing.problems import Quadratic, relative_error
+
+WAYS, SHOTS = 5, 10
+CLASSIFIERS = {
+    "digits mlp": models.mlp([64, 32, WAYS]),
+    "digits conv": models.conv_net(WAYS),
+}
+POWER_STEPS = 30
+
+
+@dataclass(frozen=True)
+class Problem:
+    r"""A random problem.
+
+    Attributes:
+        family: Its kind.
+        loss: Inner and outer loss.
+        params: The start.
+        train: The batch of the flow.
+        validation: The batch of the outer loss.
+        horizon: T.
+        stiffness: $\rho T$ at the start.
+        quadratic: Where the flow is known in closed form.
+    """
+
+    family: str
+    loss: Callable[[Any, Any], Tensor]
+    params: Any
+    train: Any
+    validation: Any
+    horizon: float
+    stiffness: float
+    quadratic: Quadratic | None = None
+
+    def gradient(self, opt: odeopt.ODEOptimizer, steps: int, estimate: bool = False) -> Any:
+        """The result of an optimiser on a uniform grid."""
+        found = opt.value_and_grad(self.loss, estimate_error=estimate)
+        grid = odeopt.TimeGrid.uniform(t1=self.horizon, steps=steps)
+        return found(self.params, self.train, grid, self.validation)
+
+    def truth(self) -> tuple[Any, float]:
+        """The gradient of the flow and its own relative error."""
+        known = self.quadratic
+        if known is not None:
+            offset = known.flow(self.params, self.horizon) - self.validation
+            return known.flow_adjoint(known.matrix @ offset, self.horizon), 0.0
+        opt = odeopt.ODEOptimizer(odeopt.GradientFlow(self.loss), solver=odeopt.RK4())
+        steps = max(64, 2 * math.ceil(2 * self.stiffness))
+        found, half = (self.gradient(opt, n).grads.params for n in (steps, steps // 2))
+        return found, relative_error(half, found) / 15
+
+
+def draw(family: str, seed: int, sizes: Sizes) -> Problem:
+    """The problem of a seed."""
+    generator = torch.Generator().manual_seed(seed)
+    low, high = sizes.stiffness
+    stiffness = math.exp(uniform(math.log(low), math.log(high), generator))
+    if family == "quadratic":
+        return _quadratic(seed, stiffness, generator)
+    if family in CLASSIFIERS:
+        task = digits.task(seed, ways=WAYS, shots=SHOTS)
+        task = digits.flatten(task) if family == "digits mlp" else task
+        model, loss = CLASSIFIERS[family], losses.cross_entropy
+    else:
+        name, _, protocol = family.partition(" ")
+        functions: Any = import_module(f"benchmarks.problems.{name}")
+        task, model = functions.task(seed, protocol or "code", sizes.shots), functions.MODEL
+        loss = losses.half_mean_square
+
+    def whole(params: Any, batch: Any) -> Tensor:
+        return loss(model.apply(params, batch.x), batch.y)
+
+    params = model.init(seed)
+    horizon = stiffness / radius(whole, params, task.train)
+    return Problem(family, whole, params, task.train, task.validation, horizon, stiffness)
+
+
+def radius(loss: Callable[[Any, Any], Tensor], params: Any, batch: Any) -> float:
+    """The largest eigenvalue of the Hessian, in size, by power iteration."""
+    generator = torch.Generator().manual_seed(0)
+    slope = torch.func.grad(loss)
+    vector = {
+        k: torch.randn(p.shape, generator=generator, dtype=p.dtype) for k, p in params.items()
+    }
+    size = 1.0
+    for _ in range(POWER_STEPS):
+        size = math.hypot(*(leaf.norm().item() for leaf in vector.values()))
+        unit = {k: leaf / size for k, leaf in vector.items()}
+        vector = torch.func.jvp(lambda p: slope(p, batch), (params,), (unit,))[1]
+    return math.hypot(*(leaf.norm().item() for leaf in vector.values()))
+
+
+def _quadratic(seed: int, stiffness: float, generator: torch.Generator) -> Problem:
+    size = int(uniform(3, 30, generator))
+    spectrum = [1.0] + [10 ** uniform(-3, 0, generator) for _ in range(size - 1)]
+    known = Quadratic.from_spectrum(spectrum, seed)
+    start, other = torch.randn(2, size, generator=generator, dtype=torch.float64)
+    return Problem("quadratic", known.loss, start, known.center, other, stiffness, stiffness, known)

@@ -1,0 +1,229 @@
+"""The report of the benchmark."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks.harness import markdown, outline
+from benchmarks.harness.plots import Labels, Series, loglog
+from benchmarks.harness.registry import Settings
+from benchmarks.tolerance import measure
+from benchmarks.tolerance.sizes import SIZES, Sizes
+
+NAME = "tolerance"
+REVISION = 1
+"""Raised when what a cell computes changes, so that stored cells are computed anew."""
+
+LIMITS = {"cold": 3.0, "warm": 2.0}
+SHARE = 0.95
+Rows = Sequence[dict[str, Any]]
+
+
+def run(settings: Settings) -> None:
+    """Compute what is missing and write the report, the plot and `results.json`."""
+    torch.set_num_threads(1)  # the problems are small: more threads only wait for each other
+    sizes = SIZES[settings.preset]
+    mark = outline.mark(settings, REVISION, sizes)
+    done = outline.compute(settings, NAME, measure.cells(sizes), mark)
+    problems = list(done.cells.values())
+    found = flatten(problems, "estimates")
+    _scatter(settings, [row for row in found if not row["failure"]])
+    sections = [head(sizes, problems), choices(problems, sizes), estimates(found)]
+    outline.write(settings, "Tolerances and error estimates", done, sections)
+
+
+def flatten(problems: Rows, part: str) -> list[dict[str, Any]]:
+    """The rows of a part of all problems, each with its family and seed."""
+    return [
+        {"family": problem["family"], "seed": problem["seed"], **row}
+        for problem in problems
+        for row in problem[part]
+    ]
+
+
+def met(row: dict[str, Any], when: str) -> bool:
+    """Whether the tolerance was met: cold, or by every warm call."""
+    if row["failure"]:
+        return False
+    errors = [row["cold_error"]] if when == "cold" else row["warm_errors"]
+    return max(errors) <= row["tol"]
+
+
+def ratios(rows: Rows, when: str) -> list[float]:
+    """Costs in units of the best fixed setting's; infinity where from_tolerance failed."""
+    known = [row for row in rows if row["best"]]
+    return [
+        math.inf if row["failure"] else row[f"{when}_cost"] / row["best"]["cost"] for row in known
+    ]
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The smallest value that a share of all does not exceed; NaN without any."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else math.nan
+
+
+def choices(problems: Rows, sizes: Sizes) -> str:
+    """Part 1: the tables by tolerance and family, the criteria and the worst cases."""
+    rows = flatten(problems, "choices")
+    groups = {f"{tol:g}": [r for r in rows if r["tol"] == tol] for tol in sizes.tolerances}
+    families = {name: [r for r in rows if r["family"] == name] for name in sizes.families}
+    headers = ["", "met cold", "met warm"]
+    headers += [f"{when} cost, {what}" for when in LIMITS for what in ("median", "90 %")]
+    tables = [
+        markdown.table([first, *headers[1:]], [_row(name, part) for name, part in group.items()])
+        for first, group in (("tolerance", groups), ("family", families))
+    ]
+    return "\n".join(
+        ["## from_tolerance", "", *tables, *_criteria(rows), "", _best(groups), "", _worst(rows)]
+    )
+
+
+def _row(name: str, rows: Rows) -> list[markdown.Entry]:
+    found: list[markdown.Entry] = [name]
+    found += [f"{sum(met(r, when) for r in rows)} of {len(rows)}" for when in LIMITS]
+    for when in LIMITS:
+        found += [f"{quantile(ratios(rows, when), share):.2f}" for share in (0.5, 0.9)]
+    return found
+
+
+def _criteria(rows: Rows) -> list[str]:
+    lines: list[str] = []
+    for when, limit in LIMITS.items():
+        share = sum(met(row, when) for row in rows) / len(rows)
+        lines.append(
+            f"- {verdict(share >= SHARE)}: {share:.1%} within the tolerance {when} (95 %)."
+        )
+        found = ratios(rows, when)
+        if found:
+            within = sum(ratio <= limit for ratio in found) / len(found)
+            lines.append(
+                f"- {verdict(within == 1)}: {when} cost at most {limit:g} times the best fixed"
+                f" setting's: median {median(found):.2f}, {within:.1%} of cases within it."
+            )
+    return lines
+
+
+def verdict(yes: bool) -> str:
+    """In words."""
+    return "**Met**" if yes else "**Not met**"
+
+
+def _best(groups: dict[str, list[dict[str, Any]]]) -> str:
+    lines = ["Best fixed settings found by search:", ""]
+    for name, rows in groups.items():
+        counts = Counter(r["best"]["setting"].split()[0] if r["best"] else "none" for r in rows)
+        listed = ", ".join(f"{method} {count}" for method, count in counts.most_common())
+        lines.append(f"- tolerance {name}: {listed}")
+    return "\n".join(lines)
+
+
+def _worst(rows: Rows) -> str:
+    failed = [row for row in rows if row["failure"]]
+    lines = [f"- {_name(row)}: {row['failure']}" for row in failed]
+    done = [row for row in rows if not row["failure"]]
+    for when in LIMITS:
+        for row in done:
+            if not met(row, when):
+                error = row["cold_error"] if when == "cold" else max(row["warm_errors"])
+                lines.append(f"- {_name(row)}: {when} error {error / row['tol']:.2f} of tol")
+        known = [row for row in done if row["best"]]
+        known.sort(key=lambda row: row[f"{when}_cost"] / row["best"]["cost"], reverse=True)
+        for row in known[:3]:
+            ratio = row[f"{when}_cost"] / row["best"]["cost"]
+            lines.append(f"- {_name(row)}: {when} cost {ratio:.1f} times {row['best']['setting']}")
+    return "\n".join(["Failures, tolerances that were missed, and the dearest cases:", "", *lines])
+
+
+def _name(row: dict[str, Any]) -> str:
+    return f"{row['family']}, seed {row['seed']}, tolerance {row['tol']:g}"
+
+
+def ratio_of(row: dict[str, Any]) -> float:
+    """Estimate over true error."""
+    return row["estimate"] / row["true"] if row["true"] > 0 else math.inf
+
+
+def within_two(row: dict[str, Any]) -> bool:
+    """Whether an estimate is within a factor of two."""
+    return 0.5 <= ratio_of(row) <= 2
+
+
+def estimates(rows: Rows) -> str:
+    """Part 2: a table by configuration, the criterion and the worst cases."""
+    labels = dict.fromkeys(row["label"] for row in rows)
+    table = [_estimate_row("all", rows)]
+    table += [_estimate_row(label, [r for r in rows if r["label"] == label]) for label in labels]
+    headers = ["configuration", "refused", "flagged", "trusted", "within a factor of 2"]
+    headers += ["5 %", "median", "95 %"]
+    trusted = [row for row in rows if not row["failure"] and row["trusted"]]
+    good = sum(map(within_two, trusted))
+    worst = sorted(trusted, key=_distance, reverse=True)[:5]
+    lines = [
+        f"- {row['family']}, seed {row['seed']}, {row['label']}: estimate {row['estimate']:.2e},"
+        f" true error {row['true']:.2e}"
+        for row in worst
+    ]
+    return "\n".join([
+        "## estimate_error", "", markdown.table(headers, table),
+        f"- {verdict(good == len(trusted))}: within a factor of two of the true error wherever it"
+        f" is not flagged: {good} of {len(trusted)}.", "",
+        "The last three columns are quantiles of estimate / true error among the trusted. The"
+        " trusted estimates that were furthest off:", "", *lines, "",
+        "![estimates against true errors](estimates.png)",
+    ])  # fmt: skip
+
+
+def _distance(row: dict[str, Any]) -> float:
+    ratio = ratio_of(row)
+    return abs(math.log(ratio)) if 0 < ratio < math.inf else math.inf
+
+
+def _estimate_row(label: str, rows: Rows) -> list[markdown.Entry]:
+    done = [row for row in rows if not row["failure"]]
+    trusted = [row for row in done if row["trusted"]]
+    found = [ratio_of(row) for row in trusted]
+    share = f"{sum(map(within_two, trusted)) / len(trusted):.1%}" if trusted else "-"
+    quantiles = [f"{quantile(found, q):.2f}" if found else "-" for q in (0.05, 0.5, 0.95)]
+    flagged = len(done) - len(trusted)
+    return [label, len(rows) - len(done), flagged, len(trusted), share, *quantiles]
+
+
+def _scatter(settings: Settings, rows: Rows) -> None:
+    series = [
+        Series(
+            name,
+            [row["true"] for row in rows if row["trusted"] is kept],
+            [row["estimate"] for row in rows if row["trusted"] is kept],
+            "",
+        )
+        for name, kept in (("trusted", True), ("flagged", False))
+    ]
+    labels = Labels("error estimates", "true relative error", "estimate")
+    loglog(settings.store.directory / "estimates.png", labels, series)
+
+
+def head(sizes: Sizes, problems: Rows) -> str:
+    """What is measured, in words."""
+    own = max(problem["reference_error"] for problem in problems)
+    low, high = sizes.stiffness
+    return f"""{len(problems)} random problems of {len(sizes.families)} families
+({", ".join(sizes.families)}), one task each, float64. T is drawn so that rho T, with rho the
+spectral radius of the Hessian at the start, is log-uniform in [{low:g}, {high:g}]. The true
+gradient is that of RK4 with the exact adjoint (its own error, from half as many steps, is at most
+{own:.1e})
+and, of quadratics, the closed form.
+
+Costs are gradient evaluations plus Hessian-vector products. Cold is the first call of a fresh
+optimiser, estimates and the settings that it gave up included, except those that raised an error,
+whose counts are not known; warm is the mean of the last {sizes.counted} of {sizes.calls} further
+calls, and a tolerance is met warm if all of these {sizes.calls} meet it. Both are in units of the
+cheapest of Euler, ModifiedEuler, RK4 (numbers of steps a factor sqrt(2) apart) and StabilizedRK
+(tolerances a factor sqrt(10) apart) whose true error meets the tolerance, without any estimate.
+A failed call counts as a tolerance that was missed, at an infinite cost."""

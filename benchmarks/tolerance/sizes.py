@@ -1,0 +1,47 @@
+"""How large the run is under each preset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.harness.registry import Preset
+
+FAMILIES = (
+    "cosmixture text",
+    "cosmixture code",
+    "alpine",
+    "digits mlp",
+    "digits conv",
+    "quadratic",
+)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    r"""The sizes of a run.
+
+    Attributes:
+        families: Names in `FAMILIES`, taken in turn.
+        problems: How many problems.
+        tolerances: What `from_tolerance` is given.
+        calls: Warm calls after the cold one.
+        counted: How many of the last of them the warm cost is the mean of.
+        stiffness: The range of $\rho T$, with $\rho$ at the start.
+        shots: Training points of a regression task, as many for validation.
+    """
+
+    families: tuple[str, ...]
+    problems: int
+    tolerances: tuple[float, ...]
+    calls: int
+    counted: int
+    stiffness: tuple[float, float]
+    shots: int
+
+
+TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4)
+SIZES = {
+    Preset.SMOKE: Sizes(("quadratic", "cosmixture code"), 2, (1e-1, 1e-2), 3, 2, (2.0, 10.0), 8),
+    Preset.QUICK: Sizes(FAMILIES, 12, TOLERANCES, 12, 10, (2.0, 100.0), 25),
+    Preset.PAPER: Sizes(FAMILIES, 100, TOLERANCES, 12, 10, (2.0, 500.0), 50),
+}

@@ -1,0 +1,87 @@
+"""The tolerance benchmark: its truth against an oracle, its search, and its report."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from benchmarks import __main__ as cli
+from benchmarks.harness import strict_json
+from benchmarks.harness.registry import Preset
+from benchmarks.tolerance import measure, problems, report
+from benchmarks.tolerance.sizes import FAMILIES, SIZES
+from odeopt.testing.problems import relative_error
+
+SMALL = SIZES[Preset.SMOKE]
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tolerance")
+    arguments = ["tolerance", "--preset", "smoke", "--results", str(folder)]
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 0, result.output
+    return folder, strict_json.loads((folder / "results.json").read_bytes())["cells"]
+
+
+def test_true_gradient_of_a_quadratic_is_autograd_through_its_flow():
+    problem = problems.draw("quadratic", 0, SMALL)
+    assert problem.quadratic is not None
+    start = problem.params.clone().requires_grad_()
+    end = problem.quadratic.flow(start, problem.horizon)
+    problem.loss(end, problem.validation).backward()
+    assert relative_error(problem.truth()[0], start.grad) < 1e-12
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stiffness_is_within_the_range_and_the_gradient_finite(family):
+    problem = problems.draw(family, 3, SMALL)
+    low, high = SMALL.stiffness
+    assert low <= problem.stiffness <= high
+    value = problem.loss(problem.params, problem.train)
+    assert value.dtype == torch.float64
+    assert value.isfinite()
+    assert problem.horizon > 0
+
+
+def test_radius_is_the_largest_eigenvalue():
+    curvature = torch.tensor([0.5, -3.0, 1.0], dtype=torch.float64)
+    params = {"u": torch.ones(3, dtype=torch.float64)}
+    found = problems.radius(lambda p, c: 0.5 * (c * p["u"] ** 2).sum(), params, curvature)
+    assert found == pytest.approx(3.0, rel=1e-6)
+
+
+def test_search_meets_the_tolerance_and_a_tighter_one_costs_no_less():
+    problem = problems.draw("quadratic", 0, SMALL)
+    best = measure.search(problem, problem.truth()[0], (1e-1, 1e-3))
+    assert 0 < best[1e-1]["cost"] <= best[1e-3]["cost"] < math.inf
+
+
+def test_verdicts_count_a_failure_and_one_warm_miss():
+    row = {"tol": 0.1, "failure": "", "cold_error": 0.05, "warm_errors": [0.05, 0.2]}
+    assert report.met(row, "cold")
+    assert not report.met(row, "warm")
+    failed = {"tol": 0.1, "failure": "ToleranceError", "best": {"cost": 1}}
+    assert not report.met(failed, "cold")
+    assert report.ratios([failed], "cold") == [math.inf]
+
+
+@pytest.mark.parametrize(("estimate", "expected"), [(0.49, False), (0.51, True), (2.1, False)])
+def test_within_a_factor_of_two(estimate, expected):
+    assert report.within_two({"estimate": estimate, "true": 1.0}) is expected
+
+
+def test_smoke_run_reports_both_parts(smoke):
+    folder, cells = smoke
+    assert len(cells) == SMALL.problems
+    text = (folder / "report.md").read_text()
+    assert "## from_tolerance" in text
+    assert "## estimate_error" in text
+    assert (folder / "estimates.png").is_file()
+    for cell in cells.values():
+        assert cell["reference_error"] < min(SMALL.tolerances) / 100
+        for row in cell["choices"]:
+            assert row["warm_cost"] <= row["cold_cost"]
