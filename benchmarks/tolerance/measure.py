@@ -65,6 +65,7 @@ def choose(problem: Problem, truth: Any, tol: float, sizes: Sizes) -> dict[str, 
         "failure": "",
         "cold_cost": found[0][0],
         "cold_error": found[0][1],
+        "chosen": opt.describe().partition(": ")[2].split()[0],
         "warm_cost": fmean(spent for spent, _ in warm),
         "warm_errors": [error for _, error in found[1:]],
     }
