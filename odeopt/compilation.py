@@ -48,7 +48,7 @@ BACKENDS: dict[str, Callable[[torch.fx.GraphModule, list[Tensor]], Flat]] = {
 
 
 class Traced(NamedTuple):
-    """A compiled kernel, its key how to put its outputs together; `run` is None if it failed."""
+    """A compiled kernel, and how to put its outputs together; `run` is None if there is none."""
 
     name: str
     key: object
@@ -74,28 +74,48 @@ class Compiler:
             raise InputError(f"compile is {backend!r}; expected None or one of {names}.")
         self.backend = backend
         self._known: list[Traced] = []
+        self._witnesses: list[Traced] = []
         self._warned = False
 
     def find(
         self, name: str, key: object, kernel: Kernel, args: tuple[Any, ...], stats: Stats
-    ) -> tuple[Traced, bool]:
-        """The compiled kernel for these arguments, and whether it was made before."""
+    ) -> Traced:
+        """The compiled kernel for these arguments."""
         for known in self._known:
             if known.name == name and _equal(known.key, key):
                 stats.compile_hits += 1
-                return known, True
+                return known
         begin = time.perf_counter()
         with warnings.catch_warnings():  # torch's compilers warn of their own deprecated parts
             warnings.simplefilter("ignore")
-            traced, problem = self._make(name, key, kernel, args)
+            traced, problem = self._make(name, key, kernel, args, self.backend)
         stats.compile_seconds += time.perf_counter() - begin
         stats.compile_misses += 1
         self._known.append(traced)
         self._warn(name, problem)
-        return traced, False
+        return traced
+
+    def check_unchanged(
+        self, key: object, kernel: Kernel, args: tuple[Any, ...], expected: Tensor
+    ) -> None:
+        """Compare a kernel's eager result with that of a graph recorded when it was first seen.
+
+        Raises:
+            CompilationError: they differ, so that other compiled kernels are out of date as well.
+        """
+        inputs = tree.pytree.tree_leaves(args)
+        key = (key, _signature(inputs))
+        witness = next((known for known in self._witnesses if _equal(known.key, key)), None)
+        if witness is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                witness, _ = self._make("velocity", key, kernel, args, "trace")
+            self._witnesses.append(witness)
+        elif witness.run is not None:
+            _check_against([expected], witness.run(*inputs), _STALE)
 
     def _make(
-        self, name: str, key: object, kernel: Kernel, args: tuple[Any, ...]
+        self, name: str, key: object, kernel: Kernel, args: tuple[Any, ...], backend: str
     ) -> tuple[Traced, str]:
         """The compiled kernel, and why there is none."""
         inputs, spec = tree.pytree.tree_flatten(args)
@@ -114,7 +134,7 @@ class Compiler:
         except Exception as error:  # whatever the model does that cannot be traced
             return Traced(name, key, None, iter), f"cannot be traced: {_first_line(error)}"
         try:
-            run = BACKENDS[self.backend](graph, inputs)
+            run = BACKENDS[backend](graph, inputs)
         except CompilationError:
             raise
         except Exception as error:  # whatever the backend does not support
@@ -160,18 +180,16 @@ class CompiledKernel:
         theta: a tree of tensors.
         data: another one, for calls that bring none.
         stats: hits, misses and seconds are added to it.
-        guard: whether the first call is compared with eager execution if the trace is an old one.
     """
 
     def __init__(
         self, compiler: Compiler, name: str, layout: object, kernel: Kernel,
-        theta: Any, data: Any, stats: Stats, guard: bool,
+        theta: Any, data: Any, stats: Stats,
     ) -> None:  # fmt: skip
         self._compiler, self._name, self._layout = compiler, name, layout
         self._kernel, self._theta, self._data, self._stats = kernel, theta, data, stats
         self._theta_leaves = _contiguous(theta)
         self._data_leaves = _contiguous(data)
-        self._guard = guard
         self._found: dict[tuple[object, ...], Traced] = {}
         self._traced: Traced | None = None
 
@@ -192,11 +210,7 @@ class CompiledKernel:
 
     def _find(self, args: tuple[Any, ...], inputs: list[Tensor]) -> Traced:
         key = (self._layout, _signature(inputs))
-        traced, old = self._compiler.find(self._name, key, self._kernel, args, self._stats)
-        if old and self._guard and traced.run is not None:
-            expected = tree.leaves(self._kernel(*args))
-            _check_against(expected, traced.run(*inputs), _STALE.format(name=self._name))
-        return traced
+        return self._compiler.find(self._name, key, self._kernel, args, self._stats)
 
 
 def _contiguous(value: Any) -> list[Tensor]:
@@ -209,8 +223,8 @@ _MISTRACED = (
     " please report it."
 )
 _STALE = (
-    "the compiled {name} kernel gives other numbers than the loss does now (relative difference"
-    " {{gap:.1e}}): the loss uses a number or tensor that is not one of its arguments and has"
+    "the compiled kernels give other numbers than the loss does now (relative difference"
+    " {gap:.1e}): the loss uses a number or tensor that is not one of its arguments and has"
     " changed since it was traced. Pass it in hparams or in the batch, or use compile=None."
 )
 

@@ -74,7 +74,7 @@ class Kernels:
 
     def velocity(self) -> Callable[..., Tensor]:
         """`(t, y) -> dy/dt`."""
-        return self._bind("velocity", self.flat.velocity, guard=True)
+        return self._bind("velocity", self.flat.velocity)
 
     def step(self) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
         """`(k, t, dt, y) -> y` after step k of a step solver."""
@@ -87,7 +87,7 @@ class Kernels:
         def kernel(t: Tensor, dt: Tensor, y: Tensor, theta: Theta, data: Data) -> Tensor:
             return solver.advance(self.stepping(_NO_DERIVATIVE, theta, data), t, dt, y)
 
-        return self._at_steps(self._bind("step", kernel, guard=True))
+        return self._at_steps(self._bind("step", kernel))
 
     def pull(self, adjoint: LocalAdjoint) -> Callable[[int, Interval, Tensor], Pulled]:
         """`(k, interval, lam) -> Pulled`, for an interval that begins with step k."""
@@ -125,7 +125,7 @@ class Kernels:
         ) -> Attempt:
             return solver.attempt(self._velocity_at(theta, data), t, dt, y, slope)
 
-        return self._bind("attempt", kernel, guard=True)
+        return self._bind("attempt", kernel)
 
     def initial_dt(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """`(t, y, slope) -> dt` of an adaptive solver."""
@@ -155,9 +155,7 @@ class Kernels:
     def _velocity_at(self, theta: Theta, data: Data) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda t, y: self.flat.velocity(t, y, theta, data)
 
-    def _bind(
-        self, name: str, kernel: Callable[..., Any], guard: bool = False
-    ) -> Callable[..., Any]:
+    def _bind(self, name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
         batched, theta = self.batched(kernel), self.theta
         if self.compiler is None:
 
@@ -166,9 +164,7 @@ class Kernels:
 
             return eager
         layout = (self.dynamics.layout, self.tasks)
-        return CompiledKernel(
-            self.compiler, name, layout, batched, theta, self.data, self.stats, guard
-        )
+        return CompiledKernel(self.compiler, name, layout, batched, theta, self.data, self.stats)
 
     def _at_steps(self, bound: Callable[..., Any]) -> Callable[..., Any]:
         """`(k, *tensors)`, with the data and random numbers of step k."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -12,13 +11,14 @@ from torch import Tensor
 from odeopt import tree
 from odeopt.bound import BoundRule, bind
 from odeopt.choices import Choices
+from odeopt.compilation import Compiler
 from odeopt.errors import CapturedTensorError, NondeterminismError, OdeoptWarning
 from odeopt.inner import InnerOptimizer
 from odeopt.problem import Problem
 from odeopt.seeds import seeded
 from odeopt.smoothness import KinkWatch
 from odeopt.theta import Data, Theta
-from odeopt.tracking import any_requires_grad, requires_grad
+from odeopt.tracking import any_requires_grad, inside_transform, requires_grad
 from odeopt.types import PyTree
 
 
@@ -35,7 +35,7 @@ def probe(choices: Choices, problem: Problem) -> None:
     """
     if problem.grid.steps == 0:
         return
-    evaluate = _evaluation(choices.field, problem)
+    evaluate = _Evaluation(choices.field, problem)
     before = _random_states(problem.y0)
     with torch.enable_grad(), KinkWatch() as watch:
         found = evaluate()
@@ -47,6 +47,8 @@ def probe(choices: Choices, problem: Problem) -> None:
     drew = any(
         not torch.equal(a, b) for a, b in zip(before, _random_states(problem.y0), strict=True)
     )
+    if choices.compiler is not None and not drew:
+        evaluate.compare(choices.compiler, found)
     if drew or _differ(found, evaluate()):
         raise NondeterminismError(
             "the loss (or velocity) drew random numbers, or gave two results for the same"
@@ -64,20 +66,30 @@ _KINKS = (
 )
 
 
-def _evaluation(inner: InnerOptimizer, problem: Problem) -> Callable[[], Tensor]:
+class _Evaluation:
     """The velocity at the start, or the first update, with the random numbers of step 0."""
-    dynamics = bind(inner, problem.layout)
-    t, lr, y, theta, data = _first_task(problem)
-    stream = problem.stream
-    seed = None if stream is None else stream.step_seed(0)
 
-    def evaluate() -> Tensor:
-        with nullcontext() if seed is None else seeded(seed, y.device):
-            if isinstance(dynamics, BoundRule):
-                return dynamics.update(torch.zeros_like(t), lr, y, theta, data)
-            return dynamics.velocity(t, y, theta, data)
+    def __init__(self, inner: InnerOptimizer, problem: Problem) -> None:
+        self._dynamics = bind(inner, problem.layout)
+        self._seed = None if problem.stream is None else problem.stream.step_seed(0)
+        self._tasks = problem.tasks
+        self._args = _first_task(problem)
+        self._hidden = inside_transform(problem.tensors())
 
-    return evaluate
+    def __call__(self) -> Tensor:
+        y = self._args[2]
+        with nullcontext() if self._seed is None else seeded(self._seed, y.device):
+            return self._evaluate(*self._args)
+
+    def compare(self, compiler: Compiler, found: Tensor) -> None:
+        """Raise `CompilationError` if kernels compiled in earlier calls are out of date."""
+        if self._seed is None and not self._hidden:
+            compiler.check_unchanged(self._dynamics.layout, self._evaluate, self._args, found)
+
+    def _evaluate(self, t: Tensor, lr: Tensor, y: Tensor, theta: Theta, data: Data) -> Tensor:
+        if isinstance(self._dynamics, BoundRule):
+            return self._dynamics.update(torch.zeros_like(t), lr, y, theta, data)
+        return self._dynamics.velocity(t, y, theta, data)
 
 
 def probe_init(field: InnerOptimizer, params: PyTree, hparams: PyTree) -> None:

@@ -38,7 +38,8 @@ class Safety:
             Hessian-vector product; 0 switches the check off, 3 is enough in a smooth loop, since
             the vector is carried from step to step.
         probe: whether each call first evaluates the velocity twice, on one task, to find captured
-            tensors, random numbers and counters, and kinks in the model.
+            tensors, random numbers and counters, kinks in the model, and numbers that the model
+            captures and that have changed since kernels were compiled.
     """
 
     step_ratio: float | None = 1.0
