@@ -9,11 +9,10 @@ from typing import Any
 
 import odeopt
 from benchmarks.harness.runner import Cell
-from benchmarks.tolerance.problems import Problem, draw
+from benchmarks.tolerance.problems import FIXED, Problem, draw
 from benchmarks.tolerance.sizes import Sizes
 from odeopt.testing.problems import relative_error
 
-FIXED = {"Euler": odeopt.Euler(), "ModifiedEuler": odeopt.ModifiedEuler(), "RK4": odeopt.RK4()}
 STABILIZED = "StabilizedRK"
 FINEST, COARSEST = 1e-9, 1.0
 MOST_STEPS = 20_000
@@ -51,7 +50,7 @@ def cost(result: Any) -> int:
 
 def choose(problem: Problem, truth: Any, tol: float, sizes: Sizes) -> dict[str, Any]:
     """A cold call and warm ones of a fresh optimiser."""
-    opt = odeopt.from_tolerance(odeopt.GradientFlow(problem.loss), tol)
+    opt = odeopt.from_tolerance(odeopt.GradientFlow(problem.loss), tol, compile=problem.compile)
     found: list[tuple[int, float]] = []
     for _ in range(1 + sizes.calls):
         try:
@@ -78,7 +77,7 @@ def search(
     best: dict[float, dict[str, Any]] = {
         tol: {"cost": math.inf, "setting": ""} for tol in tolerances
     }
-    for name in (STABILIZED, *FIXED):
+    for name in ("RK4", "ModifiedEuler", "Euler", STABILIZED):
         missing, level = set(tolerances), 0
         while missing:
             setting = _setting(problem, name, level)
@@ -104,25 +103,23 @@ def search(
 def _setting(
     problem: Problem, name: str, level: int
 ) -> tuple[str, odeopt.ODEOptimizer, int] | None:
-    flow = odeopt.GradientFlow(problem.loss)
     if name == STABILIZED:
         rtol = COARSEST * 10 ** (-level / 2)
-        solver = odeopt.StabilizedRK(rtol, rtol)
-        found = f"{name} {rtol:.1e}", odeopt.ODEOptimizer(flow, solver=solver), 1
+        found = f"{name} {rtol:.1e}", problem.optimizer(solver=odeopt.StabilizedRK(rtol, rtol)), 1
         return found if rtol >= FINEST else None
     # steps of 8 over the radius are beyond the stability of every one of them
     first = max(1.0, problem.stiffness / 8)
     steps = round(first * 2 ** (level / 2))
     if steps > MOST_STEPS:
         return None
-    return f"{name} {steps}", odeopt.ODEOptimizer(flow, solver=FIXED[name]), steps
+    return f"{name} {steps}", problem.fixed(name), steps
 
 
 def estimates(problem: Problem, truth: Any) -> list[dict[str, Any]]:
     """Estimates beside true errors, of fixed configurations."""
     found: list[dict[str, Any]] = []
     for label, settings, steps in _configurations(problem):
-        opt = odeopt.ODEOptimizer(odeopt.GradientFlow(problem.loss), **settings)
+        opt = problem.optimizer(**settings)
         try:
             result = problem.gradient(opt, steps, estimate=True)
         except odeopt.OdeoptError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
@@ -23,6 +23,7 @@ CLASSIFIERS = {
     "digits conv": models.conv_net(WAYS),
 }
 POWER_STEPS = 30
+FIXED = {"Euler": odeopt.Euler(), "ModifiedEuler": odeopt.ModifiedEuler(), "RK4": odeopt.RK4()}
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,23 @@ class Problem:
     horizon: float
     stiffness: float
     quadratic: Quadratic | None = None
+    made: dict[str, odeopt.ODEOptimizer] = field(default_factory=dict[str, odeopt.ODEOptimizer])
+
+    @property
+    def compile(self) -> str | None:
+        """How kernels are run; the counts do not depend on it."""
+        return None if self.quadratic is not None else "trace"
+
+    def optimizer(self, **settings: Any) -> odeopt.ODEOptimizer:
+        """An optimiser for its loss."""
+        flow = odeopt.GradientFlow(self.loss)
+        return odeopt.ODEOptimizer(flow, compile=self.compile, **settings)
+
+    def fixed(self, name: str) -> odeopt.ODEOptimizer:
+        """The one with fixed steps of a kind, whose kernels are recorded once."""
+        if name not in self.made:
+            self.made[name] = self.optimizer(solver=FIXED[name])
+        return self.made[name]
 
     def gradient(self, opt: odeopt.ODEOptimizer, steps: int, estimate: bool = False) -> Any:
         """The result of an optimiser on a uniform grid."""
@@ -61,9 +79,10 @@ class Problem:
         if known is not None:
             offset = known.flow(self.params, self.horizon) - self.validation
             return known.flow_adjoint(known.matrix @ offset, self.horizon), 0.0
-        opt = odeopt.ODEOptimizer(odeopt.GradientFlow(self.loss), solver=odeopt.RK4())
-        steps = max(64, 2 * math.ceil(2 * self.stiffness))
-        found, half = (self.gradient(opt, n).grads.params for n in (steps, steps // 2))
+        steps = max(128, 2 * math.ceil(4 * self.stiffness))
+        found, half = (
+            self.gradient(self.fixed("RK4"), n).grads.params for n in (steps, steps // 2)
+        )
         return found, relative_error(half, found) / 15
 
 

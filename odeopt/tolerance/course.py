@@ -13,8 +13,9 @@ AIM = 0.5
 WORTHWHILE = 0.75
 """A coarser setting is tried if it takes less than this share of the steps."""
 
-STIFF = 60.0
-r"""$\rho T$ from which on the stabilised solver is taken."""
+STIFF, STIFF_FOR_RK4 = 60.0, 200.0
+r"""$\rho T$ from which on the stabilised solver is taken, and for tolerances so tight that its
+order of 2 costs more than the stability of RK4."""
 
 AUDIT = 10
 """So many calls with one setting have one error estimate."""
@@ -43,15 +44,20 @@ def first_setting(stiffness: float, tol: float, real_spectrum: bool) -> Setting:
         tol: the tolerance.
         real_spectrum: whether the stabilised solver may be used.
     """
-    if real_spectrum and stiffness > STIFF:
+    if real_spectrum and stiffness > stiff_from(tol):
         return stabilized(tol)
     if tol >= 0.05:
         method, length = "euler", 0.5
     elif tol >= 0.002:
         method, length = "modified-euler", 0.5 * min(1.0, (tol / 0.005) ** 0.5)
     else:
-        method, length = "rk4", 0.7 * min(1.0, (tol / 0.001) ** 0.25)
+        method, length = "rk4", 0.9 * min(1.0, (tol / 0.001) ** 0.25)
     return Setting(method, max(stiffness / length, 4.0)).finer(1.0)
+
+
+def stiff_from(tol: float) -> float:
+    r"""$\rho T$ above which the stabilised solver is the first choice."""
+    return STIFF if tol >= CHEAP else STIFF_FOR_RK4
 
 
 def stabilized(tol: float) -> Setting:
@@ -73,8 +79,9 @@ class Course:
         self.setting = first_setting(stiffness, tol, real_spectrum)
         self.error: ErrorEstimate | None = None
         stiff = self.setting.method == STABILIZED
-        self.why = f"rho * T is about {stiffness:.3g}, {'above' if stiff else 'below'} {STIFF:g}"
-        if not real_spectrum and stiffness > STIFF:
+        limit = stiff_from(tol)
+        self.why = f"rho * T is about {stiffness:.3g}, {'above' if stiff else 'below'} {limit:g}"
+        if not real_spectrum and stiffness > limit:
             self.why += ", but the Jacobian may not be symmetric"
         self._tol, self._real_spectrum = tol, real_spectrum
         self._verified: Setting | None = None
