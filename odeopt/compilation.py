@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -10,41 +9,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._guards import TracingContext, tracing
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from odeopt import tree
+from odeopt.backends import BACKENDS, Flat
 from odeopt.errors import CompilationError, InputError, OdeoptWarning
 from odeopt.stats import Stats
 
 Kernel = Callable[..., Any]
-Flat = Callable[..., Sequence[Tensor]]
 
 RETRACES = 8
 """Traces of one kernel after which a warning asks what changes from call to call."""
-
-
-def _as_traced(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Flat:
-    del inputs
-    return graph
-
-
-def _with_inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Flat:
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # noqa: PLC0415  (slow to import)
-
-    _need_compiler(inputs[0].device)
-    _spell_out_factors(graph)
-    mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # without it no disk cache
-    with tracing(TracingContext(mode)):
-        return torch._inductor.compile(graph, inputs)  # type: ignore[no-any-return]  # noqa: SLF001  # pyright: ignore
-
-
-BACKENDS: dict[str, Callable[[torch.fx.GraphModule, list[Tensor]], Flat]] = {
-    "trace": _as_traced,
-    "inductor": _with_inductor,
-}
-"""What becomes of a traced graph."""
 
 
 class Traced(NamedTuple):
@@ -275,40 +250,3 @@ def _equal(first: object, second: object) -> bool:
         return bool(first == second)
     except (ValueError, RuntimeError):  # e.g. arrays, which compare entry by entry
         return False
-
-
-def _spell_out_factors(graph: torch.fx.GraphModule) -> None:
-    """Write alpha and beta as multiplications, in place.
-
-    Inductor of torch 2.13 turns an addition to a matrix product into one operation and drops
-    these factors on the way (pytorch/pytorch issue 167313).
-    """
-    for node in list(graph.graph.nodes):
-        factors = {name: node.kwargs.get(name, 1) for name in ("alpha", "beta")}
-        if node.op != "call_function" or all(factor == 1 for factor in factors.values()):
-            continue
-        where = {"beta": 0, "alpha": 1}  # add(x, alpha y), addmm(beta x, alpha y, z)
-        args = list(node.args)
-        with graph.graph.inserting_before(node):
-            for name, place in where.items():
-                if factors[name] != 1:
-                    product = (args[place], factors[name])
-                    args[place] = graph.graph.call_function(torch.ops.aten.mul.Tensor, product)
-        node.args = tuple(args)
-        node.kwargs = {k: v for k, v in node.kwargs.items() if k not in where}
-    graph.recompile()
-
-
-def _need_compiler(device: torch.device) -> None:
-    from torch._inductor import cpp_builder, exc  # noqa: PLC0415  (slow to import)  # pyright: ignore
-
-    try:
-        found = cpp_builder.get_cpp_compiler()
-    except exc.InvalidCxxCompiler:
-        found = None
-    if found is None or shutil.which(found) is None:
-        raise CompilationError(
-            f"compile='inductor' needs a C++ compiler such as g++ (for the {device.type} device)"
-            " and none was found: install one or set the environment variable CXX, or use"
-            " compile='trace', which needs none."
-        )

@@ -221,6 +221,24 @@ def test_a_captured_value_that_changes_raises(device, captured):
         opt.value_and_grad(loss)(*args)
 
 
+@pytest.mark.parametrize("tasks", [False, True])
+def test_a_captured_value_that_changes_raises_for_rules_and_tasks(device, tasks):
+    rate = {"decay": 0.1}
+
+    def loss(params, batch):
+        return (params - batch).square().sum() + rate["decay"] * params.square().sum()
+
+    opt = odeopt.ODEOptimizer(odeopt.Adam(loss), compile="trace")
+    params = torch.ones(3, device=device)
+    batch = torch.zeros((2, 3) if tasks else 3, device=device)
+    args = (params, batch, odeopt.TimeGrid.from_lr(0.1, 2), batch)
+    for _ in range(2):
+        opt.value_and_grad(loss, tasks=tasks)(*args)
+    rate["decay"] = 10.0
+    with pytest.raises(odeopt.CompilationError, match="not one of its arguments"):
+        opt.value_and_grad(loss, tasks=tasks)(*args)
+
+
 def test_equal_inputs_are_not_merged(device):
     """The batch is the parameters themselves: a trace that merged them would have no gradient."""
     params = torch.ones(3, device=device)

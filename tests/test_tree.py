@@ -192,3 +192,13 @@ def test_partition_gradients_are_none_for_other_leaves(device):
     assert torch.equal(gradients["x"], 5 * x)
     assert gradients["y"] is None
     assert gradients["n"] is None
+
+
+@given(found=TREES)
+def test_an_assembler_makes_trees_of_its_kind(found):
+    leaves, spec = tree.pytree.tree_flatten(found)
+    make = tree.assembler(spec)
+    for _ in range(2):  # it may be used again
+        rest = iter([*leaves, "the next"])
+        assert_same(make(rest), found)
+        assert next(rest) == "the next"
