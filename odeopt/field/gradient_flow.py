@@ -21,7 +21,7 @@ class GradientFlow(GradientField):
     r"""$u' = -\nabla L(u) - w u$.
 
     With `Euler` and a grid `from_lr` it is gradient descent, bit-equal to `torch.optim.SGD` in
-    float64. One gradient per velocity.
+    float64. Cost: one gradient per velocity.
 
     Args:
         loss: `loss(params, batch)` or `loss(params, batch, hparams)`, a scalar tensor.

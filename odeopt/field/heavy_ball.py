@@ -22,7 +22,7 @@ class HeavyBall(Field):
     r"""$u' = v,\quad v' = -\gamma v - \nabla L(u) - w u$, started at rest.
 
     The state is the pair (u, v); `readout` gives u. Its Jacobian is not symmetric and its
-    eigenvalues may be complex. One gradient per velocity, twice the memory of gradient flow.
+    eigenvalues may be complex. Cost: one gradient per velocity, twice the memory of gradient flow.
 
     Args:
         loss: `loss(params, batch)` or `loss(params, batch, hparams)`, a scalar tensor.

@@ -23,7 +23,7 @@ class RegularizedFlow(GradientField):
     r"""$u' = -\nabla L(u) - w u - \mu (u - c)$: the flow of $L + \tfrac{\mu}{2}\lVert u-c\rVert^2$.
 
     The centre c is the initialisation unless another is chosen; gradients flow to it, and to
-    $\mu$ when it is a selector of hparams. One gradient per velocity.
+    $\mu$ when it is a selector of hparams. Cost: one gradient per velocity.
 
     Args:
         loss: `loss(params, batch)` or `loss(params, batch, hparams)`, a scalar tensor.

@@ -67,9 +67,11 @@ class Adam(_Adam):
 
     $m = \beta_1 m + (1 - \beta_1) g,\; v = \beta_2 v + (1 - \beta_2) g^2,\; u = u - \alpha\,
     \frac{m / (1 - \beta_1^{k + 1})}{\sqrt{v / (1 - \beta_2^{k + 1})} + \epsilon}$, where g
-    holds $w u$. One gradient per step, three times the state of gradient descent. The square root
-    has derivative 0 at 0, so that an entry that never gets a gradient stays exact; elsewhere the
-    Jacobian is up to $\alpha / \epsilon$: raise eps (1e-4, say) where entries come close to zero.
+    holds $w u$. The square root has derivative 0 at 0, so that an entry that never gets a gradient
+    stays exact; elsewhere the Jacobian is up to $\alpha / \epsilon$: raise eps (1e-4, say) where
+    entries come close to zero.
+
+    Cost: one gradient per step, three times the state of gradient descent.
 
     Args:
         loss: see `GradientRule`.

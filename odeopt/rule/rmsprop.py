@@ -20,8 +20,11 @@ from odeopt.types import Loss, PyTree
 class RMSprop(LeafwiseRule):
     r"""$v = \rho v + (1 - \rho) g^2,\; b = \mu b + g / (\sqrt{v} + \epsilon),\; u = u - \alpha b$.
 
-    Equal to `torch.optim.RMSprop` to rounding; g holds $w u$. One gradient per step. The square
-    root has derivative 0 at 0.
+    Equal to `torch.optim.RMSprop` to rounding; g holds $w u$. The square root has
+    derivative 0 at 0.
+
+    Cost: one gradient per step; v, and b and the mean where they are used, each of the size of the
+    parameters.
 
     Args:
         loss: see `GradientRule`.

@@ -22,7 +22,10 @@ class SGD(LeafwiseRule):
     r"""$b_{k+1} = \mu b_k + (1 - \tau)(g + w u),\quad u_{k+1} = u_k - \alpha_k b_{k+1}$.
 
     Bit-equal to `torch.optim.SGD` in float64 as long as options are numbers. The first step takes
-    $b_1 = g + w u$, as torch does. One gradient per step; momentum doubles the state.
+    $b_1 = g + w u$, as torch does.
+
+    Cost: one gradient per step, and one Hessian-vector product in its exact adjoint; momentum
+    doubles the state.
 
     Args:
         loss: see `GradientRule`.

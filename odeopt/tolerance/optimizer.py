@@ -41,7 +41,7 @@ def from_tolerance(
     Only the ends and the observed states of a grid matter, since the solve stands for the flow.
     It is not meant for update rules, whose gradient is exact as it is.
 
-    Example:
+    Examples:
         >>> import torch, odeopt
         >>> loss = lambda params, batch: ((params - batch) ** 2).sum()
         >>> opt = odeopt.from_tolerance(odeopt.GradientFlow(loss), tol=1e-3)
@@ -64,7 +64,12 @@ def from_tolerance(
 
 
 class ToleranceOptimizer(ODEOptimizer):
-    """What `from_tolerance` returns."""
+    r"""What `from_tolerance` returns: an `ODEOptimizer` that chooses its solver and its steps.
+
+    The error that it keeps below tol is $\lVert g - g_\text{flow}\rVert / \lVert
+    g_\text{flow}\rVert$, estimated as in `ErrorEstimate`; arguments, costs and the method are
+    described there.
+    """
 
     def __init__(
         self,
