@@ -53,6 +53,7 @@ def from_module(
 
     A module that draws random numbers (dropout) needs a `Stream` with a seed for its batch. One in
     training mode that updates running statistics needs an update rule, whose state they join.
+    Parameters keep their shapes; they are named as in the module.
 
     Examples:
         >>> import torch, odeopt

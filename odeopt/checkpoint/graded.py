@@ -46,6 +46,9 @@ class Graded(CheckpointSchedule):
         n: the number of kept states, the initial one included.
         store: where they are kept; `Device()` by default.
 
+    Raises:
+        InputError: if n is not a positive integer.
+
     References:
         de Boor 1973, "Good approximation by splines with variable knots" (equidistribution).
     """

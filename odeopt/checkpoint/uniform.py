@@ -30,6 +30,9 @@ class Every(CheckpointSchedule):
     `Every(1)` keeps everything and replays nothing. A state is one tensor of shape [d], with tasks
     [tasks, d].
 
+    Cost with an exact adjoint: as above. An interpolating one takes the N / k states as its mesh
+    and replays nothing.
+
     Args:
         k: the distance of kept states in steps.
         store: where they are kept, replayed ones included; `Device()` by default.

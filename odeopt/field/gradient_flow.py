@@ -28,6 +28,10 @@ class GradientFlow(GradientField):
         weight_decay: w, a number or a selector of hparams.
         has_aux: the loss returns (scalar, anything); the second part is dropped.
 
+    Raises:
+        InputError: if the loss is no function.
+        CapturedTensorError: if an option is a tensor that requires grad: pass it in hparams.
+
     References:
         Li et al. 2023, "Meta-Learning with Adjoint Methods", eq. (3).
     """

@@ -30,6 +30,10 @@ class HeavyBall(Field):
         weight_decay: w, a number or a selector.
         has_aux: the loss returns (scalar, anything); the second part is dropped.
 
+    Raises:
+        InputError: if the loss is no function.
+        CapturedTensorError: if an option is a tensor that requires grad: pass it in hparams.
+
     References:
         Polyak 1964, "Some methods of speeding up the convergence of iteration methods".
     """

@@ -32,6 +32,10 @@ class RegularizedFlow(GradientField):
         weight_decay: w, a number or a selector.
         has_aux: the loss returns (scalar, anything); the second part is dropped.
 
+    Raises:
+        InputError: if the loss or the centre is no function.
+        CapturedTensorError: if an option is a tensor that requires grad: pass it in hparams.
+
     References:
         Rajeswaran et al. 2019, "Meta-Learning with Implicit Gradients", eq. (3).
     """

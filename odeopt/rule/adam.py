@@ -84,6 +84,10 @@ class Adam(_Adam):
         micro_batches: see `GradientRule`.
         buffers: see `GradientRule`.
 
+    Raises:
+        InputError: if an option is out of its range.
+        CapturedTensorError: if an option is a tensor that requires grad: pass it in hparams.
+
     References:
         Kingma and Ba 2015, arXiv 1412.6980; Reddi et al. 2018 for amsgrad.
     """
@@ -103,6 +107,9 @@ class AdamW(_Adam):
 
     Equal to `torch.optim.AdamW` to rounding; costs and arguments are those of `Adam`, but
     weight_decay is 0.01 by default as there.
+
+    Raises:
+        InputError: as `Adam`.
 
     References:
         Loshchilov and Hutter 2019, arXiv 1711.05101.

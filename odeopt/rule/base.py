@@ -64,6 +64,10 @@ class GradientRule(UpdateRule):
         buffers: initial buffers, a pytree of tensors of the params' dtype. They are part of the
             state and replayed with it, but carry no gradient, as everywhere in torch. The outer
             loss gets the final ones as the keyword `buffers`.
+
+    Raises:
+        InputError: if the loss is no function, or micro_batches is not a positive integer; in the
+            solve, if the loss returns anything but what is said above.
     """
 
     def __init__(

@@ -38,6 +38,10 @@ class RMSprop(LeafwiseRule):
         micro_batches: see `GradientRule`.
         buffers: see `GradientRule`.
 
+    Raises:
+        InputError: if an option is out of its range.
+        CapturedTensorError: if an option is a tensor that requires grad: pass it in hparams.
+
     References:
         Tieleman and Hinton 2012, lecture 6.5, in torch's form.
     """

@@ -38,6 +38,10 @@ class SGD(LeafwiseRule):
         micro_batches: see `GradientRule`.
         buffers: see `GradientRule`.
 
+    Raises:
+        InputError: if an option is out of its range.
+        CapturedTensorError: if an option is a tensor that requires grad: pass it in hparams.
+
     References:
         Sutskever et al. 2013, "On the importance of initialization and momentum in deep
         learning", in torch's form.

@@ -38,6 +38,8 @@ def from_tolerance(
     gradient. The gradient is the exact one of the steps that are made (`DiscreteAdjoint`), and
     every state is kept: there are few.
 
+    Cost: `Result.stats` counts estimates and settings that were tried as well.
+
     Only the ends and the observed states of a grid matter, since the solve stands for the flow.
     It is not meant for update rules, whose gradient is exact as it is.
 
