@@ -98,14 +98,17 @@ class Torchdiffeq(GridSolver):
 class DormandPrince(Torchdiffeq):
     """Dormand-Prince 5(4) of torchdiffeq: the forward solver of the paper's Algorithm 2.
 
-    Its dense output, of order 4, gives the states at grid times nearly for nothing. It is
-    `Torchdiffeq("dopri5", rtol, atol)`: see there for tasks and errors.
+    Its dense output, of order 4, gives the states of $y' = f(t, y)$ at grid times nearly for
+    nothing. It is `Torchdiffeq("dopri5", rtol, atol)`: see there for tasks.
 
     Cost: 6 gradients per attempted step.
 
     Args:
         rtol: relative tolerance of one step.
         atol: absolute tolerance of one step.
+
+    Raises:
+        OdeoptError: as `Torchdiffeq`.
 
     References:
         Dormand and Prince 1980, "A family of embedded Runge-Kutta formulae"; Chen 2018,
