@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from matplotlib import rcParams
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -29,5 +30,6 @@ def draw():
 
 
 if __name__ == "__main__":
+    rcParams["svg.hashsalt"] = "odeopt"  # the same file each time
     target = Path(__file__).with_suffix(".svg")
     FigureCanvasSVG(draw()).print_svg(target, metadata={"Date": None})
