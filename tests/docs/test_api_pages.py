@@ -11,12 +11,12 @@ from support.pages import DOCS
 
 import odeopt
 import odeopt.testing
-from odeopt.adjoint.base import Adjoint
+from odeopt.adjoint.base import Adjoint, LocalAdjoint
 from odeopt.adjoint.linear_solver import LinearSolver
 from odeopt.adjoint.linearize import Differentiation
 from odeopt.checkpoint import CheckpointSchedule
 from odeopt.inner import InnerOptimizer
-from odeopt.solver import Solver
+from odeopt.solver import Solver, StepSolver
 
 PAGES = sorted(path for path in (DOCS / "api").glob("*.md") if path.name != "index.md")
 ENTRY = re.compile(r"^::: (\S+)$", re.MULTILINE)
@@ -74,3 +74,17 @@ def test_an_algorithm_with_arguments_describes_each_and_its_errors(entry):
     assert undescribed == [] or inherited
     simple = set(parameters) <= {"differentiation"}
     assert simple or inherited or "Raises:" in doc
+
+
+def test_no_docstring_holds_what_a_browser_takes_for_a_tag():
+    classes = [entry for entry in EXPORTS if inspect.isclass(entry)] + [StepSolver, LocalAdjoint]
+    members = [
+        member for entry in classes for base in entry.__mro__ for member in vars(base).values()
+    ]
+    own = [
+        m for m in [*classes, *members] if str(getattr(m, "__module__", "")).startswith("odeopt")
+    ]
+    docs = {inspect.getdoc(entry) or "" for entry in own}
+    shown = [re.sub(r"`[^`]*`|\$[^$]*\$", "", doc) for doc in docs]
+    assert len(shown) > 100
+    assert [doc for doc in shown if re.search(r"<[A-Za-z]", doc)] == []
