@@ -8,6 +8,7 @@ OdeoptError
     DivergenceError          a state, a value or an adjoint is not finite
     StabilityError           a step is too long, or interpolated states are too coarse
     StepLimitError           an adaptive solver needs more steps than it may take
+    ToleranceError           no setting that was tried met the tolerance
     SecondOrderError         a second derivative through a solve was asked for
     StorageError             a kept state cannot be written, or is not what was written
     CompilationError         a compiled kernel is wrong, or cannot be made on this machine
