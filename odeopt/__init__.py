@@ -79,6 +79,7 @@ from odeopt.stream import Stream
 from odeopt.tolerance import ToleranceOptimizer, from_tolerance
 
 __version__ = "0.1.0"
+"""The release, which the package's metadata repeat."""
 
 __all__ = [
     "ADJOINTS",

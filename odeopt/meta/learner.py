@@ -37,7 +37,7 @@ class MetaLearner:
     same for hparams. It stops after a number of updates or when $\theta$ hardly moves
     (Algorithm 1 of the paper).
 
-    Example:
+    Examples:
         >>> import torch, odeopt
         >>> loss = lambda params, batch: ((params - batch) ** 2).sum()
         >>> pool = odeopt.TaskPool(torch.randn(20, 3), torch.randn(20, 3))
