@@ -98,11 +98,14 @@ NAMES = [
     "TruncatedAdjoint",
     "UnknownNameError",
     "UpdateRule",
+    "WorkerError",
+    "Workers",
     "__version__",
     "clip_by_norm",
     "clip_by_value",
     "from_module",
     "from_tolerance",
+    "spread",
     "tensorboard",
 ]
 OBJECTS = [getattr(odeopt, name) for name in NAMES if name != "__version__"]
