@@ -239,12 +239,12 @@ def _take_gpu(device: torch.device) -> None:
 def _as_bytes(tensor: Tensor) -> Tensor:
     """Shape [rows, bytes]."""
     width = tensor.shape[1:].numel()
-    return _packed(tensor).reshape(tensor.shape[0], width).view(torch.uint8)
+    return _packed(tensor).view(torch.uint8).reshape(tensor.shape[0], width * tensor.element_size())
 
 
 def _packed(tensor: Tensor) -> Tensor:
-    """A copy with ordinary strides; `contiguous` leaves those of dimensions of length 1."""
-    return tensor.clone(memory_format=torch.contiguous_format)
+    """A flat copy; one that is not copied may have strides that cannot be viewed as bytes."""
+    return tensor.clone(memory_format=torch.contiguous_format).reshape(-1)
 
 
 def _first_line(error: Exception) -> str:

@@ -70,6 +70,7 @@ def test_a_fingerprint_notices_places_signs_and_nan():
     swapped = x.clone()
     swapped[[1, 4097]] = swapped[[4097, 1]]
     assert fingerprint([x]) != fingerprint([swapped])
+    assert fingerprint([torch.ones(0), x]) != fingerprint([x])
     assert fingerprint([torch.zeros(3)]) != fingerprint([-torch.zeros(3)])
     assert fingerprint([torch.full((3,), torch.nan)]) == fingerprint([torch.full((3,), torch.nan)])
     assert fingerprint([torch.ones(2, dtype=torch.complex64)]) != fingerprint([torch.ones(2)])

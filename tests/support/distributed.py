@@ -105,6 +105,7 @@ CASES = {
     "even, replayed": lambda spread: regression(spread, 4, "midpoint-binomial"),
     "fewer tasks than workers": lambda spread: regression(spread, 1, need=["batch"]),
     "horizons": lambda spread: regression(spread, 3, grid=odeopt.TimeGrid.uniform(HORIZONS, 6)),
+    "no steps": lambda spread: regression(spread, 3, grid=odeopt.TimeGrid.uniform(0.0, 0)),
     "observed, aux": lambda spread: regression(
         spread, 3, grid=odeopt.TimeGrid.uniform(0.6, 6, observe=[0, 3]), outer=with_aux,
         has_aux=True,
