@@ -147,7 +147,7 @@ class MetaLearner:
         return self._spread.evaluate(self.params, task_batch, self.hparams)
 
     def history(self) -> list[Step]:
-        """Every step so far, as `metrics.jsonl` has them."""
+        """Every step so far, as `metrics.jsonl` has them (read by each worker for itself)."""
         return [] if self._metrics is None else self._metrics.read()
 
     def save(self) -> None:
