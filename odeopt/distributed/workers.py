@@ -197,11 +197,10 @@ class Workers:
             missing = self._roll.missing()
             who = " and ".join(f"worker {rank}" for rank in missing) or "another worker"
             raise WorkerError(
-                f"{who} of {self.count} did not answer worker {self.rank} in {what!r}"
-                f" ({_first_line(error)}): it was killed, lost its machine, or took"
-                f" more than timeout={self.timeout:g} seconds longer. Start the program again with"
-                " torchrun, with as many workers as you have; a MetaLearner with a folder goes on"
-                " from its last checkpoint after restore()."
+                f"{who} of {self.count} did not answer worker {self.rank} in {what!r}: it was"
+                f" killed, lost its machine, or took more than timeout={self.timeout:g} seconds"
+                " longer. Start the program again with torchrun, with as many workers as you have;"
+                " a MetaLearner with a folder goes on from its last checkpoint after restore()."
             ) from error
 
 
