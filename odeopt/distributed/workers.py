@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -81,6 +82,7 @@ class Workers:
         """End the process group, if it was made here; does nothing otherwise."""
         if self._owner and dist.is_initialized():
             dist.destroy_process_group()
+            self._roll = Roll(None, 0, 1)
         self._owner = False
 
     def __enter__(self) -> Self:
@@ -169,6 +171,9 @@ class Workers:
         ]
 
     def _join(self) -> None:
+        # it has the group in its default arguments: imported later, by torch.func, it would keep
+        # the group's threads alive to the end of the process, which they can abort
+        importlib.import_module("torch.distributed.nn.functional")
         timeout = timedelta(seconds=self.timeout)
         if torch.cuda.is_available():
             _take_gpu(self.device)

@@ -141,6 +141,13 @@ def in_a_group_of_the_user(folder):
     return found
 
 
+def gloo_threads():
+    """Threads of a process group; one left at the end of a process can abort it."""
+    tasks = Path("/proc/self/task")
+    names = [(task / "comm").read_text() for task in tasks.iterdir()] if tasks.exists() else []
+    return [name for name in names if "gloo" in name]
+
+
 def everything(folder):
     with odeopt.Workers(timeout=60.0) as workers:
         found = {
@@ -152,6 +159,7 @@ def everything(folder):
             "workers": (workers.rank, workers.count, str(workers.device)),
         }
     assert not torch.distributed.is_initialized()
+    found["threads"] = gloo_threads()
     found["in a group"] = in_a_group_of_the_user(folder)
     torch.save(found, folder / f"found-{workers.rank}.pt")
 

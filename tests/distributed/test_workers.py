@@ -65,6 +65,10 @@ def of_tasks_that_are_well(found):
     return {**found, **picked, "stats": stats}
 
 
+def test_nothing_is_left_of_a_group_that_was_closed(runs):
+    assert [found["threads"] for found in runs[1]] == [[], []]
+
+
 def test_a_group_that_is_there_is_used(runs):
     for found in runs[1]:
         equal(found["in a group"], found["results"]["uneven"])
