@@ -199,9 +199,11 @@ def kinked(results: Results, sizes: Sizes) -> str:
     first = next(iter(cases.values()))
     steps = sizes.kinks.steps
     finest = f"RK4, {steps[-1]} steps"
+    few = first["descent_steps"]
     headers = [
-        "activation", f"gradient descent, {first['descent_steps']} steps",
-        *(f"RK4, {n} steps" for n in steps[:-1]), *(f"A-MAML, {n} states" for n in (first["descent_steps"], steps[-1])),
+        "activation", f"gradient descent, {few} steps",
+        *(f"RK4, {n} steps" for n in steps[:-1]),
+        *(f"A-MAML, {n} states" for n in (few, steps[-1])),
         *(f"{finest}, against differences of {width:g}" for width in kinks.WIDTHS),
     ]  # fmt: skip
     rows: list[list[Any]] = [

@@ -156,6 +156,13 @@ def _short(data: str, names: tuple[str, ...], evaluations: float, looks: int) ->
     return Setting(data, BUDGET[data], 5, 1, contenders, Length(10**6, evaluations), looks)
 
 
+def _smooth(protocol: str) -> Setting:
+    """The variant whose flow has no kinks and whose predictions do not depend on each other."""
+    plain = _full(protocol, OMNIGLOT, 5, 1)
+    few = tuple(one for one in _FULL if one.method in ("a-maml", "maml", "imaml-gd"))
+    return replace(plain, contenders=few, norm="group", activation="softplus")
+
+
 def _full(protocol: str, data: str, ways: int, shots: int) -> Setting:
     length = Length(_PAPER_UPDATES[protocol])
     return Setting(data, PAPERS[protocol, data, ways], ways, shots, _FULL, length, looks=100)
@@ -182,7 +189,8 @@ SIZES = {
             for protocol in ("imaml", "maml")
             for data, ways in ((OMNIGLOT, 5), (OMNIGLOT, 20), (MINI_IMAGENET, 5))
             for shots in (1, 5)
-        ),
+        )
+        + (_smooth("imaml"),),
         TESTS, "trace", "inductor", Kinks(("relu", "gelu", "softplus"), (10, 20, 40, 80), 4),
     ),
 }  # fmt: skip

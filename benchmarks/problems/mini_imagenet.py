@@ -10,7 +10,6 @@ import csv
 import io
 import zipfile
 from collections import defaultdict
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -117,7 +116,3 @@ def _common_length(rows: list[list[str]] | list[list[int]]) -> int:
     if len(lengths) != 1:
         raise BrokenDataError(f"classes have different numbers of pictures: {sorted(lengths)}.")
     return lengths.pop()
-
-
-load_cached = cache(load)
-"""The same, read once per process."""
