@@ -215,9 +215,9 @@ def kinked(results: Results, sizes: Sizes) -> str:
         f" first setting at the initialisation, float64, T = {first['horizon']:g}: relative"
         f" distances to {finest} with the exact adjoint. The last columns set the slope of that"
         " gradient along itself against central differences of the validation loss after the flow,"
-        " whose width is relative to the norm of the parameters. Where the loss is smooth the"
-        " distances of the finer methods tend to zero with the steps, and differences of small"
-        " width agree with the slope; where it has kinks neither need happen, since the flow's"
-        " true gradient has parts, from crossing the kinks, that no adjoint sees.\n\n"
+        " whose width is relative to the norm of the parameters. Where the loss is smooth, distances"
+        " tend to zero with the steps, and differences of small width agree with the slope. Where it"
+        " has kinks the velocity jumps, and with it the validation loss after any number of steps:"
+        " what differences say depends on their width, and no adjoint sees that part.\n\n"
         f"{markdown.table(headers, rows)}"
     )

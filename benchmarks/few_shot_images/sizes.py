@@ -184,13 +184,15 @@ SIZES = {
         TESTS, None, "inductor", Kinks(("relu", "gelu", "softplus"), (10, 20, 40), 2),
     ),
     Preset.PAPER: Sizes(
-        tuple(
-            _full(protocol, data, ways, shots)
-            for protocol in ("imaml", "maml")
-            for data, ways in ((OMNIGLOT, 5), (OMNIGLOT, 20), (MINI_IMAGENET, 5))
-            for shots in (1, 5)
-        )
-        + (_smooth("imaml"),),
+        (
+            *(
+                _full(protocol, data, ways, shots)
+                for protocol in ("imaml", "maml")
+                for data, ways in ((OMNIGLOT, 5), (OMNIGLOT, 20), (MINI_IMAGENET, 5))
+                for shots in (1, 5)
+            ),
+            _smooth("imaml"),
+        ),
         TESTS, "trace", "inductor", Kinks(("relu", "gelu", "softplus"), (10, 20, 40, 80), 4),
     ),
 }  # fmt: skip

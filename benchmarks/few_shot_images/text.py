@@ -64,14 +64,14 @@ _BUDGET = """This preset compares methods at equal cost, and the budget is small
 many gradient evaluations as the others, so that one whose meta-gradient is expensive makes fewer
 meta-updates. Inner loops are short (T = 0.5), meta-batches small and there is one validation
 picture per class; the protocols' names say "short" for that. All accuracies are far below those
-that the papers reach with a hundred to a thousand times as many gradients, and a ranking at this
-budget says who learns fastest at first, not who ends up best."""
+that the papers reach with thousands of times as many gradients, and a ranking at this budget says
+who learns fastest at first, not who ends up best."""
 
 _NOT_RUN = """## What was not run
 
 The preset "paper": the protocols at full length (20,000 and 60,000 meta-updates, 5 and 20 ways, 1
 and 5 shots, A-MAML at T = 0.5, 1 and 5). A meta-update of the 20-way 1-shot Omniglot protocol costs
-about 1 TFLOP, which takes a CPU core a minute or so; a full run is days of a GPU. It stops and goes
-on at any meta-update (`--device cuda`, `--only` for some cells), but no GPU was at hand for this
-report. Published accuracies, where they stand in a table above, are of those lengths and are no
+about 1 TFLOP, which takes a CPU core a minute or so, and a run of one method 20,000 of them. It can
+be stopped at any time and goes on from its last checkpoint, ten meta-updates back at most
+(`--device cuda`, `--only` for some cells), but no GPU was at hand for this report. Published accuracies, where they stand in a table above, are of those lengths and are no
 target for this budget."""

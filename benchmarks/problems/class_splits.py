@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,7 +62,7 @@ def shuffled(classes: int, train: int, validation: int, test: int, seed: int) ->
     )
 
 
-def by_lists(names: Sequence[str], lists: Mapping[str, Sequence[str]]) -> ClassSplit:
+def by_lists(names: Sequence[str], lists: Mapping[str, Iterable[str]]) -> ClassSplit:
     """The parts that lists of names give.
 
     Args:

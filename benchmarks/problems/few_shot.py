@@ -112,8 +112,8 @@ class Episodes:
         if self.handling.inverted:
             pixels = 1 - pixels
         shots = self.shape.shots
-        parts = (pixels[:, :, :shots], pixels[:, :, shots:])
-        return odeopt.TaskBatch(*(_labelled(part) for part in parts), drawn.names)
+        train, validation = pixels[:, :, :shots], pixels[:, :, shots:]
+        return odeopt.TaskBatch(_labelled(train), _labelled(validation), drawn.names)
 
 
 def rotate(pixels: Tensor, turns: Tensor) -> Tensor:
