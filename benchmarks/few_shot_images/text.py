@@ -73,5 +73,6 @@ The preset "paper": the protocols at full length (20,000 and 60,000 meta-updates
 and 5 shots, A-MAML at T = 0.5, 1 and 5). A meta-update of the 20-way 1-shot Omniglot protocol costs
 about 1 TFLOP, which takes a CPU core a minute or so, and a run of one method 20,000 of them. It can
 be stopped at any time and goes on from its last checkpoint, ten meta-updates back at most
-(`--device cuda`, `--only` for some cells), but no GPU was at hand for this report. Published accuracies, where they stand in a table above, are of those lengths and are no
-target for this budget."""
+(`--device cuda`, `--only` for some cells), but no GPU was at hand for this report. Published
+accuracies, where they stand in a table above, are of those lengths and are no target for this
+budget."""
