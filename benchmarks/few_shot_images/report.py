@@ -52,8 +52,20 @@ def _write(settings: Settings, sizes: Sizes, results: Results) -> None:
         parts += [f"![{what}]({name})" for what, name in names.items()]
     parts += [sections.kinked(results, sizes), text.tail(settings.preset, sizes)]
     settings.store.write_text("report.md", "\n\n".join(p.rstrip() for p in parts if p) + "\n")
-    found: dict[str, Any] = {"environment": circumstances, "cells": results}
+    found: dict[str, Any] = {"environment": circumstances, "cells": _short(results)}
     settings.store.write_json("results.json", found)
+
+
+def _short(found: Any) -> Any:
+    """The same with accuracies of tasks, which are in float32, as short numbers."""
+    if isinstance(found, list):
+        return [_short(each) for each in found]
+    if not isinstance(found, dict):
+        return found
+    return {
+        key: [round(each, 6) for each in value] if key == "accuracy" else _short(value)
+        for key, value in found.items()
+    }
 
 
 def _plots(settings: Settings, setting: Setting, results: Results) -> dict[str, str]:

@@ -52,11 +52,11 @@ Normalisation is by the statistics of the batch at hand, also at the test, as in
 test pictures of a task are predicted together ("transductive"). float32, one seed.
 
 Accuracy is the share of right labels, mean over test tasks ± 1.96 standard errors (95 %
-intervals). It is reached by gradient descent from the learned initialisation; {own}, which
-learn their adaptation, use their own. p: one-sided Wilcoxon test over tasks. A-MAML solves its
-flow with Dormand-Prince, tolerances 1e-3 and 1e-5, and keeps a state per step of gradient descent.
-Failed tasks are those whose inner solve diverged, or whose gradient a guard refused; they are left
-out of their meta-update.
+intervals). It is reached by gradient descent from the learned initialisation; {own},
+which learn their adaptation, use their own. p: one-sided Wilcoxon test over tasks. A-MAML solves
+its flow with Dormand-Prince, tolerances 1e-3 and 1e-5, and keeps a state per step of gradient
+descent. Failed tasks are those whose inner solve diverged, or whose gradient a guard refused; they
+are left out of their meta-update. Seconds are of the clock, with whatever else the machine did.
 
 {rule}"""
 
