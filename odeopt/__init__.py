@@ -14,6 +14,7 @@ from odeopt.adjoint import (
 )
 from odeopt.bilevel import BilevelProblem, LoopGrads, LoopResult, Minimized, RecordedLoop
 from odeopt.checkpoint import Binomial, Density, Every, Graded, MemoryBudget, Online
+from odeopt.distributed import Workers, spread
 from odeopt.errors import (
     CapturedTensorError,
     CompatibilityError,
@@ -29,6 +30,7 @@ from odeopt.errors import (
     StorageError,
     ToleranceError,
     UnknownNameError,
+    WorkerError,
 )
 from odeopt.event import StopWhen
 from odeopt.field import Field, GradientField, GradientFlow, HeavyBall, RegularizedFlow
@@ -79,6 +81,7 @@ from odeopt.stream import Stream
 from odeopt.tolerance import ToleranceOptimizer, from_tolerance
 
 __version__ = "0.1.0"
+"""The release, which the package's metadata repeat."""
 
 __all__ = [
     "ADJOINTS",
@@ -168,10 +171,13 @@ __all__ = [
     "TruncatedAdjoint",
     "UnknownNameError",
     "UpdateRule",
+    "WorkerError",
+    "Workers",
     "__version__",
     "clip_by_norm",
     "clip_by_value",
     "from_module",
     "from_tolerance",
+    "spread",
     "tensorboard",
 ]

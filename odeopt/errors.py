@@ -8,18 +8,38 @@ OdeoptError
     DivergenceError          a state, a value or an adjoint is not finite
     StabilityError           a step is too long, or interpolated states are too coarse
     StepLimitError           an adaptive solver needs more steps than it may take
+    ToleranceError           no setting that was tried met the tolerance
     SecondOrderError         a second derivative through a solve was asked for
     StorageError             a kept state cannot be written, or is not what was written
     CompilationError         a compiled kernel is wrong, or cannot be made on this machine
+    WorkerError              a worker is lost, or workers do not do the same
     UnknownNameError         a registry does not hold that name
 OdeoptWarning                something works, but not as well as it could
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class AllFailed(NamedTuple):
+    """What is known of tasks that were to be skipped and all failed; both of shape [tasks]."""
+
+    values: Tensor
+    status: Tensor
+
 
 class OdeoptError(Exception):
-    """Base class of every error raised by odeopt."""
+    """Base class of every error raised by odeopt.
+
+    Attributes:
+        all_failed: set where `on_failure="skip"` found no task that did not fail, so that a caller
+            who has other tasks can go on without these.
+    """
+
+    all_failed: AllFailed | None = None
 
 
 class InputError(OdeoptError, ValueError):
@@ -64,6 +84,10 @@ class StorageError(OdeoptError, OSError):
 
 class CompilationError(OdeoptError):
     """A compiled kernel gives other numbers than eager execution, or no compiler is there."""
+
+
+class WorkerError(OdeoptError, RuntimeError):
+    """A worker is lost, failed with an error that is not ours, or does not do what others do."""
 
 
 class UnknownNameError(OdeoptError, KeyError):

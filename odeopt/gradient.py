@@ -22,7 +22,14 @@ from odeopt.choices import Choices
 from odeopt.coarsening import coarsen
 from odeopt.engine import Run, run_backward, run_forward
 from odeopt.error_estimate import estimate, no_estimate
-from odeopt.errors import DivergenceError, InputError, SecondOrderError, StabilityError
+from odeopt.errors import (
+    AllFailed,
+    DivergenceError,
+    InputError,
+    OdeoptError,
+    SecondOrderError,
+    StabilityError,
+)
 from odeopt.event import Stopping, StopWhen
 from odeopt.grid import TimeGrid
 from odeopt.outer import OuterGradients, OuterLoss, differentiate, outer_kernel
@@ -147,20 +154,30 @@ class _Call:
         outer = self._differentiate_outer(run)
         status = merge(status, ~torch.isfinite(outer.values), Status.VALUE_NOT_FINITE)
         status = outer_status(status, [*outer.states, *outer.hparams])
-        self._settle(status, run, None, trace)
+        self._settle(status, run, None, trace, outer.values)
         if self._stopping is not None:
             outer = self._stopping.correct(outer)
         swept, trace = run_backward(run, *self._seeds(outer, run), stats)
         self._trace = trace
         check_replay(trace)
         status = backward_status(status, swept, trace, safety)
-        self._settle(status, run, swept, trace)
+        self._settle(status, run, swept, trace, outer.values)
         return self._result(outer, swept, status, stats)
 
-    def _settle(self, status: Tensor, run: Run, swept: Swept | None, trace: Trace) -> None:
+    def _settle(
+        self, status: Tensor, run: Run, swept: Swept | None, trace: Trace,
+        values: Tensor | None = None,
+    ) -> None:  # fmt: skip
         skips = self._owner.on_failure == "skip" and self._problem.tasks is not None
-        if not skips or not bool((status == Status.OK).any()):
+        if skips and bool((status == Status.OK).any()):
+            return
+        try:
             raise_for_status(status, run, swept, trace)
+        except OdeoptError as error:
+            if skips:
+                unknown = torch.full_like(status, torch.nan, dtype=self._problem.y0.dtype)
+                error.all_failed = AllFailed(unknown if values is None else values, status)
+            raise
 
     def _differentiate_outer(self, run: Run) -> OuterGradients:
         """Value and gradients of the outer loss, captured tensors refused (eq. 6, line 1)."""

@@ -53,8 +53,9 @@ def from_module(
 
     A module that draws random numbers (dropout) needs a `Stream` with a seed for its batch. One in
     training mode that updates running statistics needs an update rule, whose state they join.
+    Parameters keep their shapes; they are named as in the module.
 
-    Example:
+    Examples:
         >>> import torch, odeopt
         >>> model = torch.nn.Linear(3, 1)
         >>> mse = lambda model, batch: ((model(batch[0]) - batch[1]) ** 2).mean()

@@ -41,7 +41,7 @@ class ODEOptimizer:
 
     It is a flow $y' = f(t, y)$, put through a solver, or an update rule such as Adam.
 
-    Example:
+    Examples:
         >>> import torch, odeopt
         >>> loss = lambda params, batch: ((params - batch) ** 2).sum()
         >>> opt = odeopt.ODEOptimizer(odeopt.GradientFlow(loss))

@@ -95,7 +95,7 @@ def assemble(begin: Start, batch: PyTree, grid: TimeGrid, tasks: bool, wanted: W
     partition, diff, data = tree.partition(batch, wanted)
     check_dtypes((*begin.diff, *diff), (*begin.data, *data))
     lead = begin.y0.shape[0] if begin.y0.ndim == 2 else None
-    count = _count_tasks(batch, grid, lead) if tasks else None
+    count = count_tasks(batch, grid, lead) if tasks else None
     if not tasks and grid.tasks is not None:
         raise InputError(
             f"the grid holds {grid.tasks} tasks, shape {tuple(grid.times.shape)}, but tasks is"
@@ -153,7 +153,8 @@ def _warm_state(ravel: tree.Ravel, state: PyTree) -> Tensor:
     return ravel.flatten(state, "state")
 
 
-def _count_tasks(batch: PyTree, grid: TimeGrid, lead: int | None) -> int:
+def count_tasks(batch: PyTree, grid: TimeGrid, lead: int | None) -> int:
+    """The number of tasks, which batch, grid and a warm start (of `lead` rows) must agree on."""
     sizes = [leaf.shape[0] for leaf in tree.tensors(batch) if leaf.ndim > 0]
     found = lead or grid.tasks or (sizes[0] if sizes else None)
     if found is None:

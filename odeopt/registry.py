@@ -97,10 +97,19 @@ class Registry:
 
 
 FIELDS = Registry("field")
+"""Fields and update rules: made from a loss."""
+
 SOLVERS = Registry("solver")
+"""Solvers: `Solver` instances."""
+
 ADJOINTS = Registry("adjoint")
+"""Adjoints: `LocalAdjoint` or `WholeAdjoint` instances."""
+
 CHECKPOINTS = Registry("checkpoint schedule")
+"""Checkpoint schedules."""
+
 METHODS = Registry("method")
+"""Meta-learning methods: `METHODS.get(name)(loss, outer_loss=None, **settings)` is a `Method`."""
 
 _reports: list[PluginReport] | None = None
 

@@ -9,7 +9,13 @@ from odeopt.errors import InputError
 
 
 class Status(IntEnum):
-    """How a task ended."""
+    """How a task ended, one code for each task.
+
+    OK, or what stopped it: a state of the forward sweep, the outer loss, an adjoint variable or the
+    gradient of the outer loss that is not finite (1, 2, 3 and 6); an interval beyond the stability
+    limit of the backward method (4), or states too far apart to interpolate (5), see `Safety`. With
+    `on_failure="raise"` such a task raises; with "skip" it is left out of the means.
+    """
 
     OK = 0
     STATE_NOT_FINITE = 1

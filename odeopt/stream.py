@@ -21,7 +21,7 @@ class Stream:
     Each step is evaluated again in the backward sweep, so that the batch of step k must be the
     same whenever it is asked for. Pass a stream where a solve takes its batch.
 
-    Example:
+    Examples:
         >>> import torch, odeopt
         >>> x, y = torch.randn(100, 3), torch.randn(100)
         >>> stream = odeopt.Stream.minibatches((x, y, torch.arange(100)), batch_size=20, seed=0)

@@ -1,111 +1,19 @@
-"""The names that odeopt exports."""
+"""The names that odeopt exports, and their signatures."""
 
 from __future__ import annotations
 
 import inspect
+import re
 import types
+from difflib import unified_diff
 
 import pytest
+from support.public_api import SNAPSHOT, describe, describe_entry
 
 import odeopt
 from odeopt import errors
 
-NAMES = [
-    "ADJOINTS",
-    "Adam",
-    "AdamW",
-    "Adaptive",
-    "BacksolveAdjoint",
-    "BilevelProblem",
-    "Binomial",
-    "CHECKPOINTS",
-    "CapturedTensorError",
-    "CompatibilityError",
-    "CompilationError",
-    "ConjugateGradient",
-    "ContinuousAdjoint",
-    "Density",
-    "Device",
-    "DiscreteAdjoint",
-    "Disk",
-    "DivergenceError",
-    "DormandPrince",
-    "ErrorEstimate",
-    "Euler",
-    "Every",
-    "FIELDS",
-    "Field",
-    "FirstOrderAdjoint",
-    "ForwardOverReverse",
-    "Graded",
-    "GradientField",
-    "GradientFlow",
-    "GradientRule",
-    "Grads",
-    "HeavyBall",
-    "Host",
-    "ImplicitAdjoint",
-    "InnerLoop",
-    "InputError",
-    "LeafwiseRule",
-    "LoopGrads",
-    "LoopResult",
-    "METHODS",
-    "MemoryBudget",
-    "MetaGradient",
-    "MetaGrads",
-    "MetaLearner",
-    "Method",
-    "Midpoint",
-    "Minimized",
-    "ModifiedEuler",
-    "ModuleLoss",
-    "Neumann",
-    "NondeterminismError",
-    "ODEOptimizer",
-    "OdeoptError",
-    "OdeoptWarning",
-    "Online",
-    "PIController",
-    "Plan",
-    "RK4",
-    "RMSprop",
-    "RecordedLoop",
-    "RegularizedFlow",
-    "Result",
-    "ReverseMode",
-    "SGD",
-    "SOLVERS",
-    "Safety",
-    "SecondOrderError",
-    "Solution",
-    "StabilityError",
-    "StabilizedRK",
-    "Stats",
-    "Status",
-    "Step",
-    "StepLimitError",
-    "StopWhen",
-    "StorageError",
-    "Stream",
-    "TaskBatch",
-    "TaskHorizon",
-    "TaskPool",
-    "TimeGrid",
-    "ToleranceError",
-    "ToleranceOptimizer",
-    "Torchdiffeq",
-    "TruncatedAdjoint",
-    "UnknownNameError",
-    "UpdateRule",
-    "__version__",
-    "clip_by_norm",
-    "clip_by_value",
-    "from_module",
-    "from_tolerance",
-    "tensorboard",
-]
-OBJECTS = [getattr(odeopt, name) for name in NAMES if name != "__version__"]
+OBJECTS = [getattr(odeopt, name) for name in odeopt.__all__ if name != "__version__"]
 PUBLIC = [entry for entry in OBJECTS if inspect.isclass(entry) or inspect.isfunction(entry)]
 CLASSES = [entry for entry in PUBLIC if inspect.isclass(entry)]
 ERRORS = [
@@ -125,8 +33,22 @@ def _module(member):
     return getattr(member, "__module__", None) or ""
 
 
-def test_the_exported_names():
-    assert sorted(odeopt.__all__) == NAMES
+def test_names_and_signatures_are_those_of_the_snapshot():
+    before, now = SNAPSHOT.read_text().splitlines(), describe().splitlines()
+    changes = [line for line in unified_diff(before, now, n=0, lineterm="") if line[0] in "+-"][2:]
+    assert changes == [], (
+        "the public API is not that of tests/public_api.txt. If the change is meant, run `python"
+        " tests/support/public_api.py`, add a line to CHANGELOG.md, and commit both."
+    )
+
+
+def test_the_snapshot_would_notice_a_changed_default():
+    def solve(a: int, b: float = 1.0) -> None: ...
+
+    def changed(a: int, b: float = 2.0) -> None: ...
+
+    assert describe_entry("solve", solve) == ["solve(a: int, b: float = 1.0) -> None"]
+    assert describe_entry("solve", changed) != describe_entry("solve", solve)
 
 
 def test_each_name_is_there_once():
@@ -144,7 +66,17 @@ def test_nothing_else_public_is_visible():
 
 
 def test_the_version_is_a_release_number():
-    assert all(part.isdigit() for part in odeopt.__version__.split(".")[:2])
+    assert re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc|\.dev)\d+)?", odeopt.__version__)
+
+
+def test_the_changelog_has_an_entry_for_the_version_or_for_what_comes():
+    text = (SNAPSHOT.parents[1] / "CHANGELOG.md").read_text()
+    sections = re.split(r"^## \[(.+?)\].*$", text, flags=re.MULTILINE)[1:]
+    entries = dict(zip(sections[::2], sections[1::2], strict=True))
+    written = [name for name, body in entries.items() if re.search(r"^- \S", body, re.MULTILINE)]
+    assert {"Unreleased", odeopt.__version__} & set(written)
+    kinds = set(re.findall(r"^### (.+)$", text, re.MULTILINE))
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
 @pytest.mark.parametrize("entry", PUBLIC, ids=_name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import fmean
 
 import torch
@@ -14,7 +15,7 @@ from benchmarks.harness import curves, environment
 from benchmarks.harness.curves import Curve
 from benchmarks.harness.plots import Labels
 from benchmarks.harness.registry import Preset, Settings
-from benchmarks.harness.runner import run_cells
+from benchmarks.harness.runner import IncompleteError, run_cells
 from benchmarks.harness.store import fingerprint
 from benchmarks.methods import LABELS
 
@@ -31,11 +32,17 @@ def run(settings: Settings) -> None:
         "device": circumstances["device_name"],
         "sizes": repr(sizes),
     }
+    asked = cells.cells(settings, sizes)
     results = run_cells(
-        "collaborative-filtering", cells.cells(settings, sizes), settings.store,
-        fingerprint(depends), settings.only,
+        "collaborative-filtering", asked, settings.store, fingerprint(depends), settings.only,
+        gaps=True,
     )  # fmt: skip
     parts = [text.head(settings.preset, circumstances, sizes)]
+    sizes, missing = _complete(results, sizes)
+    if not sizes.settings:
+        raise IncompleteError(len(results), len(asked))
+    if missing:
+        parts.append(f"**Not run:** {'; '.join(missing)}.")
     if settings.preset is Preset.PAPER:
         parts.append(sections.overview(results, sizes))
     for setting in sizes.settings:
@@ -43,6 +50,18 @@ def run(settings: Settings) -> None:
         parts.append(f"![held-out error]({_plot(results, settings, setting, sizes)})")
     settings.store.write_text("report.md", "\n\n".join(parts) + "\n")
     settings.store.write_json("results.json", {"environment": circumstances, "cells": results})
+
+
+def _complete(results: Results, sizes: Sizes) -> tuple[Sizes, list[str]]:
+    """The settings with a result of every method, and the names of the others."""
+    names = (cells.BASELINES, *sizes.methods)
+    done = [
+        setting
+        for setting in sizes.settings
+        if all(cells.key(setting, name) in results for name in names)
+    ]
+    missing = [setting.name for setting in sizes.settings if setting not in done]
+    return replace(sizes, settings=tuple(done)), missing
 
 
 def _plot(results: Results, settings: Settings, setting: Setting, sizes: Sizes) -> str:

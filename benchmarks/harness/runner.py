@@ -30,10 +30,17 @@ class Cell:
 class IncompleteError(RuntimeError):
     """Cells were left out on request, so that there is no report yet."""
 
+    def __init__(self, stored: int, total: int) -> None:
+        super().__init__(
+            f"{stored} of {total} cells are stored; run the command without --only for the others"
+            " and the report"
+        )
+
 
 def run_cells(
-    title: str, cells: Sequence[Cell], store: ResultStore, fingerprint: str, only: str = ""
-) -> dict[str, dict[str, Any]]:
+    title: str, cells: Sequence[Cell], store: ResultStore, fingerprint: str, only: str = "",
+    gaps: bool = False,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Compute the cells that are not stored yet, storing each as soon as it is done.
 
     Args:
@@ -43,13 +50,14 @@ def run_cells(
         fingerprint: What the results depend on besides their keys (`store.fingerprint`).
         only: Compute cells whose key contains this text only; several processes may so share
             the work and the store.
+        gaps: Whether a report can do without some of the cells that `only` left out.
 
     Returns:
         The value of each cell by its key, in the order of `cells`.
 
     Raises:
         KeyboardInterrupt: The user stopped the run; the cells done so far stay stored.
-        IncompleteError: Cells are missing that `only` left out.
+        IncompleteError: Cells are missing that `only` left out, and `gaps` is false.
     """
     _check_unique([cell.key for cell in cells])
     found = {cell.key: store.get(cell.key, fingerprint) for cell in cells}
@@ -65,12 +73,9 @@ def run_cells(
             "run the same command again to resume",
         )
         raise
-    if len(values) < len(cells):
-        raise IncompleteError(
-            f"{len(values)} of {len(cells)} cells are stored; run the command without --only for"
-            " the others and the report"
-        )
-    return {cell.key: values[cell.key] for cell in cells}
+    if len(values) < len(cells) and not gaps:
+        raise IncompleteError(len(values), len(cells))
+    return {cell.key: values[cell.key] for cell in cells if cell.key in values}
 
 
 def _compute_missing(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -12,7 +13,7 @@ from benchmarks.harness import curves, environment, markdown, paired
 from benchmarks.harness.curves import Curve
 from benchmarks.harness.plots import Labels
 from benchmarks.harness.registry import Preset, Settings
-from benchmarks.harness.runner import run_cells
+from benchmarks.harness.runner import IncompleteError, run_cells
 from benchmarks.harness.store import fingerprint
 from benchmarks.methods import LABELS
 from benchmarks.problems.figure_2 import FIGURE_2
@@ -35,16 +36,45 @@ def run(settings: Settings) -> None:
         "device": circumstances["device_name"],
         "sizes": repr(sizes),
     }
+    asked = [*cells.cells(settings, sizes), *diagnosis.cells(settings, sizes)]
     results = run_cells(
-        "regression", [*cells.cells(settings, sizes), *diagnosis.cells(settings, sizes)],
-        settings.store, fingerprint(depends), settings.only,
-    )  # fmt: skip
-    sections = [_head(settings, circumstances, sizes)]
-    for setting in sizes.settings:
+        "regression", asked, settings.store, fingerprint(depends), settings.only, gaps=True
+    )
+    done = _complete(results, sizes)
+    if not done:
+        raise IncompleteError(len(results), len(asked))
+    sections = [_head(settings, circumstances, sizes), *_not_run(sizes, done)]
+    for setting in done:
         sections.append(_section(results, setting, sizes, settings.preset))
         _plots(results, settings, setting, sizes)
     settings.store.write_text("report.md", "\n\n".join(sections) + "\n")
     settings.store.write_json("results.json", {"environment": circumstances, "cells": results})
+
+
+def _complete(results: Results, sizes: Sizes) -> list[Setting]:
+    """The settings with a result of every method, each with those seeds only."""
+    settings: list[Setting] = []
+    for setting in sizes.settings:
+        seeds = [
+            seed
+            for seed in setting.seeds
+            if all(cells.key(setting, seed, name) in results for name in sizes.methods)
+        ]
+        if seeds:
+            settings.append(replace(setting, seeds=tuple(seeds)))
+    return settings
+
+
+def _not_run(sizes: Sizes, done: list[Setting]) -> list[str]:
+    """What the preset has beyond this report."""
+    seeds = {setting.name: setting.seeds for setting in done}
+    missing = [
+        f"{setting.name}, seed {seed}"
+        for setting in sizes.settings
+        for seed in setting.seeds
+        if seed not in seeds.get(setting.name, ())
+    ]
+    return [f"**Not run:** {'; '.join(missing)}."] if missing else []
 
 
 def _section(results: Results, setting: Setting, sizes: Sizes, preset: Preset) -> str:

@@ -41,7 +41,7 @@ class Sizes:
 
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4)
 SIZES = {
-    Preset.SMOKE: Sizes(("quadratic", "cosmixture code"), 2, (1e-1, 1e-2), 3, 2, (2.0, 10.0), 8),
+    Preset.SMOKE: Sizes(("quadratic", "cosmixture code"), 2, (1e-1, 1e-2), 3, 2, (2.0, 4.0), 8),
     Preset.QUICK: Sizes(FAMILIES, 12, TOLERANCES, 12, 10, (2.0, 100.0), 25),
     Preset.PAPER: Sizes(FAMILIES, 100, TOLERANCES, 12, 10, (2.0, 500.0), 50),
 }

@@ -39,6 +39,11 @@ class BacksolveAdjoint(WholeAdjoint):
         solver: an explicit Runge-Kutta method, `RK4()` by default, on the grid of the solve.
         differentiation: how Hessian-vector products are made, `ReverseMode()` by default.
 
+    Raises:
+        CompatibilityError: if the solver is no explicit Runge-Kutta method; from `ODEOptimizer`,
+            with an update rule.
+        StabilityError: in the gradient, if the initial state is missed (see `Safety`).
+
     References:
         Chen et al. 2018, "Neural Ordinary Differential Equations", Algorithm 1.
     """

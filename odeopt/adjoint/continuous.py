@@ -54,6 +54,12 @@ class ContinuousAdjoint(LocalAdjoint):
         solver: `Euler()`, `ModifiedEuler()` (the paper's), `Midpoint()` or `RK4()`.
         differentiation: how Hessian-vector products are made, `ReverseMode()` by default.
 
+    Raises:
+        CompatibilityError: if the solver is no explicit Runge-Kutta method; from `ODEOptimizer`,
+            with an update rule.
+        StabilityError: in the gradient, if an interval is too long for the curvature, or the
+            states are too far apart to interpolate (see `Safety`).
+
     References:
         Li et al. 2023, eq. (8) and Algorithm 2; Daulbaev et al. 2020 (interpolated adjoints).
     """

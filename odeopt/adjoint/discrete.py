@@ -62,6 +62,9 @@ class DiscreteAdjoint(ExactAdjoint):
     Args:
         differentiation: how Hessian-vector products are made, `ReverseMode()` by default.
 
+    Raises:
+        CompatibilityError: from `ODEOptimizer`, with a solver that gives states at grid times only.
+
     References:
         Hager 2000; Sanz-Serna 2016, "Symplectic Runge-Kutta schemes for adjoint equations".
     """
@@ -78,6 +81,10 @@ class TruncatedAdjoint(ExactAdjoint):
     Args:
         steps: K, the number of last steps.
         differentiation: how Hessian-vector products are made, `ReverseMode()` by default.
+
+    Raises:
+        InputError: if steps is not a positive integer.
+        CompatibilityError: from `ODEOptimizer`, with a solver that gives states at grid times only.
 
     References:
         Shaban et al. 2019, "Truncated Back-propagation for Bilevel Optimization".

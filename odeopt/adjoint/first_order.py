@@ -21,6 +21,8 @@ class FirstOrderAdjoint(WholeAdjoint):
     hyperparameters hold their direct part only and those w.r.t. the step sizes are zero. Over
     long horizons the direction is almost unrelated to the gradient (`docs/choosing.md`).
 
+    Cost: none beside the forward sweep and one gradient of the outer loss.
+
     References:
         Finn et al. 2017, "Model-Agnostic Meta-Learning", section 5.2.
     """

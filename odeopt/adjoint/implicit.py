@@ -50,6 +50,10 @@ class ImplicitAdjoint(WholeAdjoint):
     Warns:
         OdeoptWarning: if the inner problem has not converged.
 
+    Raises:
+        InputError: if the linear solver is none, or the damping is negative.
+        CompatibilityError: in the gradient, if the field has no potential, or states are observed.
+
     References:
         Rajeswaran et al. 2019, "Meta-Learning with Implicit Gradients", Algorithm 2.
     """

@@ -30,16 +30,21 @@ class LinearSolver(ABC):
 @final
 @dataclass(frozen=True)
 class ConjugateGradient(LinearSolver):
-    """Conjugate gradients from v = 0; A must be positive definite.
+    """Conjugate gradients for $A v = b$ from v = 0; A must be positive definite.
 
     It stays where it is once the residual is zero, or when a direction of non-positive curvature
     turns up (the residual then tells that A is not positive definite).
 
+    Cost: one product with A per iteration, and four vectors of shape [d].
+
     Args:
-        steps: iterations, one product each.
+        steps: iterations.
+
+    Raises:
+        InputError: if steps is not a positive integer.
 
     References:
-        Hestenes and Stiefel 1952.
+        Hestenes and Stiefel 1952, "Methods of conjugate gradients for solving linear systems".
     """
 
     steps: int = 5
@@ -66,9 +71,14 @@ class ConjugateGradient(LinearSolver):
 class Neumann(LinearSolver):
     r"""The truncated series $v = \eta\sum_{i<K} (I - \eta A)^i b$, which needs $\eta < 2/\rho(A)$.
 
+    Cost: K products with A, and two vectors of shape [d].
+
     Args:
-        steps: K, the number of terms; one product each.
+        steps: K, the number of terms.
         rate: $\eta$.
+
+    Raises:
+        InputError: if steps is not a positive integer, or rate is not positive.
 
     References:
         Lorraine et al. 2020, "Optimizing Millions of Hyperparameters by Implicit Differentiation".

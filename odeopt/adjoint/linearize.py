@@ -44,10 +44,15 @@ def check_differentiation(value: object) -> Differentiation:
 
 @final
 class ReverseMode(Differentiation):
-    """`torch.func.vjp` of the velocity: for gradient fields, reverse over reverse. The default.
+    r"""$f_y^\top\lambda$ by `torch.func.vjp`; for gradient fields, reverse over reverse.
 
-    The first product costs about 2.7 gradients in eager torch and a further one at the same point
-    about 1.7, since the graph of the gradient is kept. Works for every field.
+    The default; it works for every field.
+
+    Cost: the first product about 2.7 gradients in eager torch and a further one at the same point
+    about 1.7, since the graph of the gradient is kept.
+
+    References:
+        Pearlmutter 1994, "Fast exact multiplication by the Hessian".
     """
 
     value_cost = 0
@@ -68,8 +73,13 @@ class ForwardOverReverse(Differentiation):
     r"""One forward-mode pass through the gradient of the potential: gradient fields only.
 
     Along $(\lambda, 0)$ the tangents of $(\nabla_y\Phi, \nabla_\theta\Phi)$ are $(H\lambda,
-    (\partial_\theta\partial_y\Phi)^\top\lambda)$ by symmetry. It keeps no second tape; in eager
-    torch it takes 3 to 5 gradients and is the slower choice for small models.
+    (\partial_\theta\partial_y\Phi)^\top\lambda)$ by symmetry.
+
+    Cost: 3 to 5 gradients in eager torch, which makes it the slower choice for small models; it
+    keeps no second tape.
+
+    Raises:
+        CompatibilityError: in the solve, if the field has no potential.
 
     References:
         Pearlmutter 1994; Kemaev et al. 2025, "Scalable Meta-Learning via Mixed-Mode

@@ -53,7 +53,7 @@ class RecordedLoop:
     numbers in each step, batch normalisation updates its statistics. The steps see the module in
     the modes (train, eval) it was in at first, the outer loss sees it in evaluation mode.
 
-    Example:
+    Examples:
         >>> import torch, odeopt
         >>> model = torch.nn.Linear(3, 1)
         >>> mse = lambda model, batch: (model(batch[0]) - batch[1]).square().mean()

@@ -32,7 +32,15 @@ class LoopGrads:
 
 @dataclass(frozen=True)
 class LoopResult:
-    """The outer loss after a recorded loop, its gradients, and what they cost."""
+    """The outer loss after a recorded loop, its gradients, and what they cost.
+
+    The value is 0-dim; `grads` is described in `LoopGrads`, the counts in `Stats`.
+
+    Attributes:
+        value: the outer loss, 0-dim.
+        grads: its gradients.
+        stats: what the backward sweep cost, the second run of the steps included.
+    """
 
     value: Tensor
     grads: LoopGrads

@@ -46,7 +46,7 @@ class BilevelProblem:
     + (\partial dt / \partial\eta)^\top g_{dt} + (\partial u_0 / \partial\eta)^\top \lambda_0$:
     every way in which they act is differentiated. For meta-learning over tasks see `MetaLearner`.
 
-    Example:
+    Examples:
         >>> import torch, odeopt
         >>> def loss(params, batch, hparams):  # ridge regression
         ...     x, y = batch

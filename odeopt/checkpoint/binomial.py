@@ -73,13 +73,16 @@ def split(steps: int, slots: int) -> int:
 class Binomial(CheckpointSchedule):
     r"""Revolve's schedule: at most `slots` kept states, and the fewest replayed steps.
 
-    N steps with s slots replay $r N - \beta(s + 1, r - 1) - (N - 1)$ steps, about r - 1 each,
+    Cost: N steps with s slots replay $r N - \beta(s + 1, r - 1) - (N - 1)$ steps, about r - 1 each,
     where r is the least number with $N \le \binom{s + r}{s}$. The state before the last step is
     still there when the backward sweep begins and is not replayed.
 
     Args:
         slots: the number of kept states, the initial one included.
         store: where they are kept; `Device()` by default.
+
+    Raises:
+        InputError: if slots is not a positive integer.
 
     References:
         Griewank and Walther 2000, "Algorithm 799: Revolve", ACM TOMS 26(1).

@@ -34,6 +34,8 @@ class MemoryBudget(CheckpointSchedule):
     tier that has room. What was chosen is in `stats.plan` of the result, and `describe` says it
     beforehand.
 
+    Cost: the replays and bytes that its `Plan` says, which the stats then confirm.
+
     The budget is for kept states, of all tasks together. Beside them a solve holds about three
     working states (the running one, its successor, the adjoint variable), two more with a host
     part on CUDA, and what one evaluation of a gradient takes.

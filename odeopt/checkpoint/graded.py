@@ -34,16 +34,20 @@ class Graded(CheckpointSchedule):
 
     Each interval holds the same share of $\tfrac12\int\lVert y''\rVert^{1/2}dt$ (normalised
     to 1) plus half the time: half of the nodes follow the curvature, half the clock. The shares
-    are known only at the end, so the forward sweep is made twice, first to measure, then to store;
-    up to N steps more are made, and at most n states are kept, with two more while measuring. When
-    gradient evaluations matter more than memory, `Density` with more states is cheaper, and the
-    accepted steps of `Adaptive` are graded already.
+    are known only at the end, so the forward sweep is made twice, first to measure, then to store.
+    When gradient evaluations matter more than memory, `Density` with more states is cheaper, and
+    the accepted steps of `Adaptive` are graded already.
+
+    Cost: up to N steps more, and at most n states, with two more while measuring.
 
     With tasks the nodes are common to all.
 
     Args:
         n: the number of kept states, the initial one included.
         store: where they are kept; `Device()` by default.
+
+    Raises:
+        InputError: if n is not a positive integer.
 
     References:
         de Boor 1973, "Good approximation by splines with variable knots" (equidistribution).

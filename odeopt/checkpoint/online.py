@@ -37,14 +37,19 @@ class Online(CheckpointSchedule):
     all slots are taken, the kept state goes whose two gaps make the shortest one together that
     Revolve can still reverse: with j states kept before it, s slots and r sweeps at most
     $\binom{s - j + r - 1}{r - 1}$ steps. Backward, when the length is known, Revolve reverses each
-    gap with the slots that are free by then. The first sweep and the replays together are 1.00 to
-    1.28 times the optimum for a known length, 1.02 on average (all n to 1500); the worst cases
-    are solves of ten steps with two or three slots. About $8 s \log(N / s)$ states are
+    gap with the slots that are free by then.
+
+    Cost: the first sweep and the replays together are 1.00 to 1.28 times the optimum for a known
+    length, 1.02 on average (all n to 1500); the worst cases are solves of ten steps with two or
+    three slots. About $8 s \log(N / s)$ states are
     stored on the way.
 
     Args:
         slots: the number of kept states, the initial one included.
         store: where they are kept; `Device()` by default.
+
+    Raises:
+        InputError: if slots is not a positive integer.
 
     References:
         Wang, Moin and Iaccarino 2009, "Minimal repetition dynamic checkpointing algorithm for

@@ -27,11 +27,21 @@ from odeopt.store import Tier
 class Every(CheckpointSchedule):
     """Keep every k-th state: N / k states; with replay, up to k - 2 more and N - N / k steps.
 
-    `Every(1)` keeps everything and replays nothing.
+    `Every(1)` keeps everything and replays nothing. A state is one tensor of shape [d], with tasks
+    [tasks, d].
+
+    Cost with an exact adjoint: as above. An interpolating one takes the N / k states as its mesh
+    and replays nothing.
 
     Args:
         k: the distance of kept states in steps.
         store: where they are kept, replayed ones included; `Device()` by default.
+
+    Raises:
+        InputError: if k is not a positive integer.
+
+    References:
+        Griewank and Walther 2008, "Evaluating Derivatives", chapter 12.
     """
 
     is_mesh = True
@@ -59,9 +69,18 @@ class Every(CheckpointSchedule):
 class Density(CheckpointSchedule):
     """Keep n states at even distances of N / n steps; every state when N < n.
 
+    Cost with an exact adjoint: N - n replayed steps, and up to N / n - 2 more states meanwhile. An
+    interpolating adjoint takes the n states as its mesh and replays nothing.
+
     Args:
         n: the number of kept states, the initial one included.
         store: where they are kept, replayed ones included; `Device()` by default.
+
+    Raises:
+        InputError: if n is not a positive integer.
+
+    References:
+        Griewank and Walther 2008, "Evaluating Derivatives", chapter 12; Li et al. 2023, appendix A.
     """
 
     is_mesh = True

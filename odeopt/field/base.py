@@ -19,7 +19,12 @@ from odeopt.types import PyTree
 class Field(InnerOptimizer):
     r"""A velocity field $dy/dt = f(t, y; \text{consts}, \text{hparams}, \text{batch})$.
 
-    By default its state is the parameters themselves.
+    A subclass writes `velocity`. By default its state is the parameters themselves; one with a
+    larger state, e.g. with a velocity of its own, overrides `init` and `readout`. Everything is a
+    pytree without a task dimension: tasks are batched from outside.
+
+    References:
+        Li et al. 2023, "Meta-Learning with Adjoint Methods", section 3.1.
     """
 
     @abstractmethod
@@ -30,7 +35,11 @@ class Field(InnerOptimizer):
 
 
 class GradientField(Field):
-    r"""A field $f = -\nabla_y \Phi$ with a scalar potential, so that its Jacobian is symmetric."""
+    r"""A field $f = -\nabla_y \Phi$ with a scalar potential, so that its Jacobian is symmetric.
+
+    A subclass writes `potential`. `StabilizedRK`, `ImplicitAdjoint` and `ForwardOverReverse` need
+    such a field. Cost: one gradient of the potential per velocity.
+    """
 
     @abstractmethod
     def potential(

@@ -21,12 +21,16 @@ class GradientFlow(GradientField):
     r"""$u' = -\nabla L(u) - w u$.
 
     With `Euler` and a grid `from_lr` it is gradient descent, bit-equal to `torch.optim.SGD` in
-    float64. One gradient per velocity.
+    float64. Cost: one gradient per velocity.
 
     Args:
         loss: `loss(params, batch)` or `loss(params, batch, hparams)`, a scalar tensor.
         weight_decay: w, a number or a selector of hparams.
         has_aux: the loss returns (scalar, anything); the second part is dropped.
+
+    Raises:
+        InputError: if the loss is no function.
+        CapturedTensorError: if an option is a tensor that requires grad: pass it in hparams.
 
     References:
         Li et al. 2023, "Meta-Learning with Adjoint Methods", eq. (3).

@@ -22,13 +22,17 @@ class HeavyBall(Field):
     r"""$u' = v,\quad v' = -\gamma v - \nabla L(u) - w u$, started at rest.
 
     The state is the pair (u, v); `readout` gives u. Its Jacobian is not symmetric and its
-    eigenvalues may be complex. One gradient per velocity, twice the memory of gradient flow.
+    eigenvalues may be complex. Cost: one gradient per velocity, twice the memory of gradient flow.
 
     Args:
         loss: `loss(params, batch)` or `loss(params, batch, hparams)`, a scalar tensor.
         damping: $\gamma$, a number or a selector.
         weight_decay: w, a number or a selector.
         has_aux: the loss returns (scalar, anything); the second part is dropped.
+
+    Raises:
+        InputError: if the loss is no function.
+        CapturedTensorError: if an option is a tensor that requires grad: pass it in hparams.
 
     References:
         Polyak 1964, "Some methods of speeding up the convergence of iteration methods".

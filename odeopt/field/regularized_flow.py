@@ -23,7 +23,7 @@ class RegularizedFlow(GradientField):
     r"""$u' = -\nabla L(u) - w u - \mu (u - c)$: the flow of $L + \tfrac{\mu}{2}\lVert u-c\rVert^2$.
 
     The centre c is the initialisation unless another is chosen; gradients flow to it, and to
-    $\mu$ when it is a selector of hparams. One gradient per velocity.
+    $\mu$ when it is a selector of hparams. Cost: one gradient per velocity.
 
     Args:
         loss: `loss(params, batch)` or `loss(params, batch, hparams)`, a scalar tensor.
@@ -31,6 +31,10 @@ class RegularizedFlow(GradientField):
         center: a selector of hparams that returns a tree like params; default: the initialisation.
         weight_decay: w, a number or a selector.
         has_aux: the loss returns (scalar, anything); the second part is dropped.
+
+    Raises:
+        InputError: if the loss or the centre is no function.
+        CapturedTensorError: if an option is a tensor that requires grad: pass it in hparams.
 
     References:
         Rajeswaran et al. 2019, "Meta-Learning with Implicit Gradients", eq. (3).

@@ -70,7 +70,12 @@ class TaskHorizon:
 
 
 class InnerLoop(Method):
-    """An inner optimiser, its grid and a validation loss.
+    r"""A method whose meta-gradient is that of one `ODEOptimizer`: $\frac1B\sum_n dJ_n/d\theta$.
+
+    $J_n$ is the validation loss of task n after the inner optimisation from $\theta$. Tensors of a
+    task batch have a leading task dimension; all tasks are in memory together.
+
+    Cost: that of `ODEOptimizer.value_and_grad` with tasks, and of the horizon's search.
 
     Args:
         opt: the inner optimiser.

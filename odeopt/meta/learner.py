@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from odeopt import tree
+from odeopt.distributed import Workers
 from odeopt.errors import DivergenceError, InputError, OdeoptError, OdeoptWarning
 from odeopt.meta.arguments import check_settings, resolve
 from odeopt.meta.method import MetaGradient, Method, TaskBatch, TaskData, as_task_batch
 from odeopt.meta.metrics import MetricsFile, Step, progress
-from odeopt.meta.storage import copy_into, write_checkpoint
+from odeopt.meta.spread import SpreadMethod
+from odeopt.meta.storage import copy_into, read_checkpoint, write_checkpoint
 from odeopt.module import ModuleLoss
 from odeopt.safety import Status
 from odeopt.types import Loss, PyTree
@@ -37,7 +39,7 @@ class MetaLearner:
     same for hparams. It stops after a number of updates or when $\theta$ hardly moves
     (Algorithm 1 of the paper).
 
-    Example:
+    Examples:
         >>> import torch, odeopt
         >>> loss = lambda params, batch: ((params - batch) ** 2).sum()
         >>> pool = odeopt.TaskPool(torch.randn(20, 3), torch.randn(20, 3))
@@ -63,6 +65,8 @@ class MetaLearner:
         folder: where `checkpoint.pt` and `metrics.jsonl` go; None to write nothing.
         checkpoint_every: updates between two checkpoints; the end of `fit` makes one, too.
         show_progress: whether to show a progress bar, where standard error is a terminal.
+        workers: `Workers()` to divide the tasks of each batch among the processes of `torchrun`.
+            Every worker makes the same calls, `tasks` and `callback` included; worker 0 writes.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class MetaLearner:
         folder: str | Path | None = None,
         checkpoint_every: int = 100,
         show_progress: bool = True,
+        workers: Workers | None = None,
     ) -> None:
         self.method, params, own = resolve(method, model, loss, dict(settings or {}))
         check_settings(tasks, clip, validate_every, checkpoint_every)
@@ -90,7 +95,10 @@ class MetaLearner:
         self._validate_every, self._checkpoint_every = validate_every, checkpoint_every
         self._folder = None if folder is None else Path(folder)
         self._metrics = None if self._folder is None else MetricsFile(self._folder / METRICS)
-        self._show = show_progress
+        self._workers = Workers.alone() if workers is None else workers
+        self._spread = SpreadMethod(self.method, self._workers)
+        self._writes = self._workers.rank == 0
+        self._show = show_progress and self._writes
         self.updates = 0
         self._owns_folder = False
         self.params: PyTree = tree.map_tensors(_copy, params)
@@ -113,8 +121,10 @@ class MetaLearner:
             OdeoptError: of the method, with the update and its tasks in a note.
             DivergenceError: if a meta-gradient is not finite.
             InputError: if the folder holds another run.
+            WorkerError: if a worker is lost, or has other parameters or tasks than the others.
         """
-        self._claim_folder()
+        self._workers.together("the folder", self._claim_folder)
+        self._check_same()
         steps: list[Step] = []
         with progress(updates, self.updates, self._show) as show:
             while self.updates < updates:
@@ -134,15 +144,19 @@ class MetaLearner:
 
     def evaluate(self, task_batch: TaskData) -> Tensor:
         """The validation losses of new tasks after adaptation, shape [tasks]."""
-        return self.method.evaluate(self.params, task_batch, self.hparams)
+        return self._spread.evaluate(self.params, task_batch, self.hparams)
 
     def history(self) -> list[Step]:
-        """Every step so far, as `metrics.jsonl` has them."""
+        """Every step so far, as `metrics.jsonl` has them (read by each worker for itself)."""
         return [] if self._metrics is None else self._metrics.read()
 
     def save(self) -> None:
         """Write a checkpoint atomically; does nothing without a folder."""
-        if self._folder is None:
+        self._check_same()
+        self._workers.together("a checkpoint", self._write)
+
+    def _write(self) -> None:
+        if self._folder is None or not self._writes:
             return
         content = {
             "updates": self.updates,
@@ -156,27 +170,31 @@ class MetaLearner:
     def restore(self) -> bool:
         """Go on from the checkpoint in the folder; False if there is none.
 
-        The run that follows is, on a CPU, bit for bit the one that was interrupted.
+        The run that follows is, on a CPU, bit for bit the one that was interrupted; with another
+        number of workers it is so up to rounding. Worker 0 reads the file for all.
 
         Raises:
             InputError: if the checkpoint was made with other parameters or hparams.
         """
         path = None if self._folder is None else self._folder / CHECKPOINT
-        if path is None or not path.exists():
+        found = self._workers.from_first("a restart", lambda: read_checkpoint(path))
+        if found is None:
             return False
-        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         for own, name in ((self.params, "params"), (self.hparams, "hparams")):
             copy_into(own, found[name], f"{name} of {path}")
         self._owns_folder = True
         self._optimizer.load_state_dict(found["optimizer"])
         torch.set_rng_state(found["random"])
         self.updates = found["updates"]
-        if self._metrics is not None:
-            self._metrics.truncate(self.updates)
+        self._workers.together("a restart", self._forget_later_steps)
         return True
 
+    def _forget_later_steps(self) -> None:
+        if self._metrics is not None and self._writes:
+            self._metrics.truncate(self.updates)
+
     def _claim_folder(self) -> None:
-        if self._folder is None or self._owns_folder:
+        if self._folder is None or self._owns_folder or not self._writes:
             return
         if (self._folder / CHECKPOINT).exists():
             raise InputError(
@@ -188,7 +206,9 @@ class MetaLearner:
 
     def _update(self, last: bool) -> Step:
         begin = time.perf_counter()
-        batch = as_task_batch(self._tasks(self.updates))
+        batch = self._workers.together(
+            "the tasks", lambda: as_task_batch(self._tasks(self.updates))
+        )
         found = self._differentiate(batch)
         norm = self._set_gradients(found)
         before = [leaf.clone() for leaf in tree.tensors(self.params)]
@@ -205,7 +225,7 @@ class MetaLearner:
 
     def _differentiate(self, batch: TaskBatch) -> MetaGradient:
         try:
-            return self.method(self.params, batch, self.hparams)
+            return self._spread(self.params, batch, self.hparams)
         except OdeoptError as error:
             names = ", ".join(batch.names) or "unnamed"
             error.add_note(f"in meta-update {self.updates}, whose tasks are: {names}")
@@ -242,7 +262,7 @@ class MetaLearner:
             for i, code in enumerate(codes)
             if code != Status.OK
         )
-        if failed:
+        if failed and self._writes:
             warnings.warn(
                 f"meta-update {self.updates - 1} left out: {', '.join(failed)}",
                 OdeoptWarning,
@@ -251,12 +271,20 @@ class MetaLearner:
         return failed
 
     def _record(self, step: Step) -> None:
-        if self._metrics is not None:
+        if self._metrics is not None and self._writes:
             self._metrics.append(step)
         if self.updates % self._checkpoint_every == 0:
             self.save()
         if self._callback is not None:
             self._callback(step)
+
+    def _check_same(self) -> None:
+        parts = {
+            "params": tree.tensors(self.params),
+            "hparams": tree.tensors(self.hparams),
+            "the optimizer": tree.tensors(self._optimizer.state_dict()),
+        }
+        self._workers.check_same(f"before update {self.updates}", parts)
 
     def _leaves(self) -> list[Any]:
         return tree.leaves(self.params) + tree.leaves(self.hparams)

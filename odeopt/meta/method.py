@@ -32,7 +32,11 @@ TaskData = TaskBatch | tuple[PyTree, PyTree]
 
 
 class MetaGrads(NamedTuple):
-    """Gradients of the mean validation loss after adaptation, or what a method puts in place."""
+    r"""Gradients of the mean validation loss after adaptation, or what a method puts in place.
+
+    $\frac1B\sum_n \partial J_n/\partial\theta$ (of eq. 1 of the paper), and the same for hparams;
+    Reptile, for one, has $\theta - \psi$ there.
+    """
 
     params: PyTree
     """Like the initialisation."""

@@ -22,6 +22,13 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     write_bytes(path, buffer.getvalue())
 
 
+def read_checkpoint(path: Path | None) -> dict[str, Any] | None:
+    """What a checkpoint holds, on the CPU; None if there is none."""
+    if path is None or not path.exists():
+        return None
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def copy_into(own: PyTree, stored: list[Any], what: str) -> None:
     """Copy stored leaves into the tensors of a tree.
 

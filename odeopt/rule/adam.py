@@ -67,9 +67,11 @@ class Adam(_Adam):
 
     $m = \beta_1 m + (1 - \beta_1) g,\; v = \beta_2 v + (1 - \beta_2) g^2,\; u = u - \alpha\,
     \frac{m / (1 - \beta_1^{k + 1})}{\sqrt{v / (1 - \beta_2^{k + 1})} + \epsilon}$, where g
-    holds $w u$. One gradient per step, three times the state of gradient descent. The square root
-    has derivative 0 at 0, so that an entry that never gets a gradient stays exact; elsewhere the
-    Jacobian is up to $\alpha / \epsilon$: raise eps (1e-4, say) where entries come close to zero.
+    holds $w u$. The square root has derivative 0 at 0, so that an entry that never gets a gradient
+    stays exact; elsewhere the Jacobian is up to $\alpha / \epsilon$: raise eps (1e-4, say) where
+    entries come close to zero.
+
+    Cost: one gradient per step, three times the state of gradient descent.
 
     Args:
         loss: see `GradientRule`.
@@ -81,6 +83,10 @@ class Adam(_Adam):
         gradient_transform: see `GradientRule`, as the following.
         micro_batches: see `GradientRule`.
         buffers: see `GradientRule`.
+
+    Raises:
+        InputError: if an option is out of its range.
+        CapturedTensorError: if an option is a tensor that requires grad: pass it in hparams.
 
     References:
         Kingma and Ba 2015, arXiv 1412.6980; Reddi et al. 2018 for amsgrad.
@@ -101,6 +107,9 @@ class AdamW(_Adam):
 
     Equal to `torch.optim.AdamW` to rounding; costs and arguments are those of `Adam`, but
     weight_decay is 0.01 by default as there.
+
+    Raises:
+        InputError: as `Adam`.
 
     References:
         Loshchilov and Hutter 2019, arXiv 1711.05101.

@@ -20,7 +20,12 @@ from odeopt.types import Loss, PyTree
 class UpdateRule(InnerOptimizer):
     r"""A recurrence $y_{k+1} = U(k, \alpha_k, y_k)$, where $\alpha_k$ is the grid's k-th step.
 
-    It takes no solver. The exact adjoint differentiates one update at a time.
+    It takes no solver. The exact adjoint differentiates one update at a time. A subclass writes
+    `update`; `init` and `readout` say what the state is beside the parameters.
+
+    References:
+        Maclaurin et al. 2015, "Gradient-based Hyperparameter Optimization through Reversible
+        Learning", for the gradient through a recurrence.
     """
 
     @abstractmethod
@@ -44,7 +49,9 @@ class GradientRule(UpdateRule):
     r"""A rule that looks at the loss through its gradient only: $(u, s)_{k+1} = A(u, s, g(u))$.
 
     Its adjoint pulls through A first and then multiplies by the Hessian, once per step, so that
-    a subclass writes `init_slots` and `apply` alone.
+    a subclass writes `init_slots` and `apply` alone. Slots s are a pytree of any shapes.
+
+    Cost: one gradient per step, and one Hessian-vector product per step backward.
 
     Args:
         loss: `loss(params, batch)` or `loss(params, batch, hparams)`, a scalar tensor; with
@@ -57,6 +64,10 @@ class GradientRule(UpdateRule):
         buffers: initial buffers, a pytree of tensors of the params' dtype. They are part of the
             state and replayed with it, but carry no gradient, as everywhere in torch. The outer
             loss gets the final ones as the keyword `buffers`.
+
+    Raises:
+        InputError: if the loss is no function, or micro_batches is not a positive integer; in the
+            solve, if the loss returns anything but what is said above.
     """
 
     def __init__(

@@ -20,6 +20,15 @@ def clip_by_norm(max_norm: float) -> GradientTransform:
 
     It is differentiated as it is: where it clips, the gradient's direction counts and its length
     does not.
+
+    Args:
+        max_norm: c.
+
+    Raises:
+        InputError: if c is not a positive number.
+
+    References:
+        Pascanu et al. 2013, "On the difficulty of training recurrent neural networks".
     """
     _check_limit(max_norm, "max_norm")
 
@@ -33,7 +42,14 @@ def clip_by_norm(max_norm: float) -> GradientTransform:
 
 
 def clip_by_value(max_value: float) -> GradientTransform:
-    """Each entry limited to [-c, c], as torch's `clip_grad_value_`."""
+    """Each entry limited to $[-c, c]$, as torch's `clip_grad_value_`; derivative 0 where it clips.
+
+    Args:
+        max_value: c.
+
+    Raises:
+        InputError: if c is not a positive number.
+    """
     _check_limit(max_value, "max_value")
     return lambda grads: tree.map_tensors(lambda leaf: leaf.clamp(-max_value, max_value), grads)
 

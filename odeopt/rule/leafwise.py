@@ -19,9 +19,10 @@ Leaves = dict[str, Tensor]
 
 
 class LeafwiseRule(GradientRule):
-    """A gradient rule given by what it does to one parameter tensor.
+    r"""A gradient rule given by what it does to one parameter tensor: $(u, s) \to A(g, u, s)$.
 
-    A subclass names its slots and options and writes `step`.
+    A subclass names its slots and options and writes `step`. Slots have the shape of the
+    parameter. Args, costs and errors are those of `GradientRule`.
     """
 
     slot_names: tuple[str, ...] = ()

@@ -20,8 +20,11 @@ from odeopt.types import Loss, PyTree
 class RMSprop(LeafwiseRule):
     r"""$v = \rho v + (1 - \rho) g^2,\; b = \mu b + g / (\sqrt{v} + \epsilon),\; u = u - \alpha b$.
 
-    Equal to `torch.optim.RMSprop` to rounding; g holds $w u$. One gradient per step. The square
-    root has derivative 0 at 0.
+    Equal to `torch.optim.RMSprop` to rounding; g holds $w u$. The square root has
+    derivative 0 at 0.
+
+    Cost: one gradient per step; v, and b and the mean where they are used, each of the size of the
+    parameters.
 
     Args:
         loss: see `GradientRule`.
@@ -34,6 +37,10 @@ class RMSprop(LeafwiseRule):
         gradient_transform: see `GradientRule`, as the following.
         micro_batches: see `GradientRule`.
         buffers: see `GradientRule`.
+
+    Raises:
+        InputError: if an option is out of its range.
+        CapturedTensorError: if an option is a tensor that requires grad: pass it in hparams.
 
     References:
         Tieleman and Hinton 2012, lecture 6.5, in torch's form.

@@ -22,7 +22,10 @@ class SGD(LeafwiseRule):
     r"""$b_{k+1} = \mu b_k + (1 - \tau)(g + w u),\quad u_{k+1} = u_k - \alpha_k b_{k+1}$.
 
     Bit-equal to `torch.optim.SGD` in float64 as long as options are numbers. The first step takes
-    $b_1 = g + w u$, as torch does. One gradient per step; momentum doubles the state.
+    $b_1 = g + w u$, as torch does.
+
+    Cost: one gradient per step, and one Hessian-vector product in its exact adjoint; momentum
+    doubles the state.
 
     Args:
         loss: see `GradientRule`.
@@ -34,6 +37,10 @@ class SGD(LeafwiseRule):
         gradient_transform: see `GradientRule`, as the following.
         micro_batches: see `GradientRule`.
         buffers: see `GradientRule`.
+
+    Raises:
+        InputError: if an option is out of its range.
+        CapturedTensorError: if an option is a tensor that requires grad: pass it in hparams.
 
     References:
         Sutskever et al. 2013, "On the importance of initialization and momentum in deep

@@ -18,7 +18,10 @@ from odeopt.types import Velocity
 @final
 @SOLVERS.register("adaptive")
 class Adaptive(ExplicitRungeKutta, ErrorControlled):
-    """An embedded explicit Runge-Kutta method with error control; Dormand-Prince 5(4) by default.
+    r"""An embedded explicit Runge-Kutta method with error control; Dormand-Prince 5(4) by default.
+
+    A step is accepted if the root mean square over the entries of $e / (atol + rtol
+    \max(|y_0|, |y_1|))$ is at most 1, where e is the difference of the two embedded solutions.
 
     It lands on every time of the grid and makes as many steps between two of them as the
     tolerances ask for: give it `TimeGrid.uniform(t1, steps=1)` to leave it free. The accepted
@@ -27,7 +30,8 @@ class Adaptive(ExplicitRungeKutta, ErrorControlled):
     Checkpoint schedules count accepted steps. One that needs their number in advance (`Density`,
     `Binomial`) makes the forward solve twice.
 
-    Cost: 6 gradients per attempted step, and 2 to choose the first step size.
+    Cost: 6 gradients per attempted step, and 2 to choose the first step size; the exact adjoint 6
+    Hessian-vector products per accepted step.
 
     Args:
         rtol: relative tolerance of one step.
@@ -36,6 +40,14 @@ class Adaptive(ExplicitRungeKutta, ErrorControlled):
         controller: chooses the step sizes.
         first_step: the first step size; estimated when None.
         max_steps: the most attempted steps.
+
+    Raises:
+        InputError: if a tolerance or the first step is not positive and finite.
+        CompatibilityError: if the tableau is not of that kind.
+        StepLimitError: in the solve, if `max_steps` do not suffice.
+
+    References:
+        Dormand and Prince 1980, "A family of embedded Runge-Kutta formulae".
     """
 
     chooses_steps = True

@@ -102,7 +102,7 @@ class StepSolver(Solver):
     def pull(
         self, stepping: Stepping, t: Tensor, dt: Tensor, y0: Tensor, lam: Tensor
     ) -> StepGradient:
-        """The exact gradient of <lam, step(t, dt, y0)>.
+        r"""The exact gradient of $\langle\lambda, \text{step}(t, dt, y_0)\rangle$.
 
         The default differentiates `step` with reverse mode; it costs one Hessian-vector product
         per stage. Override it where a recurrence does better.

@@ -29,6 +29,9 @@ class Attempt(NamedTuple):
 class PIController:
     r"""Multiplies dt by $s\, e_n^{-0.7/k} e_{n-1}^{0.4/k}$, k being the order of the estimate + 1.
 
+    Here $e_n$ is the error of step n in units of the tolerance, 0-dim or of shape [tasks]. It costs
+    no evaluation.
+
     Args:
         per_task: whether each task has its own steps; else all take the same, and the error is
             the root mean square over the tasks.

@@ -81,10 +81,15 @@ class ExplicitRungeKutta(StepSolver):
 @final
 @SOLVERS.register("euler")
 class Euler(ExplicitRungeKutta):
-    r"""Explicit Euler, order 1, one gradient per step; on gradient flow it is gradient descent.
+    r"""Explicit Euler, order 1: $y_1 = y_0 + dt\,f(t, y_0)$; on gradient flow, gradient descent.
 
     One step is `torch.addcmul(y, f, dt)`, bit-equal to `torch.optim.SGD`. Stable for
     $dt\,\rho < 2$, where $\rho$ is the largest eigenvalue of the Hessian.
+
+    Cost: one gradient per step; its exact adjoint one Hessian-vector product.
+
+    References:
+        Euler 1768; Li et al. 2023, section 3.1, for gradient descent as its use on a flow.
     """
 
     def __init__(self) -> None:
@@ -94,7 +99,11 @@ class Euler(ExplicitRungeKutta):
 @final
 @SOLVERS.register("modified-euler")
 class ModifiedEuler(ExplicitRungeKutta):
-    """Modified Euler (Heun's method), order 2, two gradients per step; stable for dt rho < 2.
+    r"""Modified Euler (Heun's method), order 2: $y_1 = y_0 + \tfrac{dt}{2}(K_1 + K_2)$.
+
+    Here $K_1 = f(t, y_0)$ and $K_2 = f(t + dt, y_0 + dt\,K_1)$. Stable for $dt\,\rho < 2$.
+
+    Cost: two gradients per step; its exact adjoint two Hessian-vector products.
 
     References:
         Ascher and Petzold 1998; used by the paper for the backward sweep (Algorithm 2).
@@ -107,7 +116,16 @@ class ModifiedEuler(ExplicitRungeKutta):
 @final
 @SOLVERS.register("midpoint")
 class Midpoint(ExplicitRungeKutta):
-    """The explicit midpoint rule, order 2, two gradients per step; stable for dt rho < 2."""
+    r"""The explicit midpoint rule, order 2.
+
+    $y_1 = y_0 + dt\,f(t + \tfrac{dt}{2}, y_0 + \tfrac{dt}{2} f(t, y_0))$, stable for
+    $dt\,\rho < 2$.
+
+    Cost: two gradients per step; its exact adjoint two Hessian-vector products.
+
+    References:
+        Runge 1895.
+    """
 
     def __init__(self) -> None:
         super().__init__(MIDPOINT)
@@ -116,7 +134,16 @@ class Midpoint(ExplicitRungeKutta):
 @final
 @SOLVERS.register("rk4")
 class RK4(ExplicitRungeKutta):
-    """The classical Runge-Kutta method, order 4, four gradients per step; dt rho < 2.785."""
+    r"""The classical Runge-Kutta method, order 4, stable for $dt\,\rho < 2.785$.
+
+    $y_1 = y_0 + \tfrac{dt}{6}(K_1 + 2 K_2 + 2 K_3 + K_4)$ with slopes at the start, twice in the
+    middle and at the end.
+
+    Cost: four gradients per step; its exact adjoint four Hessian-vector products.
+
+    References:
+        Kutta 1901.
+    """
 
     def __init__(self) -> None:
         super().__init__(RUNGE_KUTTA_4)

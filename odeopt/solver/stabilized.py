@@ -68,6 +68,11 @@ class StabilizedRK(ErrorControlled):
         stages: None, or how many stages each interval of the grid gets, at least 2: then there
             are no tolerances, no estimates and no steps between the times of the grid.
 
+    Raises:
+        InputError: if a tolerance is not positive and finite, or stages is not at least 2.
+        CompatibilityError: from `ODEOptimizer`, if the field is no `GradientField`.
+        StepLimitError: in the solve, if `max_steps` do not suffice.
+
     References:
         Sommeijer, Shampine and Verwer 1997, "RKC: An explicit solver for parabolic PDEs".
         Verwer, Hundsdorfer and Sommeijer 1990, "Convergence properties of the

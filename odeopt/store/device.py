@@ -14,7 +14,10 @@ from odeopt.store.base import Kind, Shelf, Tier
 @final
 @dataclass(frozen=True)
 class Device(Tier):
-    """Kept states stay on the device of the solve: nothing is copied. The default."""
+    """Kept states stay on the device of the solve: nothing is copied. The default.
+
+    Cost: d numbers of its memory for each state of each task.
+    """
 
     kind: ClassVar[Kind] = "device"
 

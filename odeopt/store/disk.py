@@ -38,6 +38,8 @@ class Disk(Tier):
     been written, which takes up to twice the slots on disk. Sweeps of a solver that
     chooses its steps on the way, and of `Graded`, can be resumed once the forward one has ended.
 
+    Cost: d numbers on disk for each state, of each task, written and read once.
+
     What a loss computes cannot be compared, so that its first step is: a loss that gives other
     numbers there is refused, one that differs only later is not.
 

@@ -21,7 +21,9 @@ class Host(Tier):
     From a CUDA device they are copied into pinned memory on a stream of their own while the solve
     goes on, and in the backward sweep the next one needed is fetched while the one before it is
     in use. That takes up to two more states on the device: one on its way there, one on its way
-    back. A state of d numbers of b bytes takes about d b / (25 GB/s) over PCIe 4; where that is
+    back.
+
+    Cost: a state of d numbers of b bytes takes about d b / (25 GB/s) over PCIe 4; where that is
     less than one gradient evaluation, keeping all states here is cheaper than any replay.
     """
 

@@ -136,17 +136,24 @@ class Course:
             self.setting = stabilized(self._tol)
             self.why = "fixed steps were unstable"
         elif known and error is not None:
-            self._notice(_size(error))
+            self._notice(error)
             factor = _size(error) / (AIM * self._tol)
             self.setting = self.setting.finer(min(max(factor, 2.0), LARGEST_GAIN))
         else:
             self.setting = self.setting.finer(2.0**self.setting.solver.order)
 
-    def _notice(self, size: float) -> None:
-        """Compare an error that was too large with the one before, of a coarser setting."""
-        before, self._missed = self._missed, (self.setting.method, size)
+    def _notice(self, error: ErrorEstimate) -> None:
+        """Compare an error that was too large with the one before, of a coarser setting.
+
+        Only estimates that can be trusted say that rounding limits the error: steps that are far
+        too long can have equal errors by chance.
+        """
+        before, self._missed = self._missed, None
+        if not error.trusted:
+            return
+        self._missed = (self.setting.method, _size(error))
         if before is not None and before[0] == self.setting.method:
-            self.stalled = size > 0.5 * before[1]
+            self.stalled = _size(error) > 0.5 * before[1]
 
     def _can_stabilize(self) -> bool:
         """Whether the stabilised solver is to take over from steps that were too long."""

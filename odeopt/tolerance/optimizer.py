@@ -38,10 +38,12 @@ def from_tolerance(
     gradient. The gradient is the exact one of the steps that are made (`DiscreteAdjoint`), and
     every state is kept: there are few.
 
+    Cost: `Result.stats` counts estimates and settings that were tried as well.
+
     Only the ends and the observed states of a grid matter, since the solve stands for the flow.
     It is not meant for update rules, whose gradient is exact as it is.
 
-    Example:
+    Examples:
         >>> import torch, odeopt
         >>> loss = lambda params, batch: ((params - batch) ** 2).sum()
         >>> opt = odeopt.from_tolerance(odeopt.GradientFlow(loss), tol=1e-3)
@@ -64,7 +66,12 @@ def from_tolerance(
 
 
 class ToleranceOptimizer(ODEOptimizer):
-    """What `from_tolerance` returns."""
+    r"""What `from_tolerance` returns: an `ODEOptimizer` that chooses its solver and its steps.
+
+    The error that it keeps below tol is $\lVert g - g_\text{flow}\rVert / \lVert
+    g_\text{flow}\rVert$, estimated as in `ErrorEstimate`; arguments, costs and the method are
+    described there.
+    """
 
     def __init__(
         self,

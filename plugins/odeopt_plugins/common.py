@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import TypedDict, Unpack
 
 import odeopt
+from odeopt.errors import AllFailed
 from odeopt.gradient import OnFailure
 
 Loss = Callable[..., Any]
@@ -60,11 +61,14 @@ def check_values(status: Tensor, values: Tensor, on_failure: OnFailure) -> Tenso
     status = torch.where(lost, int(odeopt.Status.VALUE_NOT_FINITE), status)
     failed: list[int] = (status != odeopt.Status.OK).nonzero().flatten().tolist()
     if failed and (on_failure == "raise" or len(failed) == len(status)):
-        raise odeopt.DivergenceError(
+        error = odeopt.DivergenceError(
             f"task {failed[0]}: the state or the validation loss is not finite (status"
             f" {odeopt.Status(int(status[failed[0]])).name}). Take smaller steps, or look for NaN"
             " in the data."
         )
+        if on_failure == "skip":
+            error.all_failed = AllFailed(values, status)
+        raise error
     return status
 
 

@@ -71,6 +71,18 @@ def test_a_network_meets_it_in_params_and_hparams(device, tol, tasks):
         assert relative_error(res.grads.hparams, exact.grads.hparams) <= tol
 
 
+def test_first_steps_that_are_far_too_long_are_not_taken_for_rounding(device):
+    def loss(params, batch):
+        return (torch.tanh(params) - batch).square().sum()
+
+    start = torch.zeros(3, device=device, dtype=torch.float64)
+    inputs = (start, start + 0.5, TimeGrid.uniform(5.0, 500), start + 0.3)
+    fine = (*inputs[:2], TimeGrid.uniform(5.0, 1000), inputs[3])
+    exact = ODEOptimizer(GradientFlow(loss), RK4()).value_and_grad(loss)(*fine).grads.params
+    found = from_tolerance(GradientFlow(loss), 1e-3).value_and_grad(loss)(*inputs).grads.params
+    assert relative_error(found, exact) <= 1e-3
+
+
 def test_a_looser_tolerance_costs_less(device):
     grid = TimeGrid.from_lr(0.05, 60)
     spent = []

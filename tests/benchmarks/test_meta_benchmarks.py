@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -15,9 +16,11 @@ import odeopt
 from benchmarks import __main__ as command
 from benchmarks import meta_training, methods
 from benchmarks.harness import paired, strict_json
+from benchmarks.harness.registry import Preset
 from benchmarks.methods import Inner, Problem
 from benchmarks.problems import alpine, digits, losses, models
 from benchmarks.problems.episodes import FUNCTIONS, Regression
+from benchmarks.regression.sizes import SIZES, Setting
 
 
 def run(*args):
@@ -63,6 +66,22 @@ def test_only_some_cells_on_request(tmp_path):
     assert "1 of 4 cells are stored" in result.stdout
     assert not (tmp_path / "report.md").exists()
     assert len(list((tmp_path / "cells").glob("*.json"))) == 1
+
+
+@pytest.mark.slow
+def test_a_report_of_some_settings_names_those_that_were_not_run(tmp_path, monkeypatch):
+    sizes = SIZES[Preset.SMOKE]
+    more = (*sizes.settings, Setting("alpine", 10, "code", (0, 1)))
+    few = replace(sizes, settings=more, methods=("maml",))
+    monkeypatch.setitem(SIZES, Preset.SMOKE, few)
+    args = ("regression", "--preset", "smoke", "--results", str(tmp_path))
+    run(*args, "--only", "alpine 10shot-10val (code) seed=1 maml")
+    report = (tmp_path / "report.md").read_text()
+    missing = "cosmixture 10shot-10val (code), seed 0; alpine 10shot-10val (code), seed 0"
+    assert f"**Not run:** {missing}." in report
+    assert "## alpine 10shot-10val (code)" in report
+    assert "1 seed(s)" in report
+    assert "## cosmixture" not in report
 
 
 def test_every_registered_method_is_in_the_benchmarks():

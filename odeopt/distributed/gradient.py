@@ -1,0 +1,164 @@
+"""`value_and_grad` with the tasks of a batch spread over workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from odeopt import tree
+from odeopt.distributed.merging import Part, merge
+from odeopt.distributed.share import Share
+from odeopt.distributed.workers import Workers
+from odeopt.errors import CompatibilityError, InputError
+from odeopt.gradient import ValueAndGrad
+from odeopt.grid import TimeGrid
+from odeopt.problem import count_tasks, start
+from odeopt.result import Grads, Result
+from odeopt.stream import Stream
+from odeopt.types import PyTree
+
+
+def spread(call: ValueAndGrad, workers: Workers) -> SpreadValueAndGrad:
+    r"""The same function with its tasks divided among workers, each of which gets all results.
+
+    $\frac1B\sum_n g_n = \sum_r \frac{B_r}{B} g^{(r)}$ with the mean $g^{(r)}$ over those $B_r$ of
+    worker r's tasks that did not fail: the numbers of one process up to rounding, and the same bits
+    on each worker. Solvers whose steps the tasks of a batch share (`DormandPrince`) take other
+    steps for fewer tasks and agree to their tolerance. Every worker calls it with the same
+    arguments, the whole batch. Cost: that of a worker's own tasks, and the exchange of as many
+    bytes as the gradients have.
+
+    Example:
+        >>> import torch, odeopt
+        >>> loss = lambda params, batch: ((params - batch) ** 2).sum()
+        >>> opt = odeopt.ODEOptimizer(odeopt.GradientFlow(loss))
+        >>> with odeopt.Workers() as workers:
+        ...     call = odeopt.spread(opt.value_and_grad(loss, tasks=True), workers)
+        ...     grid = odeopt.TimeGrid.from_lr(lr=0.1, steps=10)
+        ...     res = call(torch.zeros(2), torch.ones(4, 2), grid, torch.ones(4, 2))
+        >>> [round(g, 4) for g in res.grads.params.tolist()]
+        [-0.0231, -0.0231]
+
+    Args:
+        call: what `opt.value_and_grad(outer_loss, tasks=True)` returned.
+        workers: who takes part.
+
+    Raises:
+        CompatibilityError: if the function has no tasks, estimates errors or chooses its own
+            solver.
+        OdeoptError: in a call, as the function does, on every worker.
+        WorkerError: in a call, if a worker is lost or was given other arguments.
+    """
+    if type(call) is not ValueAndGrad:
+        raise CompatibilityError(
+            f"spread got a {type(call).__name__}; expected opt.value_and_grad(outer_loss,"
+            " tasks=True) of an ODEOptimizer. One of from_tolerance chooses its steps by the tasks"
+            " it sees, which differ from worker to worker: use the choices that it describes."
+        )
+    if not call.tasks or call.estimate_error:
+        raise CompatibilityError(
+            f"spread got value_and_grad with tasks={call.tasks} and"
+            f" estimate_error={call.estimate_error}; expected tasks=True, and errors estimated in"
+            " one process."
+        )
+    return SpreadValueAndGrad(call, workers)
+
+
+@dataclass(frozen=True)
+class SpreadValueAndGrad:
+    """What `spread` returns."""
+
+    call: ValueAndGrad
+    workers: Workers
+
+    def __call__(
+        self,
+        params: PyTree,
+        batch: PyTree,
+        grid: TimeGrid,
+        outer_batch: PyTree,
+        hparams: PyTree = None,
+        state: PyTree = None,
+    ) -> Result:
+        """As `ValueAndGrad`; `stats` are those of the worker with the most, bytes of all."""
+        inputs = _Inputs(self.call, params, batch, grid, outer_batch, hparams, state)
+        if self.workers.count == 1:
+            return inputs.result()
+        given = {"params and hparams": (params, hparams, state), "the batch": (batch, outer_batch)}
+        found = merge(
+            self.workers, "value_and_grad", given, inputs.count, lambda share: _part(inputs, share)
+        )
+        return _result(found)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """The arguments of a call."""
+
+    call: ValueAndGrad
+    params: PyTree
+    batch: PyTree
+    grid: TimeGrid
+    outer_batch: PyTree
+    hparams: PyTree
+    state: PyTree
+
+    def result(self) -> Result:
+        """The call itself."""
+        return self.call(
+            self.params, self.batch, self.grid, self.outer_batch, self.hparams, self.state
+        )
+
+    def count(self) -> int:
+        """The number of tasks."""
+        batch = tree.pytree.tree_map(_first, self.batch)
+        if not isinstance(self.grid, TimeGrid):  # pyright: ignore
+            raise InputError(f"grid is {self.grid!r}; expected a TimeGrid.")
+        return count_tasks(batch, self.grid, self._lead())
+
+    def take(self, share: Share) -> _Inputs:
+        """The arguments for some of the tasks."""
+        stop, state = self.call.stop, self.state
+        if stop is not None:
+            stop = replace(stop, batch=share.take(stop.batch, "StopWhen.batch"))
+        if self._lead() is not None:
+            state = share.take(state, "state")
+        return _Inputs(
+            replace(self.call, stop=stop),
+            self.params,
+            share.take(self.batch, "batch"),
+            share.grid(self.grid),
+            share.take(self.outer_batch, "outer_batch"),
+            self.hparams,
+            state,
+        )
+
+    def _lead(self) -> int | None:
+        """The number of warm states, if there is one per task."""
+        if self.state is None:
+            return None
+        field = self.call.choices.field
+        first = start(field, self.params, self.hparams, tree.is_differentiable, self.state).y0
+        return first.shape[0] if first.ndim == 2 else None
+
+
+def _first(leaf: object) -> object:
+    return leaf(0) if isinstance(leaf, Stream) else leaf
+
+
+def _part(inputs: _Inputs, share: Share) -> Part:
+    res = inputs.take(share).result()
+    means = {"value": res.value, "params": res.grads.params, "hparams": res.grads.hparams}
+    rows = {
+        "values": res.values, "status": res.status, "dt": res.grads.dt, "batch": res.grads.batch,
+        "aux": res.aux, "diagnostics": dict(res.diagnostics),
+    }  # fmt: skip
+    return Part(means, rows, res.stats)
+
+
+def _result(found: Part) -> Result:
+    means, rows, stats = found
+    grads = Grads(means["params"], means["hparams"], rows["dt"], rows["batch"])
+    return Result(
+        means["value"], rows["values"], grads, rows["status"], stats, rows["aux"],
+        rows["diagnostics"],
+    )  # fmt: skip

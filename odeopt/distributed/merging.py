@@ -1,0 +1,191 @@
+"""The result of all tasks from the results of each worker's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from odeopt import tree
+from odeopt.distributed.failure import Failure
+from odeopt.distributed.fingerprint import fingerprint
+from odeopt.distributed.share import Share
+from odeopt.distributed.workers import Workers, compare
+from odeopt.errors import InputError, OdeoptError
+from odeopt.safety import Status
+from odeopt.stats import Stats
+from odeopt.types import PyTree
+
+
+class Part(NamedTuple):
+    """What some tasks gave."""
+
+    means: PyTree
+    """Means over the tasks that did not fail."""
+    rows: dict[str, PyTree]
+    """Tensors with a leading task dimension, "values" and "status" among them."""
+    stats: Stats
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What each worker tells of its part before tensors are exchanged."""
+
+    given: Mapping[str, int]
+    """Fingerprints of what it was given."""
+    share: Share
+    ok: int = 0
+    stats: Stats | None = None
+    failure: Failure | None = None
+    """Why none of its tasks went well, if it has some."""
+
+
+@dataclass(frozen=True)
+class _Like:
+    """A tensor's dtype and shape, without its tasks."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+@dataclass
+class _Own:
+    """What this worker knows of its own part."""
+
+    part: Part | None = None
+    error: OdeoptError | None = None
+    """With `all_failed`."""
+
+
+def merge(
+    workers: Workers,
+    what: str,
+    given: Mapping[str, PyTree],
+    count: Callable[[], int],
+    compute: Callable[[Share], Part],
+) -> Part:
+    """The part of all tasks together, the same on every worker.
+
+    Two small exchanges and the sum of `means` over workers, of as many bytes as the gradient; rows
+    are gathered. Tasks of a worker that has none without a failure have NaN in all rows but
+    "values" and "status".
+
+    Args:
+        workers: who takes part.
+        what: what is being done, for messages.
+        given: what every worker must have been given alike.
+        count: the number of tasks.
+        compute: the part of a share.
+
+    Raises:
+        OdeoptError: as `compute` does, on every worker, with a note on whose tasks are meant; or
+            if every task of every worker failed.
+        WorkerError: if a worker is lost, or was given something else.
+    """
+    own = _Own()
+    marks = {name: fingerprint(tree.tensors(value)) for name, value in given.items()}
+    heads = workers.gather(what, lambda: _compute(workers, count, compute, own, marks))
+    compare([head.given for head in heads], f"in {what}")
+    ok = sum(head.ok for head in heads)
+    if ok == 0:
+        _raise(heads, own)
+    if any(head.stats is None for head in heads):
+        own.part = _complete(workers, heads, own, given)
+    assert own.part is not None, "computed or completed"
+    means, rows, _ = own.part
+    weight = heads[workers.rank].ok / ok
+    summed = workers.add(what, [leaf * weight for leaf in tree.tensors(means)])
+    joined = workers.join(what, tree.tensors(rows), [head.share.tasks for head in heads])
+    stats = [head.stats for head in heads if head.stats is not None]
+    return Part(_put(means, summed), _put(rows, joined), add_stats(stats))
+
+
+def add_stats(parts: list[Stats]) -> Stats:
+    """Counts of the worker with the most, bytes of all; the plan of the first."""
+    names = [entry.name for entry in fields(Stats) if entry.name != "plan"]
+    found = {
+        name: (sum if name.endswith("_bytes") else max)(getattr(part, name) for part in parts)
+        for name in names
+    }
+    return replace(parts[0], **found)
+
+
+def _compute(
+    workers: Workers, count: Callable[[], int], compute: Callable[[Share], Part], own: _Own,
+    marks: Mapping[str, int],
+) -> _Head:  # fmt: skip
+    share = Share.of(workers.rank, workers.count, count())
+    if share.tasks == 0:
+        return _Head(marks, share)
+    try:
+        part = compute(share)
+    except OdeoptError as error:
+        error.add_note(share.describe(workers.rank))
+        if error.all_failed is None:
+            raise
+        own.error = error
+        return _Head(marks, share, failure=Failure.of(error))
+    _check_rows(part.rows, share)
+    own.part = part
+    return _Head(marks, share, int((part.rows["status"] == Status.OK).sum()), part.stats)
+
+
+def _check_rows(rows: PyTree, share: Share) -> None:
+    for path, leaf in zip(tree.paths(rows), tree.leaves(rows), strict=True):
+        if isinstance(leaf, Tensor) and (leaf.ndim == 0 or leaf.shape[0] != share.tasks):
+            raise InputError(
+                f"{path} of the result has the shape {tuple(leaf.shape)}; expected a leading"
+                f" dimension of {share.tasks} tasks, so that workers can put theirs together."
+            )
+
+
+def _raise(heads: list[_Head], own: _Own) -> None:
+    if own.error is not None:
+        raise own.error
+    rank, failure = next((r, h.failure) for r, h in enumerate(heads) if h.failure is not None)
+    raise failure.error(rank)
+
+
+def _complete(workers: Workers, heads: list[_Head], own: _Own, given: PyTree) -> Part:
+    """This worker's part; zeros and NaN where it has no task that went well."""
+    first = next(rank for rank, head in enumerate(heads) if head.stats is not None)
+    mine = own.part if workers.rank == first else None
+    outlines = workers.gather("the structure of the result", lambda: _outline(mine))
+    if own.part is not None:
+        return own.part
+    device = tree.tensors(given)[0].device
+    tasks = heads[workers.rank].share.tasks
+    means, rows = outlines[first]
+    means = _fill(means, (), 0.0, device)
+    rows = _fill(rows, (tasks,), torch.nan, device)
+    failed = None if own.error is None else own.error.all_failed
+    if failed is not None:
+        rows |= {"values": failed.values, "status": failed.status}
+    return Part(means, rows, Stats())
+
+
+def _outline(part: Part | None) -> tuple[PyTree, PyTree]:
+    if part is None:
+        return None, None
+    means = tree.map_tensors(lambda leaf: _Like(leaf.dtype, tuple(leaf.shape)), part.means)
+    rows = tree.map_tensors(lambda leaf: _Like(leaf.dtype, tuple(leaf.shape[1:])), part.rows)
+    return means, rows
+
+
+def _fill(outline: PyTree, lead: tuple[int, ...], value: float, device: torch.device) -> Any:
+    def make(leaf: Any) -> Any:
+        if not isinstance(leaf, _Like):
+            return leaf
+        filling = value if leaf.dtype.is_floating_point else 0
+        return torch.full((*lead, *leaf.shape), filling, dtype=leaf.dtype, device=device)
+
+    return tree.pytree.tree_map(make, outline)
+
+
+def _put(like: PyTree, tensors: list[Tensor]) -> Any:
+    """The tree with other tensors in the places of its own."""
+    given = iter(tensors)
+    return tree.map_tensors(lambda leaf: next(given), like)

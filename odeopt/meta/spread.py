@@ -1,0 +1,97 @@
+"""A method whose tasks are divided among workers."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from odeopt import tree
+from odeopt.distributed import Part, Share, Workers, merge
+from odeopt.grid import TimeGrid
+from odeopt.meta.method import (
+    MetaGradient,
+    MetaGrads,
+    Method,
+    TaskBatch,
+    TaskData,
+    as_task_batch,
+)
+from odeopt.problem import count_tasks
+from odeopt.types import PyTree
+
+
+@final
+class SpreadMethod(Method):
+    """The same method; `__call__` and `evaluate` are made by all workers together.
+
+    Args:
+        method: a method whose results are means over tasks, as `Method` says.
+        workers: who takes part.
+    """
+
+    def __init__(self, method: Method, workers: Workers) -> None:
+        self._method, self._workers = method, workers
+
+    @override
+    def __call__(
+        self, params: PyTree, task_batch: TaskData, hparams: PyTree = None
+    ) -> MetaGradient:
+        batch = as_task_batch(task_batch)
+        if self._workers.count == 1:
+            return self._method(params, batch, hparams)
+
+        def compute(share: Share) -> Part:
+            return _part(self._method(params, _take(share, batch), hparams))
+
+        given = {"params and hparams": (params, hparams), "the tasks": batch[:2]}
+        found = merge(self._workers, "a meta-gradient", given, lambda: _count(batch), compute)
+        means, rows, stats = found
+        grads = MetaGrads(means["params"], means["hparams"])
+        return MetaGradient(
+            means["value"], grads, stats, rows["values"], rows["status"], rows["diagnostics"]
+        )
+
+    @override
+    def adapt(self, params: PyTree, train: PyTree, hparams: PyTree = None) -> PyTree:
+        return self._method.adapt(params, train, hparams)
+
+    @override
+    def evaluate(self, params: PyTree, task_batch: TaskData, hparams: PyTree = None) -> Tensor:
+        batch, workers = as_task_batch(task_batch), self._workers
+        if workers.count == 1:
+            return self._method.evaluate(params, batch, hparams)
+
+        def own() -> Tensor | None:
+            share = Share.of(workers.rank, workers.count, _count(batch))
+            if share.tasks == 0:
+                return None
+            return self._method.evaluate(params, _take(share, batch), hparams).cpu()
+
+        found = workers.gather("an evaluation", own)
+        values = torch.cat([part for part in found if part is not None])
+        return values.to(tree.tensors(params)[0].device)
+
+
+def _count(batch: TaskBatch) -> int:
+    return count_tasks((batch.train, batch.validation), TimeGrid.uniform(0.0, 0), None)
+
+
+def _take(share: Share, batch: TaskBatch) -> TaskBatch:
+    return TaskBatch(
+        share.take(batch.train, "train"),
+        share.take(batch.validation, "validation"),
+        batch.names[share.first : share.stop],
+    )
+
+
+def _part(found: MetaGradient) -> Part:
+    means = {
+        "value": found.value, "params": found.grads.params, "hparams": found.grads.hparams,
+    }  # fmt: skip
+    rows = {
+        "values": found.values, "status": found.status, "diagnostics": dict(found.diagnostics),
+    }  # fmt: skip
+    return Part(means, rows, found.stats)

@@ -1,0 +1,77 @@
+"""One process is one worker; what `spread` refuses; how tasks are divided and compared."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support import distributed as cases
+
+import odeopt
+from odeopt.distributed import Share
+from odeopt.distributed.fingerprint import fingerprint
+
+
+def loss(params, batch):
+    return (params - batch).square().sum()
+
+
+def test_one_process_is_one_worker(tmp_path):
+    with odeopt.Workers() as workers:
+        assert (workers.rank, workers.count) == (0, 1)
+        found = cases.numbers(cases.CASES["uneven"](lambda call: odeopt.spread(call, workers)))
+        learner = cases.learner(workers=workers, folder=tmp_path / "one")
+        learner.fit(3)
+    assert str(found) == str(cases.numbers(cases.CASES["uneven"](cases.plain)))
+    plain = cases.learner(folder=tmp_path / "plain")
+    plain.fit(3)
+    assert str(cases.learned(learner)) == str(cases.learned(plain))
+    assert all(torch.equal(learner.params[name], plain.params[name]) for name in plain.params)
+
+
+def test_what_cannot_be_spread_is_refused():
+    opt, workers = odeopt.ODEOptimizer(odeopt.GradientFlow(loss)), odeopt.Workers()
+    tuned = odeopt.from_tolerance(odeopt.GradientFlow(loss), 1e-2)
+    for call, message in [
+        (opt.value_and_grad(loss), "tasks=False"),
+        (opt.value_and_grad(loss, tasks=True, estimate_error=True), "estimate_error=True"),
+        (tuned.value_and_grad(loss, tasks=True), "chooses its steps by the tasks"),
+        (loss, "spread got a function"),
+    ]:
+        with pytest.raises(odeopt.CompatibilityError, match=message):
+            odeopt.spread(call, workers)
+
+
+@given(tasks=st.integers(0, 40), workers=st.integers(1, 9))
+def test_tasks_are_divided_evenly_and_in_order(tasks, workers):
+    shares = [Share.of(rank, workers, tasks) for rank in range(workers)]
+    assert [n for share in shares for n in range(share.first, share.stop)] == list(range(tasks))
+    sizes = [share.tasks for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+    assert sizes == sorted(sizes, reverse=True)
+
+
+@given(st.data())
+def test_a_fingerprint_notices_one_bit_and_a_swap(data):
+    kinds = [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
+    dtype = data.draw(st.sampled_from(kinds))
+    x = torch.randint(0, 2, (7, 3)).to(dtype)
+    x[2, 1] = 0
+    y = x.clone()
+    y[2, 1] = 1
+    assert fingerprint([x]) == fingerprint([x.mT.contiguous().mT])
+    assert fingerprint([x]) != fingerprint([y])
+    assert fingerprint([x, y]) != fingerprint([y, x])
+
+
+def test_a_fingerprint_notices_places_signs_and_nan():
+    x = torch.arange(5000, dtype=torch.float64)
+    swapped = x.clone()
+    swapped[[1, 4097]] = swapped[[4097, 1]]
+    assert fingerprint([x]) != fingerprint([swapped])
+    assert fingerprint([torch.ones(0), x]) != fingerprint([x])
+    assert fingerprint([torch.zeros(3)]) != fingerprint([-torch.zeros(3)])
+    assert fingerprint([torch.full((3,), torch.nan)]) == fingerprint([torch.full((3,), torch.nan)])
+    assert fingerprint([torch.ones(2, dtype=torch.complex64)]) != fingerprint([torch.ones(2)])
+    assert fingerprint([torch.ones(1, 9).expand(3, 9)[:, 4]]) == fingerprint([torch.ones(3)])
