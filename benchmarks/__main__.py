@@ -15,7 +15,7 @@ from benchmarks.harness import registry
 from benchmarks.harness.registry import Benchmark, Preset, Settings
 from benchmarks.harness.runner import IncompleteError
 from benchmarks.harness.store import ResultStore
-from benchmarks.problems.data_files import MissingDataError
+from benchmarks.problems.data_files import BrokenDataError, MissingDataError
 
 app = typer.Typer(add_completion=False)
 
@@ -42,12 +42,13 @@ def main(
         _list(benchmarks)
         return
     benchmark = _find(name, benchmarks)
+    _check_preset(preset, benchmark)
     _check_device(device)
     store = ResultStore(results or Path("results") / benchmark.name)
     settings = Settings(preset, store, data or default_data(), torch.device(device.value), only)
     try:
         benchmark.run(settings)
-    except MissingDataError as error:
+    except (BrokenDataError, MissingDataError) as error:
         _fail(str(error), code=1)
     except IncompleteError as error:
         typer.echo(str(error))
@@ -77,6 +78,12 @@ def _find(name: str, benchmarks: tuple[Benchmark, ...]) -> Benchmark:
         return registry.find(name, benchmarks)
     except registry.UnknownBenchmarkError as error:
         _fail(str(error), code=2)
+
+
+def _check_preset(preset: Preset, benchmark: Benchmark) -> None:
+    if preset not in benchmark.presets:
+        known = ", ".join(benchmark.presets)
+        _fail(f"{benchmark.name} has no preset {preset.value!r}; it has {known}", code=2)
 
 
 def _check_device(device: Device) -> None:

@@ -16,5 +16,6 @@ BENCHMARKS: tuple[str, ...] = (
     "benchmarks.transformer:BENCHMARK",
     "benchmarks.peers:BENCHMARK",
     "benchmarks.tolerance:BENCHMARK",
+    "benchmarks.few_shot_images:BENCHMARK",
 )
 """Import strings `package.module:NAME`, each naming a `harness.registry.Benchmark`."""

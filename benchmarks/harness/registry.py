@@ -14,11 +14,19 @@ from benchmarks.harness.store import ResultStore
 
 
 class Preset(StrEnum):
-    """How large a run is; "smoke" only shows that everything runs."""
+    """How large a run is; "smoke" only shows that everything runs.
+
+    "budget" compares methods at the same cost; not every benchmark has it.
+    """
 
     SMOKE = "smoke"
     QUICK = "quick"
     PAPER = "paper"
+    BUDGET = "budget"
+
+
+COMMON = (Preset.SMOKE, Preset.QUICK, Preset.PAPER)
+"""The presets that every benchmark has."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,7 @@ class Benchmark:
     name: str
     summary: str
     run: Callable[[Settings], None]
+    presets: tuple[Preset, ...] = COMMON
 
 
 class UnknownBenchmarkError(LookupError):

@@ -9,6 +9,10 @@ class MissingDataError(FileNotFoundError):
     """A data file is not there; the message says which, and where it comes from."""
 
 
+class BrokenDataError(ValueError):
+    """A data file is there, but it does not hold what it should; the message says what."""
+
+
 def require(directory: Path | None, name: str, origin: str) -> Path:
     """The path of a data file.
 

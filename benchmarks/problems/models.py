@@ -54,7 +54,7 @@ def mlp(widths: Sequence[int]) -> Model:
             )
         return x
 
-    return _with_head(init, features, f"layer{len(layers) - 1}")
+    return with_head(init, features, f"layer{len(layers) - 1}")
 
 
 def conv_net(outputs: int = 5, channels: tuple[int, int] = (8, 16)) -> Model:
@@ -80,7 +80,7 @@ def conv_net(outputs: int = 5, channels: tuple[int, int] = (8, 16)) -> Model:
             x = torch.tanh(functional.conv2d(x, weight, bias, stride=2, padding=1))
         return x.flatten(-3)
 
-    return _with_head(init, features, "head")
+    return with_head(init, features, "head")
 
 
 def count(parameters: Parameters) -> int:
@@ -88,11 +88,18 @@ def count(parameters: Parameters) -> int:
     return sum(tensor.numel() for tensor in parameters.values())
 
 
-def _with_head(
+def with_head(
     init: Callable[[int], Parameters],
     features: Callable[[Parameters, Tensor], Tensor],
     name: str,
 ) -> Model:
+    """A network that ends in a linear layer.
+
+    Args:
+        init: See `Model`.
+        features: See `Model`.
+        name: The linear layer's.
+    """
     weight, bias = f"{name}.weight", f"{name}.bias"
 
     def apply(parameters: Parameters, x: Tensor) -> Tensor:
@@ -109,11 +116,12 @@ def _layer(name: str, shape: tuple[int, ...], generator: Generator) -> Parameter
     """
     bound = 1 / math.sqrt(math.prod(shape[1:]))
     return {
-        f"{name}.weight": _uniform(shape, bound, generator),
-        f"{name}.bias": _uniform(shape[:1], bound, generator),
+        f"{name}.weight": uniform(shape, bound, generator),
+        f"{name}.bias": uniform(shape[:1], bound, generator),
     }
 
 
-def _uniform(shape: tuple[int, ...], bound: float, generator: Generator) -> Tensor:
+def uniform(shape: tuple[int, ...], bound: float, generator: Generator) -> Tensor:
+    """Float64 numbers from -bound to bound."""
     unit = torch.rand(shape, generator=generator, dtype=torch.float64)
     return bound * (2 * unit - 1)

@@ -1,0 +1,199 @@
+"""Meta-training up to a number of gradient evaluations, in as many pieces as one likes."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from typing_extensions import override
+
+import odeopt
+from benchmarks.few_shot_images.sizes import Length
+from benchmarks.harness.store import ResultStore
+from benchmarks.meta_training import LOGGED, Trained
+from benchmarks.problems.models import Parameters
+from odeopt import files
+from odeopt.meta.method import TaskData
+from odeopt.types import PyTree
+
+CHECKPOINT_EVERY = 10
+"""Updates, each of which takes a second or so; what was made after a checkpoint is made again."""
+
+CHECKPOINT, COSTS = "checkpoint.pt", "costs.jsonl"
+
+
+class Metered(odeopt.Method):
+    """A method that writes down what each meta-update costs.
+
+    Args:
+        method: The method.
+        tasks: Meta-batches by the update's index.
+        price: `price(stats)`, gradient evaluations per task.
+        folder: Where the costs are written.
+    """
+
+    def __init__(
+        self,
+        method: odeopt.Method,
+        tasks: Callable[[int], odeopt.TaskBatch],
+        price: Callable[[odeopt.Stats], float],
+        folder: Path,
+    ) -> None:
+        self._method, self._tasks, self._price = method, tasks, price
+        self._path, self._update = folder / COSTS, 0
+        self._costs = dict(_read(self._path))
+        self._totals = [0.0]
+
+    def tasks(self, update: int) -> odeopt.TaskBatch:
+        """The meta-batch of an update, which the next call is on."""
+        self._update = update
+        return self._tasks(update)
+
+    def spent(self, updates: int) -> float:
+        """What the first updates cost."""
+        while len(self._totals) <= updates:
+            self._totals.append(self._totals[-1] + self._costs[len(self._totals) - 1])
+        return self._totals[updates]
+
+    @override
+    def __call__(
+        self, params: PyTree, task_batch: TaskData, hparams: PyTree = None
+    ) -> odeopt.MetaGradient:
+        found = self._method(params, task_batch, hparams)
+        cost = self._price(found.stats)
+        if self._costs.get(self._update) != cost:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([self._update, cost]) + "\n")
+        self._costs[self._update] = cost
+        return found
+
+    @override
+    def adapt(self, params: PyTree, train: PyTree, hparams: PyTree = None) -> PyTree:
+        return self._method.adapt(params, train, hparams)
+
+    @override
+    def evaluate(self, params: PyTree, task_batch: TaskData, hparams: PyTree = None) -> Tensor:
+        return self._method.evaluate(params, task_batch, hparams)
+
+    @override
+    def init_hparams(self, params: PyTree, hparams: PyTree = None) -> PyTree:
+        return self._method.init_hparams(params, hparams)
+
+
+class Training:
+    """Meta-training in a folder, from which it goes on where it was stopped.
+
+    Args:
+        metered: The method and its meta-batches.
+        params: The initialisation to start with.
+        folder: Where the checkpoint, the log and the looks are.
+        clip: The largest norm of a meta-gradient; None for no limit.
+    """
+
+    def __init__(
+        self, metered: Metered, params: Parameters, folder: Path, clip: float | None = None
+    ) -> None:
+        self._metered, self._folder = metered, folder
+        self._learner = odeopt.MetaLearner(
+            metered, params, metered.tasks, clip=clip, folder=folder, show_progress=False,
+            checkpoint_every=CHECKPOINT_EVERY, callback=self._watch,
+        )  # fmt: skip
+        self._learner.restore()
+        self._goal, self.stopped, self.seconds = Length(0, 0.0), "", 0.0
+
+    def run(
+        self,
+        length: Length,
+        shares: Iterable[float],
+        look: Callable[[Parameters, Any], dict[str, Any]],
+    ) -> Trained:
+        """Train, with a look at shares of the length.
+
+        A look that was made in an earlier piece of the run is not made again.
+
+        Args:
+            length: When training ends.
+            shares: Of the length, rising.
+            look: `look(params, hparams)`, plain data to be kept.
+        """
+        looks, kept = [], ResultStore(self._folder)
+        for share in shares:
+            key = f"look {share:g}"
+            found = kept.get(key, "")
+            if found is None:
+                self._reach(length.part(share))
+                spent = self._metered.spent(self._learner.updates)
+                found = {"updates": self._learner.updates, "spent": spent}
+                found |= look(self._learner.params, self._learner.hparams)
+                found = kept.put(key, "", found)
+            looks.append(found)
+        self._reach(length)
+        return Trained(self._learner.params, self._learner.hparams, self._record(looks))
+
+    def _reach(self, goal: Length) -> None:
+        """Update until a length is reached, or an update fails."""
+        self._goal = goal
+        begin = time.perf_counter()
+        with warnings.catch_warnings():  # failed tasks are counted in the record
+            warnings.simplefilter("ignore", odeopt.OdeoptWarning)
+            if not self._there() and not self.stopped:
+                self.stopped = self._fit()
+        self.seconds += time.perf_counter() - begin
+
+    def _fit(self) -> str:
+        """Why training ended early; empty if it did not."""
+        failure = ""
+        try:
+            with suppress(_ReachedError):
+                self._learner.fit(self._goal.updates)
+        except odeopt.OdeoptError as error:
+            failure = f"update {self._learner.updates}: {type(error).__name__}: {error}"
+        self._learner.save()
+        return failure
+
+    def _watch(self, step: odeopt.Step) -> None:
+        del step
+        if self._there():
+            raise _ReachedError
+
+    def _there(self) -> bool:
+        done = self._learner.updates
+        return done >= self._goal.updates or self._metered.spent(done) >= self._goal.evaluations
+
+    def _record(self, looks: list[dict[str, Any]]) -> dict[str, Any]:
+        history = self._learner.history()
+        stride = max(1, len(history) // LOGGED)
+        return {
+            "updates": self._learner.updates,
+            "spent": self._metered.spent(self._learner.updates),
+            "curve": [[step.update, step.value] for step in history[::stride]],
+            "looks": looks,
+            "seconds": sum(step.seconds for step in history),
+            "seconds_here": self.seconds,
+            "failed_tasks": sum(len(step.failed) for step in history),
+            "stopped": self.stopped,
+        }
+
+
+class _ReachedError(Exception):
+    """The length is reached."""
+
+
+def _read(path: Path) -> Iterable[tuple[int, float]]:
+    """Complete lines; one that an interruption cut short is taken out of the file."""
+    if not path.exists():
+        files.write_text(path, "")
+        return []
+    found: list[tuple[int, float]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(json.JSONDecodeError):
+            update, cost = json.loads(line)
+            found.append((update, cost))
+    files.write_text(path, "".join(json.dumps(pair) + "\n" for pair in found))
+    return found

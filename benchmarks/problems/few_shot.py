@@ -1,0 +1,142 @@
+"""Few-shot tasks from pictures by class: a meta-batch is a function of its index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+import odeopt
+from benchmarks.problems.pictures import Pictures
+from benchmarks.problems.tasks import Batch
+from odeopt.seeds import generator
+
+TURNS = 4
+"""Rotations by multiples of 90 degrees."""
+
+
+@dataclass(frozen=True)
+class TaskShape:
+    """What a task is made of.
+
+    Attributes:
+        ways: Classes.
+        shots: Training pictures of each.
+        queries: Others of each for validation.
+    """
+
+    ways: int
+    shots: int
+    queries: int
+
+
+@dataclass(frozen=True)
+class Handling:
+    """What is done to the pictures.
+
+    Attributes:
+        rotated: Whether a class is turned by a random multiple of 90 degrees, the same for its
+            training and validation pictures, in each task anew.
+        inverted: Whether x becomes 1 - x.
+    """
+
+    rotated: bool = False
+    inverted: bool = False
+
+
+class Drawn(NamedTuple):
+    """The pictures of a meta-batch in main memory, as bytes.
+
+    Attributes:
+        pixels: [tasks, ways, shots + queries, channels, height, width].
+        names: What the tasks are called in reports of failures.
+    """
+
+    pixels: Tensor
+    names: tuple[str, ...]
+
+
+class Episodes:
+    """Meta-batches of tasks on some of the classes.
+
+    `draw(k)` depends on k and the seed alone, so that a run that resumes has to store nothing.
+
+    Args:
+        pictures: Where pictures come from.
+        classes: The classes that tasks are drawn from.
+        shape: What a task is made of.
+        tasks: Tasks per meta-batch.
+        seed: Fixes everything that is drawn.
+        handling: What is done to the pictures.
+
+    Raises:
+        InputError: There are too few classes, or too few pictures of each.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        classes: Sequence[int],
+        shape: TaskShape,
+        tasks: int,
+        seed: int,
+        handling: Handling,
+    ) -> None:
+        needed = shape.shots + shape.queries
+        if shape.ways > len(classes) or needed > pictures.per_class:
+            raise odeopt.InputError(
+                f"a task of {shape.ways} classes and {needed} pictures of each cannot be drawn from"
+                f" {len(classes)} classes of {pictures.per_class} pictures."
+            )
+        self.shape, self.handling = shape, handling
+        self._pictures, self._classes = pictures, torch.tensor(list(classes))
+        self.tasks, self._seed = tasks, seed
+
+    def draw(self, index: int) -> Drawn:
+        """The pictures of a meta-batch."""
+        ways, number = self.shape.ways, self.shape.shots + self.shape.queries
+        source = generator(self._seed, index)
+        classes = self._classes[_choices((self.tasks,), len(self._classes), ways, source)]
+        which = _choices((self.tasks, ways), self._pictures.per_class, number, source)
+        pixels = self._pictures.take(classes[..., None].expand_as(which), which)
+        if self.handling.rotated:
+            pixels = rotate(pixels, torch.randint(TURNS, classes.shape, generator=source))
+        return Drawn(pixels, tuple(f"classes {row}" for row in classes.tolist()))
+
+    def finish(self, drawn: Drawn, device: torch.device, dtype: torch.dtype) -> odeopt.TaskBatch:
+        """The tasks on a device: x in [0, 1], labels 0 to ways - 1, sorted by class."""
+        pixels = drawn.pixels.to(device, non_blocking=True).to(dtype) / 255
+        if self.handling.inverted:
+            pixels = 1 - pixels
+        shots = self.shape.shots
+        train, validation = pixels[:, :, :shots], pixels[:, :, shots:]
+        return odeopt.TaskBatch(_labelled(train), _labelled(validation), drawn.names)
+
+
+def rotate(pixels: Tensor, turns: Tensor) -> Tensor:
+    """Turn the pictures of each class by its multiple of 90 degrees.
+
+    Args:
+        pixels: Square pictures, [*classes, pictures, channels, size, size].
+        turns: Multiples for each class, 0 to 3.
+    """
+    found = pixels.clone()
+    for turn in range(1, TURNS):
+        chosen = turns == turn
+        found[chosen] = torch.rot90(pixels[chosen], turn, (-2, -1))
+    return found
+
+
+def _choices(lead: tuple[int, ...], among: int, count: int, source: Generator) -> Tensor:
+    """Different random indices below `among`, shape [*lead, count]."""
+    return torch.rand(*lead, among, generator=source, dtype=torch.float64).argsort(-1)[..., :count]
+
+
+def _labelled(pixels: Tensor) -> Batch:
+    """Pictures of each class as one batch per task."""
+    tasks, ways, each = pixels.shape[:3]
+    labels = torch.arange(ways, device=pixels.device).repeat_interleave(each)
+    return Batch(pixels.flatten(1, 2), labels.expand(tasks, -1))
