@@ -175,7 +175,7 @@ def _sampling(results: Results, setting: Setting, there: list[Contender]) -> str
     largest = max(one["sampling_seconds"] / max(one["seconds_here"], 1e-9) for one in trained)
     return (
         f"Drawing meta-batches took {100 * waited / max(seconds, 1e-9):.1f} % of the time of"
-        f" meta-training (at most {100 * largest:.1f} %, of the cheapest method)."
+        f" meta-training (at most {100 * largest:.1f} % for one method)."
     )
 
 
