@@ -15,7 +15,7 @@ from benchmarks.harness import curves, environment
 from benchmarks.harness.curves import Curve
 from benchmarks.harness.plots import Labels
 from benchmarks.harness.registry import Preset, Settings
-from benchmarks.harness.runner import IncompleteError, run_cells
+from benchmarks.harness.runner import check_complete, run_cells
 from benchmarks.harness.store import fingerprint
 from benchmarks.methods import LABELS
 
@@ -40,7 +40,7 @@ def run(settings: Settings) -> None:
     parts = [text.head(settings.preset, circumstances, sizes)]
     sizes, missing = _complete(results, sizes)
     if not sizes.settings:
-        raise IncompleteError(len(results), len(asked))
+        check_complete(results, asked)
     if missing:
         parts.append(f"**Not run:** {'; '.join(missing)}.")
     if settings.preset is Preset.PAPER:
@@ -50,6 +50,7 @@ def run(settings: Settings) -> None:
         parts.append(f"![held-out error]({_plot(results, settings, setting, sizes)})")
     settings.store.write_text("report.md", "\n\n".join(parts) + "\n")
     settings.store.write_json("results.json", {"environment": circumstances, "cells": results})
+    check_complete(results, asked)
 
 
 def _complete(results: Results, sizes: Sizes) -> tuple[Sizes, list[str]]:

@@ -14,7 +14,7 @@ from benchmarks.harness.curves import Curve
 from benchmarks.harness.intervals import Row
 from benchmarks.harness.plots import Labels
 from benchmarks.harness.registry import Settings
-from benchmarks.harness.runner import Cell, IncompleteError, run_cells
+from benchmarks.harness.runner import check_complete, run_cells
 
 NAME = "few-shot-images"
 
@@ -30,17 +30,9 @@ def run(settings: Settings) -> None:
     sizes = resolve(settings.preset, settings.data)
     chosen = cells.cells(settings, sizes)
     mark = outline.mark(settings, cells.REVISION, sizes)
-    try:
-        run_cells(NAME, chosen, settings.store, mark, settings.only)
-    except IncompleteError:
-        _write(settings, sizes, _stored(settings, chosen, mark))
-        raise
-    _write(settings, sizes, _stored(settings, chosen, mark))
-
-
-def _stored(settings: Settings, chosen: list[Cell], mark: str) -> Results:
-    found = {cell.key: settings.store.get(cell.key, mark) for cell in chosen}
-    return {key: value for key, value in found.items() if value is not None}
+    results = run_cells(NAME, chosen, settings.store, mark, settings.only, gaps=True)
+    _write(settings, sizes, results)
+    check_complete(results, chosen)
 
 
 def _write(settings: Settings, sizes: Sizes, results: Results) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,9 +73,15 @@ def run_cells(
             "run the same command again to resume",
         )
         raise
-    if len(values) < len(cells) and not gaps:
-        raise IncompleteError(len(values), len(cells))
+    if not gaps:
+        check_complete(values, cells)
     return {cell.key: values[cell.key] for cell in cells if cell.key in values}
+
+
+def check_complete(found: Mapping[str, Any], cells: Sequence[Cell]) -> None:
+    """Raise `IncompleteError` unless every cell is there."""
+    if len(found) < len(cells):
+        raise IncompleteError(len(found), len(cells))
 
 
 def _compute_missing(

@@ -13,7 +13,7 @@ from benchmarks.harness import curves, environment, markdown, paired
 from benchmarks.harness.curves import Curve
 from benchmarks.harness.plots import Labels
 from benchmarks.harness.registry import Preset, Settings
-from benchmarks.harness.runner import IncompleteError, run_cells
+from benchmarks.harness.runner import check_complete, run_cells
 from benchmarks.harness.store import fingerprint
 from benchmarks.methods import LABELS
 from benchmarks.problems.figure_2 import FIGURE_2
@@ -42,13 +42,14 @@ def run(settings: Settings) -> None:
     )
     done = _complete(results, sizes)
     if not done:
-        raise IncompleteError(len(results), len(asked))
+        check_complete(results, asked)
     sections = [_head(settings, circumstances, sizes), *_not_run(sizes, done)]
     for setting in done:
         sections.append(_section(results, setting, sizes, settings.preset))
         _plots(results, settings, setting, sizes)
     settings.store.write_text("report.md", "\n\n".join(sections) + "\n")
     settings.store.write_json("results.json", {"environment": circumstances, "cells": results})
+    check_complete(results, asked)
 
 
 def _complete(results: Results, sizes: Sizes) -> list[Setting]:

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from odeopt import tree
 from odeopt.distributed.failure import Failure
-from odeopt.distributed.fingerprint import fingerprint
 from odeopt.distributed.share import Share
-from odeopt.distributed.workers import Workers, compare
+from odeopt.distributed.workers import Workers, compare, digests
 from odeopt.errors import InputError, OdeoptError
 from odeopt.safety import Status
 from odeopt.stats import Stats
@@ -34,8 +33,8 @@ class Part(NamedTuple):
 class _Head:
     """What each worker tells of its part before tensors are exchanged."""
 
-    given: Mapping[str, int]
-    """Fingerprints of what it was given."""
+    given: Mapping[str, str]
+    """Digests of what it was given."""
     share: Share
     ok: int = 0
     stats: Stats | None = None
@@ -86,7 +85,7 @@ def merge(
         WorkerError: if a worker is lost, or was given something else.
     """
     own = _Own()
-    marks = {name: fingerprint(tree.tensors(value)) for name, value in given.items()}
+    marks = digests({name: tree.tensors(value) for name, value in given.items()})
     heads = workers.gather(what, lambda: _compute(workers, count, compute, own, marks))
     compare([head.given for head in heads], f"in {what}")
     ok = sum(head.ok for head in heads)
@@ -115,7 +114,7 @@ def add_stats(parts: list[Stats]) -> Stats:
 
 def _compute(
     workers: Workers, count: Callable[[], int], compute: Callable[[Share], Part], own: _Own,
-    marks: Mapping[str, int],
+    marks: Mapping[str, str],
 ) -> _Head:  # fmt: skip
     share = Share.of(workers.rank, workers.count, count())
     if share.tasks == 0:

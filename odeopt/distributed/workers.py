@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from odeopt.distributed.failure import Message, read
-from odeopt.distributed.fingerprint import fingerprint
 from odeopt.distributed.roll import Roll
 from odeopt.errors import InputError, WorkerError
+from odeopt.store.digest import digest
 
 T = TypeVar("T")
 
@@ -134,7 +134,7 @@ class Workers:
             WorkerError: if they are not the same on every worker.
         """
         if self.count > 1:
-            mine = {name: fingerprint(tensors) for name, tensors in parts.items()}
+            mine = digests(parts)
             compare(self.gather(f"the comparison {when}", lambda: mine), when)
 
     def add(self, what: str, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -209,8 +209,17 @@ class Workers:
             ) from error
 
 
-def compare(found: Sequence[Mapping[str, int]], when: str) -> None:
-    """Raise `WorkerError` unless the fingerprints of all workers are those of worker 0."""
+def digests(parts: Mapping[str, Sequence[Tensor]]) -> dict[str, str]:
+    """A digest of each part's shapes, dtypes and values, however they lie in memory."""
+    contiguous = torch.contiguous_format
+    return {
+        name: digest(tensor.detach().clone(memory_format=contiguous) for tensor in tensors)
+        for name, tensors in parts.items()
+    }
+
+
+def compare(found: Sequence[Mapping[str, str]], when: str) -> None:
+    """Raise `WorkerError` unless the digests of all workers are those of worker 0."""
     wrong = [rank for rank, mine in enumerate(found) if mine != found[0]]
     if wrong:
         names = [name for name, own in found[0].items() if found[wrong[0]].get(name) != own]
