@@ -31,5 +31,5 @@ class Sizes:
 SIZES = {
     Preset.SMOKE: Sizes(1, 100, 10, 2, 2, None),
     Preset.QUICK: Sizes(1, 1000, 200, 60, 10, "trace"),
-    Preset.PAPER: Sizes(5, 1000, 500, 1000, 20, "trace"),
+    Preset.PAPER: Sizes(5, 1000, 500, 1000, 20, "inductor"),
 }

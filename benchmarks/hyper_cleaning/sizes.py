@@ -59,6 +59,7 @@ SIZES = {
     Preset.SMOKE: Sizes((UNIFORM,), 1, {"digits": 100}, {"digits": 30}, 20, 20, 2, 1, None),
     Preset.QUICK: Sizes((UNIFORM, NEXT), 1, DRAWN, HELD, 100, 200, 25, 3, "trace"),
     Preset.PAPER: Sizes(
-        (UNIFORM, NEXT, Case("omniglot", "uniform", 0.5)), 5, DRAWN, HELD, 100, 300, 60, 5, "trace"
+        (UNIFORM, NEXT, Case("omniglot", "uniform", 0.5)), 5, DRAWN, HELD, 100, 300, 60, 5,
+        "inductor",
     ),
-}
+}  # fmt: skip
