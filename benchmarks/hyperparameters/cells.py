@@ -16,6 +16,7 @@ from benchmarks.hyperparameters.contenders import Found
 from benchmarks.hyperparameters.sizes import Sizes
 from benchmarks.hyperparameters.training import MODEL, Training
 from benchmarks.problems import classification, ridge
+from benchmarks.problems.classification import Split
 from odeopt.testing import relative_error
 
 UNSEEN = 10**9
@@ -48,8 +49,7 @@ def ridge_key(steps: int) -> str:
 
 def _contest(settings: Settings, sizes: Sizes, rule: str, seed: int) -> dict[str, Any]:
     """Every contender; the searches are given what the costlier gradient has spent."""
-    split = classification.split_digits(sizes.train, sizes.validation, seed)
-    split = split.to(settings.device, torch.float32)
+    split = _split(sizes, seed).to(settings.device, torch.float32)
     training = Training(split, rule, sizes.steps, sizes.batch, sizes.compile)
     found: dict[str, Found] = {
         "entry": contenders.by_gradient(training, sizes.updates, per_entry=True),
@@ -61,6 +61,14 @@ def _contest(settings: Settings, sizes: Sizes, rule: str, seed: int) -> dict[str
     middle = Found(contenders.middle(training, per_entry=False), 0, {})
     values = {name: _judge(training, one, sizes) for name, one in found.items()}
     return {**values, "middle": _judge(training, middle, sizes), **_seconds(training)}
+
+
+def _split(sizes: Sizes, seed: int) -> Split:
+    """Three sets by the same writers: what is good for validation is then good for the test."""
+    whole = classification.split_digits(sizes.train, sizes.validation + sizes.test, seed)
+    chosen = torch.arange(sizes.validation + sizes.test).split([sizes.validation, sizes.test])
+    validation, test = (classification.take(whole.validation, part) for part in chosen)
+    return Split(whole.train, validation, test)
 
 
 def _judge(training: Training, found: Found, sizes: Sizes) -> dict[str, Any]:

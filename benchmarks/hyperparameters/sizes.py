@@ -18,6 +18,7 @@ class Sizes:
         batch: Examples of a minibatch.
         train: Training examples.
         validation: Validation examples.
+        test: Test examples, by the same writers as the others.
         updates: Updates of the hyperparameters.
         retrainings: Trainings that found hyperparameters are judged by.
         ridge_steps: Inner steps of ridge regression, increasing.
@@ -30,6 +31,7 @@ class Sizes:
     batch: int
     train: int
     validation: int
+    test: int
     updates: int
     retrainings: int
     ridge_steps: tuple[int, ...]
@@ -37,12 +39,12 @@ class Sizes:
 
 
 SIZES = {
-    Preset.SMOKE: Sizes(("sgd",), 1, 15, 20, 60, 30, 2, 1, (10, 100), None),
+    Preset.SMOKE: Sizes(("sgd",), 1, 15, 20, 60, 30, 30, 2, 1, (10, 100), None),
     Preset.QUICK: Sizes(
-        ("sgd", "adamw"), 1, 120, 50, 200, 200, 15, 3, (10, 30, 100, 300, 1000), "trace"
+        ("sgd", "adamw"), 1, 120, 50, 200, 500, 500, 15, 3, (10, 30, 100, 300, 1000), "trace"
     ),
     Preset.PAPER: Sizes(
-        ("sgd", "adamw"), 5, 500, 50, 200, 200, 50, 5,
+        ("sgd", "adamw"), 5, 500, 50, 200, 500, 500, 50, 5,
         (10, 30, 100, 300, 1000, 3000, 10_000), "inductor",
     ),
 }  # fmt: skip

@@ -41,7 +41,7 @@ def test_the_report_of_a_smoke_run(smoke):
     text = (smoke / "report.md").read_text()
     for row in ("gradient, a weight decay per entry", "random search, 3 numbers", "100 |"):
         assert f"| {row}" in text
-    assert "The lowest test loss is that of" in text
+    assert "The lowest of all is that of" in text
     assert "is not yet at the closed form" in text
     assert (smoke / "ridge.png").read_bytes().startswith(b"\x89PNG")
 
