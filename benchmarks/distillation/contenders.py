@@ -7,9 +7,12 @@ from random import Random
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
+from benchmarks import outer_descent
 from benchmarks.distillation import problem
 from benchmarks.distillation.problem import Images, Training
+from benchmarks.outer_descent import Evaluated
 
 UPDATE_SIZE = 0.03
 """The learning rate of pixels, labels and the logarithm of the learning rate (Adam)."""
@@ -35,21 +38,15 @@ def distil(training: Training, updates: int) -> Found:
 
     Every update has its own initialisation. The given images are those of the lowest loss seen.
     """
+
+    def evaluate(leaves: list[Tensor], update: int) -> Evaluated:
+        step = training.value_and_grad(Images(*leaves), update)
+        return Evaluated(step.value, step.gradient, step.spent)
+
     begin = problem.means(training.split.train, log(FIRST_RATE))
-    leaves = [leaf.clone().requires_grad_() for leaf in begin]
-    adam = torch.optim.Adam(leaves, lr=UPDATE_SIZE)
-    best, spent, values = begin, 0, list[float]()
-    for update in range(updates):
-        images = Images(*(leaf.detach().clone() for leaf in leaves))
-        step = training.value_and_grad(images, update)
-        for leaf, found in zip(leaves, step.gradient, strict=True):
-            leaf.grad = found
-        adam.step()
-        spent += step.spent
-        if step.value < min(values, default=float("inf")):
-            best = images
-        values.append(step.value)
-    return Found(best, spent, {"losses": values, "loss": min(values)})
+    found = outer_descent.descend(begin, evaluate, updates, UPDATE_SIZE, training.trial_cost())
+    details = {"losses": found.values, "loss": min(found.values)}
+    return Found(Images(*found.best), found.spent, details)
 
 
 def search(training: Training, allowed: int, seed: int) -> Found:

@@ -12,7 +12,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks import budget
+from benchmarks import budget, outer_descent
 from benchmarks.distillation import cells, contenders, problem
 from benchmarks.distillation.cells import CONTEST, REFERENCES
 from benchmarks.distillation.sizes import SIZES, Sizes
@@ -24,7 +24,7 @@ from benchmarks.harness.registry import Settings
 from odeopt import files
 
 NAME = "distillation"
-REVISION = 1
+REVISION = 2
 """Raised when what a cell computes changes, so that stored cells are computed anew."""
 
 ROWS = {
@@ -105,7 +105,7 @@ def _head(sizes: Sizes) -> str:
 the logarithm of the learning rate are found by {sizes.updates} updates (Adam,
 {contenders.UPDATE_SIZE:g}) along the exact gradient of the loss of {sizes.real} real training
 images after a whole training ({problem.SLOTS} kept states, by Binomial), from the mean image of
-each class; every update has its own initialisation.
+each class; every update has its own initialisation. {outer_descent.RULE}
 
 The others train on ten real images or on class means, with labels of probability 0.94 on the right
 class. Their learning rate is the best of {contenders.GRID} between {contenders.RATES[0]:g} and

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import odeopt
-from benchmarks import budget
+from benchmarks import budget, outer_descent
 from benchmarks.hyperparameters.training import KNOTS, MODEL, RULES, Choice, Training
+from benchmarks.outer_descent import Evaluated
 
 UPDATE_SIZE = 0.2
-"""The first learning rate of the logarithms (Adam); halved whenever a training diverges."""
+"""The first learning rate of the logarithms (Adam)."""
 
 
 class Found(NamedTuple):
@@ -35,34 +35,26 @@ class Found(NamedTuple):
 def by_gradient(training: Training, updates: int, per_entry: bool) -> Found:
     """Adam along the exact gradient through whole trainings, from the middle of the ranges.
 
-    Every update has its own initialisation and minibatches. After a training that diverges it
-    goes on from the best hyperparameters so far, in steps half as large.
+    Every update has its own initialisation and minibatches.
 
     Args:
         training: The training.
         updates: How many.
         per_entry: Whether each entry of a parameter has its own weight decay, or each tensor.
     """
-    choice = best = middle(training, per_entry)
-    lowest, size, spent = float("inf"), UPDATE_SIZE, 0
-    values: list[float] = []
-    adam = _Adam(choice, size)
-    for update in range(updates):
-        try:
-            value, gradient, stats = training.value_and_grad(choice, update)
-        except odeopt.DivergenceError:
-            values.append(float("inf"))
-            spent += training.steps
-            size /= 2
-            choice, adam = best, _Adam(best, size)
-            continue
-        spent += budget.spent(stats)
-        values.append(value)
-        if value < lowest:
-            lowest, best = value, choice
-        choice = adam.step(gradient)
-    details = {"validation losses": values, "validation loss": lowest}
-    return Found(best, spent, details)
+    begin = middle(training, per_entry)
+
+    def choice(leaves: list[Tensor]) -> Choice:
+        knots, *decays = leaves
+        return Choice(knots, dict(zip(begin.decays, decays, strict=True)))
+
+    def evaluate(leaves: list[Tensor], update: int) -> Evaluated:
+        value, gradient, stats = training.value_and_grad(choice(leaves), update)
+        return Evaluated(value, _leaves(gradient), budget.spent(stats))
+
+    found = outer_descent.descend(_leaves(begin), evaluate, updates, UPDATE_SIZE, training.steps)
+    details = {"validation losses": found.values, "validation loss": min(found.values)}
+    return Found(choice(found.best), found.spent, details)
 
 
 def by_search(
@@ -114,23 +106,6 @@ def _ranges(training: Training) -> tuple[tuple[float, float], tuple[float, float
 def _choice(training: Training, knots: Tensor, decay: Callable[[str], float]) -> Choice:
     like = training.split.train.x
     return Choice(knots, {name: torch.tensor(decay(name)).to(like) for name in MODEL.init(0)})
-
-
-class _Adam:
-    """Adam on a `Choice`."""
-
-    def __init__(self, start: Choice, size: float) -> None:
-        self._start = start
-        self._leaves = [leaf.clone().requires_grad_() for leaf in _leaves(start)]
-        self._adam = torch.optim.Adam(self._leaves, lr=size)
-
-    def step(self, gradient: Choice) -> Choice:
-        """The next choice."""
-        for leaf, found in zip(self._leaves, _leaves(gradient), strict=True):
-            leaf.grad = found.to(leaf)
-        self._adam.step()
-        knots, *decays = (leaf.detach().clone() for leaf in self._leaves)
-        return Choice(knots, dict(zip(self._start.decays, decays, strict=True)))
 
 
 def _leaves(choice: Choice) -> list[Tensor]:

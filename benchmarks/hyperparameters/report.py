@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import budget
+from benchmarks import budget, outer_descent
 from benchmarks.harness import markdown, outline
 from benchmarks.harness.outline import Run
 from benchmarks.harness.plots import Labels, Series, loglog
@@ -128,7 +128,7 @@ Binomial) from the middle of the ranges in which random search draws, log-unifor
 draws three numbers (the first and the last learning rate, and one weight decay) or every knot and
 tensor's decay, as often as the budget of the costlier gradient allows. Every training has its own
 initialisation and minibatches; each contender gives the hyperparameters of the lowest validation
-loss that it saw. {budget.RULE}
+loss that it saw. {outer_descent.RULE} {budget.RULE}
 
 Test losses and accuracies are means over new trainings ({sizes.retrainings} each) from
 initialisations and orders of minibatches that no contender has seen, on {sizes.test} other digits
