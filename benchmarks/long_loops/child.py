@@ -41,6 +41,7 @@ class Job:
         memory_gib: Memory beyond what is in use after the short run.
         seconds: How long timed runs may take together.
         device: Where to compute.
+        compile: How the kernels of odeopt are run.
     """
 
     line: str
@@ -49,6 +50,7 @@ class Job:
     memory_gib: float
     seconds: float
     device: str
+    compile: str
 
     def to_json(self) -> str:
         """The argument of the process."""
@@ -63,27 +65,28 @@ def measure(job: Job) -> dict[str, Any]:
 def _numbers(job: Job) -> dict[str, Any]:
     device = torch.device(job.device)
     loop = loops.make(Point(*job.point), device)
-    runs = runnables(job.line, loop)
+    runs = runnables(job.line, loop, job.compile)
     with memory.at_most(int(job.memory_gib * memory.GIB), device):
         seconds, stats = _timed(runs, job, device)
     return {
         **_ratios(seconds),
-        **{f"{name}_bytes": _peak(name, job.line, loop, device) for name in runs},
+        **{f"{name}_bytes": _peak(name, job, loop) for name in runs},
         **_counts(stats, loop),
         "parameters": models.count(loop.params),
         "runs": len(seconds["meta"]),
     }
 
 
-def runnables(line: str, loop: Loop) -> dict[str, Callable[[], Any]]:
+def runnables(line: str, loop: Loop, compile: str) -> dict[str, Callable[[], Any]]:
     """What is timed, after a short run of the same: the gradient and plain training.
 
     Args:
         line: A key of `loops.LABELS`.
         loop: The training.
+        compile: How the kernels of odeopt are run.
     """
     runs: dict[str, Callable[[], Any]] = {}
-    opt = loops.optimizer(loop)
+    opt = loops.optimizer(loop, compile)
     for point in (loop.point._replace(steps=WARM_UP), loop.point):
         sized = loop._replace(point=point)
         runs = {"plain": loops.plain(sized)}
@@ -128,10 +131,12 @@ def _ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
     return found
 
 
-def _peak(name: str, line: str, loop: Loop, device: torch.device) -> int:
+def _peak(name: str, job: Job, loop: Loop) -> int:
     """The peak of live tensors above those before, in a run of its own."""
+    device = torch.device(job.device)
     if device.type == "cuda":
-        return memory.peak_live_bytes(runnables(line, loop)[name], device)
+        runs = runnables(job.line, loop, job.compile)
+        return memory.peak_live_bytes(runs[name], device)
     peak = LivePeak()
     stream = loop.stream
 
@@ -140,7 +145,7 @@ def _peak(name: str, line: str, loop: Loop, device: torch.device) -> int:
             peak.tick()
         return stream(k)
 
-    run = runnables(line, loop._replace(stream=ticking))[name]
+    run = runnables(job.line, loop._replace(stream=ticking), job.compile)[name]
     with peak:
         run()
     return peak.bytes

@@ -83,12 +83,12 @@ def forward(loop: Loop, opt: odeopt.ODEOptimizer) -> Callable[[], None]:
     return run
 
 
-def optimizer(loop: Loop) -> odeopt.ODEOptimizer:
-    """The choices: SGD with momentum, Binomial, recorded kernels."""
+def optimizer(loop: Loop, compile: str) -> odeopt.ODEOptimizer:
+    """The choices: SGD with momentum, Binomial, and how kernels are run."""
     mean = classification.mean_loss(model(loop.point.parameters))
     return odeopt.ODEOptimizer(
         odeopt.SGD(mean, momentum=MOMENTUM),
-        checkpoints=odeopt.Binomial(loop.point.slots), compile="trace",
+        checkpoints=odeopt.Binomial(loop.point.slots), compile=compile,
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from odeopt.checkpoint.binomial import optimal_replays
 from odeopt.testing import relative_error
 
 CPU = torch.device("cpu")
-JOB = child.Job("odeopt", (300, 8, 3), 2, 4.0, 30.0, "cpu")
+JOB = child.Job("odeopt", (300, 8, 3), 2, 4.0, 30.0, "cpu", "trace")
 
 
 @pytest.mark.filterwarnings("ignore")  # of the other packages
@@ -28,7 +28,7 @@ JOB = child.Job("odeopt", (300, 8, 3), 2, 4.0, 30.0, "cpu")
 def test_every_package_gives_the_same_gradient(line):
     pytest.importorskip(line)
     loop = loops.make(Point(300, 7, 3), CPU)
-    expected, stats = loops.ours(loop, loops.optimizer(loop))()
+    expected, stats = loops.ours(loop, loops.optimizer(loop, "trace"))()
     assert stats.hvps == 7
     run = loops.PEERS[line](loop)
     for _ in range(2):  # a second run starts anew
@@ -45,7 +45,7 @@ def test_the_plain_training_is_the_same_training():
             loops.peers, "module", lambda params: network.append(original(params)) or network[0]
         )
         loops.plain(loop)()
-    opt = loops.optimizer(loop)
+    opt = loops.optimizer(loop, "trace")
     with torch.no_grad():
         final = opt.solve(loop.params, loops.odeopt.Stream(loop.stream), loops._grid(loop)).params
     for own, theirs in zip(final.values(), network[0].parameters(), strict=True):
