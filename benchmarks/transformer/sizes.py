@@ -39,5 +39,5 @@ class Sizes:
 SIZES = {
     Preset.SMOKE: Sizes(16, 16, 16, 8, 2, 4, 4, 3, 2, 300.0),
     Preset.QUICK: Sizes(32, 32, 64, 32, 8, 8, 40, 10, 3, 600.0),
-    Preset.PAPER: Sizes(64, 64, 512, 32, 8, 8, 1000, 20, 5, 36_000.0),
+    Preset.PAPER: Sizes(64, 64, 2048, 32, 32, 8, 1000, 20, 5, 36_000.0),
 }
