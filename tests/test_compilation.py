@@ -12,6 +12,7 @@ from torch._inductor import cpp_builder
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 import odeopt
+from odeopt import compilation
 from odeopt.testing import relative_error, smooth_problem
 
 FIELDS = {
@@ -281,3 +282,13 @@ def test_failing_tasks_are_still_found(device):
     assert res.status.tolist() == [odeopt.Status.OK, odeopt.Status.STATE_NOT_FINITE]
     with pytest.raises(odeopt.DivergenceError, match="task 1"):
         opt.value_and_grad(loss, tasks=True)(params, batch, grid, batch)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_small_result_may_be_off_by_rounding_of_large_ones(dtype):
+    eps = torch.finfo(dtype).eps
+    large, small = torch.ones(3, dtype=dtype), torch.full((), eps**0.4, dtype=dtype)
+    compilation._check_against([large, small], [large, small + 5 * eps], "{gap}")
+    for wrong in ([large, small * 1.5], [large * (1 + eps**0.4), small]):
+        with pytest.raises(odeopt.CompilationError):
+            compilation._check_against([large, small], wrong, "{gap}")
