@@ -104,7 +104,8 @@ def _itself(run: Run, sizes: Sizes) -> str:
 The gradient w.r.t. the initialisation and all learning rates made {cell["advances"]:,} steps, the
 first sweep included, in {cell["seconds"]:.1f} s. The least is {cell["bound"]:,}: Revolve's number,
 {cell["bound"] - 1:,}, and the last step of the first sweep, which Revolve leaves to the reversal,
-but whose end the outer loss needs. A loop that only calls the same kernels (`compile={sizes.compile!r}`) as often took
+but whose end the outer loss needs. A loop that only calls the same kernels
+(`compile={sizes.compile!r}`) as often took
 {cell["kernel_seconds"]:.1f} s: the solve takes **{cell["ratio"]:.2f} times** as long. At most
 {MARGIN:g} times, with exactly the least number: {met}."""
 

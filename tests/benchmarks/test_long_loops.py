@@ -101,7 +101,7 @@ def test_the_report_of_a_smoke_run_and_a_second_one(tmp_path, monkeypatch):
     text = (tmp_path / "report.md").read_text()
     assert "| 1,000, 60, 50 |" in text
     assert "- higher: not installed" in text
-    assert "Revolve's number: 157" in text
+    assert "The least is 157: Revolve's number,\n156," in text
     assert len(strict_json.loads((tmp_path / "results.json").read_bytes())["cells"]) == 2
     for name in ("steps-ratio", "steps-bytes", "parameters-ratio", "parameters-bytes"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
