@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks import budget, outer_descent
@@ -19,9 +17,8 @@ from benchmarks.distillation.sizes import SIZES, Sizes
 from benchmarks.harness import markdown, outline
 from benchmarks.harness.curves import Curve, curves
 from benchmarks.harness.outline import Run
-from benchmarks.harness.plots import Labels
+from benchmarks.harness.plots import Labels, save
 from benchmarks.harness.registry import Settings
-from odeopt import files
 
 NAME = "distillation"
 REVISION = 2
@@ -64,9 +61,7 @@ def picture(path: Path, images: dict[str, Any]) -> Path:
         axes.imshow(np.reshape(images["x"][index], (8, 8)), cmap="gray_r")
         axes.set_title(f"{likely} ({chances[likely]:.2f})", fontsize="small")
         axes.set_axis_off()
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    return files.write_bytes(path, buffer.getvalue())
+    return save(figure, path)
 
 
 def _of(run: Run, name: str, sizes: Sizes) -> list[dict[str, Any]]:

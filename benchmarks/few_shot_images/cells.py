@@ -14,12 +14,12 @@ import odeopt
 from benchmarks import meta_training, methods
 from benchmarks.few_shot_images import costs, kinks
 from benchmarks.few_shot_images.data import Tasks
+from benchmarks.few_shot_images.nets import problem
 from benchmarks.few_shot_images.sizes import Contender, Setting, Sizes
 from benchmarks.few_shot_images.training import Metered, Training
 from benchmarks.harness.registry import Settings
 from benchmarks.harness.runner import Cell
 from benchmarks.methods import Inner, Problem
-from benchmarks.problems import conv_nets, losses
 from benchmarks.problems.feed import Feed
 from benchmarks.problems.few_shot import Episodes
 from benchmarks.problems.models import Parameters
@@ -61,15 +61,6 @@ def cells(settings: Settings, sizes: Sizes) -> list[Cell]:
 def key(setting: Setting, name: str) -> str:
     """The key of a cell."""
     return f"{setting.name} {name}"
-
-
-def problem(setting: Setting, activation: str | None = None) -> Problem:
-    """The net and its loss."""
-    chosen = conv_nets.ACTIVATIONS[activation or setting.activation]
-    choices = conv_nets.Choices(conv_nets.NORMS[setting.norm], chosen)
-    return Problem(
-        conv_nets.NETS[setting.protocol.net](setting.ways, choices), losses.cross_entropy
-    )
 
 
 def initial(settings: Settings, setting: Setting) -> Parameters:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,11 +13,10 @@ from torch import Tensor
 import odeopt
 from benchmarks import methods
 from benchmarks.few_shot_images.data import Tasks
+from benchmarks.few_shot_images.nets import problem
 from benchmarks.few_shot_images.sizes import Kinks, Setting
 from benchmarks.harness.registry import Settings
 from benchmarks.harness.runner import Cell
-from benchmarks.methods import Problem
-from benchmarks.problems import conv_nets, losses
 from benchmarks.problems.models import Parameters
 from odeopt.solver import Solver
 from odeopt.tree import ravel
@@ -40,9 +40,7 @@ def key(activation: str) -> str:
 
 def _compute(settings: Settings, setting: Setting, sizes: Kinks, activation: str) -> dict[str, Any]:
     """Distances between gradients of the mean validation loss, relative, in float64."""
-    choices = conv_nets.Choices(conv_nets.NORMS[setting.norm], conv_nets.ACTIVATIONS[activation])
-    net = conv_nets.NETS[setting.protocol.net](setting.ways, choices)
-    given = _Given(settings, setting, sizes.tasks, Problem(net, losses.cross_entropy))
+    given = _Given(settings, replace(setting, activation=activation), sizes.tasks)
     with warnings.catch_warnings():  # of kinks, which are what is measured
         warnings.simplefilter("ignore", odeopt.OdeoptWarning)
         return _measure(given, setting.protocol.steps, sizes.steps)
@@ -65,12 +63,12 @@ def _measure(given: _Given, descent_steps: int, steps: tuple[int, ...]) -> dict[
 class _Given:
     """Tasks, a net and an initialisation."""
 
-    def __init__(self, settings: Settings, setting: Setting, tasks: int, problem: Problem) -> None:
+    def __init__(self, settings: Settings, setting: Setting, tasks: int) -> None:
         protocol = setting.protocol
         episodes = Tasks(setting, settings.data).test(tasks)
         self._batch = episodes.finish(episodes.draw(0), settings.device, torch.float64)
-        self._problem, self.horizon = problem, protocol.lr * protocol.steps
-        start = {k: v.to(settings.device) for k, v in problem.model.init(0).items()}
+        self._problem, self.horizon = problem(setting), protocol.lr * protocol.steps
+        start = {k: v.to(settings.device) for k, v in self._problem.model.init(0).items()}
         self._start, self._layout = ravel(start, "params")[:2]
         self._params = start
 

@@ -8,10 +8,11 @@ import torch
 
 from benchmarks.few_shot_images import cells, sections, text
 from benchmarks.few_shot_images.sections import Results
-from benchmarks.few_shot_images.sizes import Setting, Sizes, resolve
+from benchmarks.few_shot_images.sizes import Setting, resolve
 from benchmarks.harness import curves, environment, intervals, outline
 from benchmarks.harness.curves import Curve
 from benchmarks.harness.intervals import Row
+from benchmarks.harness.outline import Run
 from benchmarks.harness.plots import Labels
 from benchmarks.harness.registry import Settings
 from benchmarks.harness.runner import check_complete, run_cells
@@ -31,21 +32,15 @@ def run(settings: Settings) -> None:
     chosen = cells.cells(settings, sizes)
     mark = outline.mark(settings, cells.REVISION, sizes)
     results = run_cells(NAME, chosen, settings.store, mark, settings.only, gaps=True)
-    _write(settings, sizes, results)
-    check_complete(results, chosen)
-
-
-def _write(settings: Settings, sizes: Sizes, results: Results) -> None:
-    circumstances = environment.describe(settings.device)
-    parts = [text.head(settings.preset, circumstances, sizes), sections.missing(results, sizes)]
+    parts = [text.head(settings.preset, sizes), sections.missing(results, chosen)]
     for setting in sizes.settings:
         names = _plots(settings, setting, results)
         parts.append(sections.section(results, setting, settings.preset, sizes.tests))
         parts += [f"![{what}]({name})" for what, name in names.items()]
     parts += [sections.kinked(results, sizes), text.tail(settings.preset, sizes)]
-    settings.store.write_text("report.md", "\n\n".join(p.rstrip() for p in parts if p) + "\n")
-    found: dict[str, Any] = {"environment": circumstances, "cells": _short(results)}
-    settings.store.write_json("results.json", found)
+    done = Run(NAME, environment.describe(settings.device), _short(results))
+    outline.write(settings, text.TITLE, done, [part.rstrip() for part in parts if part])
+    check_complete(results, chosen)
 
 
 def _short(found: Any) -> Any:

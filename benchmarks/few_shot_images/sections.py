@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -11,6 +12,7 @@ from benchmarks.few_shot_images import cells, kinks, published
 from benchmarks.few_shot_images.sizes import Contender, Setting, Sizes
 from benchmarks.harness import markdown, paired
 from benchmarks.harness.registry import Preset
+from benchmarks.harness.runner import Cell
 
 Results = dict[str, dict[str, Any]]
 
@@ -35,16 +37,9 @@ def slug(setting: Setting) -> str:
     return re.sub(r"[^a-z0-9]+", "-", setting.name.lower()).strip("-")
 
 
-def missing(results: Results, sizes: Sizes) -> str:
+def missing(results: Results, asked: Sequence[Cell]) -> str:
     """Which cells have not been computed."""
-    asked = [
-        cells.key(setting, name)
-        for setting in sizes.settings
-        for name in (cells.UNTRAINED, *(one.name for one in setting.contenders))
-    ]
-    if sizes.kinks is not None:
-        asked += [kinks.key(name) for name in sizes.kinks.activations]
-    absent = [key for key in asked if key not in results]
+    absent = [cell.key for cell in asked if cell.key not in results]
     if not absent:
         return ""
     listed = "\n".join(f"- {key}" for key in absent)
@@ -114,7 +109,7 @@ def _table(results: Results, setting: Setting, there: list[Contender], base: dic
                 one.label,
                 spread(cell["accuracy"]),
                 *([published.beside(one.name, printed)] if printed else []),
-                *_p_texts(results, setting, one),
+                *([f"{p:.2g}" for p in _p_values(results, setting, one)] or ["", ""]),
                 training["updates"],
                 round(training["spent"]),
                 round(training["seconds"]),
@@ -132,16 +127,15 @@ def _reference(setting: Setting) -> Contender:
     )
 
 
-def _p_texts(results: Results, setting: Setting, one: Contender) -> list[str]:
+def _p_values(results: Results, setting: Setting, one: Contender) -> list[float]:
+    """That A-MAML is above a method, and below it; none where they cannot be compared."""
     reference = _reference(setting)
-    known = cells.key(setting, reference.name) in results
-    if one == reference or not known:
-        return ["", ""]
+    if one == reference or cells.key(setting, reference.name) not in results:
+        return []
     first, second = (
         results[cells.key(setting, each.name)]["accuracy"] for each in (reference, one)
     )
-    pair = paired.p_value_above(first, second), paired.p_value_above(second, first)
-    return [f"{p:.2g}" for p in pair]
+    return [paired.p_value_above(first, second), paired.p_value_above(second, first)]
 
 
 def _verdict(results: Results, setting: Setting, there: list[Contender], preset: Preset) -> str:
@@ -150,13 +144,11 @@ def _verdict(results: Results, setting: Setting, there: list[Contender], preset:
     reference = _reference(setting)
     if reference not in there:
         return ""
-    worse, better = list[str](), list[str]()
-    for one in there:
-        texts = _p_texts(results, setting, one)
-        if texts[0] and float(texts[0]) < paired.LEVEL:
-            worse.append(one.label)
-        if texts[1] and float(texts[1]) < paired.LEVEL:
-            better.append(one.label)
+    compared = {one.label: _p_values(results, setting, one) for one in there if one != reference}
+    worse, better = (
+        [label for label, found in compared.items() if found[side] < paired.LEVEL]
+        for side in (0, 1)
+    )
     return (
         f"Of the others, {_listed(worse)} are significantly below {reference.label}, and"
         f" {_listed(better)} significantly above it (paired over tasks, p < {paired.LEVEL:g},"

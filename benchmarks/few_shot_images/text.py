@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import odeopt
 from benchmarks.few_shot_images import costs, published
 from benchmarks.few_shot_images.cells import OWN
 from benchmarks.few_shot_images.protocols import MADE_UP
@@ -13,13 +10,10 @@ from benchmarks.harness.registry import Preset
 from benchmarks.methods import LABELS
 
 
-def head(preset: Preset, circumstances: dict[str, Any], sizes: Sizes) -> str:
+def head(preset: Preset, sizes: Sizes) -> str:
     """How the numbers were made."""
-    listed = "\n".join(f"- {name}: {value}" for name, value in circumstances.items())
     own = ", ".join(LABELS[name] for name in OWN)
-    made = _HEAD.format(
-        preset=preset.value, version=odeopt.__version__, listed=listed, own=own, rule=costs.RULE
-    )
+    made = _HEAD.format(own=own, rule=costs.RULE)
     if preset is Preset.BUDGET:
         made += f"\n\n{_BUDGET}"
     if any(setting.data == MADE_UP for setting in sizes.settings):
@@ -36,13 +30,9 @@ def tail(preset: Preset, sizes: Sizes) -> str:
     return "\n\n".join(parts)
 
 
-_HEAD = """# Few-shot classification of pictures (the paper's Table 3)
+TITLE = "Few-shot classification of pictures (the paper's Table 3)"
 
-Made by `python -m benchmarks few-shot-images --preset {preset}`, odeopt {version}. All numbers are
-in `results.json`.
-
-{listed}
-
+_HEAD = """\
 A task is to tell new classes apart after adaptation to a few pictures of each. The protocols
 "imaml" and "maml" prepare data as the released code of these papers does, and have their nets,
 learning rates and steps; they differ in classes, rotation, inversion and nets, and their numbers

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.harness.plots import PALETTE, Labels
-from odeopt import files
+from benchmarks.harness.plots import PALETTE, Labels, save
 
 
 @dataclass(frozen=True)
@@ -58,6 +55,4 @@ def curves(path: Path, labels: Labels, lines: Sequence[Curve], bottom: float | N
     axes.grid(color="0.9", lw=0.7)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False, fontsize="small")
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    return files.write_bytes(path, buffer.getvalue())
+    return save(figure, path)

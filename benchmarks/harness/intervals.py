@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.harness.plots import PALETTE
-from odeopt import files
+from benchmarks.harness.plots import PALETTE, save
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,4 @@ def intervals(path: Path, title: str, x: str, rows: Sequence[Row]) -> Path:
     axes.grid(color="0.9", lw=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    return files.write_bytes(path, buffer.getvalue())
+    return save(figure, path)

@@ -75,7 +75,7 @@ def loglog(
         figure.legend(loc="outside right upper", frameon=False, fontsize="small")
     else:
         axes.legend(frameon=False, fontsize="small")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _draw(axes: Axes, series: Sequence[Series], slopes: Sequence[Slope]) -> None:
@@ -108,7 +108,8 @@ def _decorate(axes: Axes, labels: Labels) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Save a figure as a PNG file, atomically; the path written."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return files.write_bytes(path, buffer.getvalue())

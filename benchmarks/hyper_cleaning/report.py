@@ -88,10 +88,8 @@ def _verdict(run: Run, case: Case, sizes: Sizes) -> str:
     for field, what in FIELDS.items():
         ours, theirs = (fmean(cell[field] for cell in found[name]) for name in LABELS)
         sentences.append(_compare(what, ours, theirs))
-    if fmean(cell["auc"] for cell in found["learned"]) < fmean(
-        cell["auc"] for cell in found["searched"]
-    ):
-        sentences.append(_fitted(found["learned"], case, sizes))
+        if field == "auc" and ours < theirs:
+            sentences.append(_fitted(found["learned"], case, sizes))
     trials = fmean(cell["trials"] for cell in found["searched"])
     sentences.append(f"The search made {trials:.0f} trials (mean over seeds).")
     return " ".join(sentences)

@@ -80,8 +80,7 @@ def _compute(
         line, point, sizes.repeats, sizes.memory_gib, sizes.seconds, str(settings.device),
         sizes.compile,
     )  # fmt: skip
-    limit = START_UP + SLACK * sizes.seconds
-    return processes.run_module("benchmarks.long_loops.child", job.to_json(), limit)
+    return processes.run_module("benchmarks.long_loops.child", job.to_json(), _limit(sizes))
 
 
 def _compute_itself(settings: Settings, sizes: Sizes) -> dict[str, Any]:
@@ -89,8 +88,12 @@ def _compute_itself(settings: Settings, sizes: Sizes) -> dict[str, Any]:
         sizes.itself, sizes.compile, min(sizes.repeats, 3), str(settings.device),
         sizes.memory_gib,
     )  # fmt: skip
-    limit = START_UP + SLACK * sizes.seconds
-    return processes.run_module("benchmarks.long_loops.itself", job.to_json(), limit)
+    return processes.run_module("benchmarks.long_loops.itself", job.to_json(), _limit(sizes))
+
+
+def _limit(sizes: Sizes) -> float:
+    """Seconds that a process may take."""
+    return START_UP + SLACK * sizes.seconds
 
 
 def _itself(run: Run, sizes: Sizes) -> str:

@@ -113,8 +113,17 @@ def test_unsupported_optimizers_are_refused_by_name(problem, make, message):
 
 
 def test_implementations_that_do_not_change_the_numbers_are_fine(problem):
-    optimizer = torch.optim.AdamW(problem.model.parameters(), foreach=True)
-    odeopt.RecordedLoop(problem.model, optimizer)
+    found = []
+    for foreach in (True, False):
+        optimizer = torch.optim.AdamW(problem.model.parameters(), foreach=foreach)
+        problem.model.zero_grad()
+        with odeopt.RecordedLoop(problem.model, optimizer) as inner:
+            inner.step(problem.mse, problem.outer)
+        inner.backward(problem.mse, problem.outer)
+        found.append([p.grad.clone() for p in problem.model.parameters()])
+    assert found[0][0].any()
+    for first, second in zip(*found, strict=True):
+        assert torch.equal(first, second)
 
 
 def misuse(name, problem, inner, optimizer):
