@@ -68,8 +68,9 @@ def outer_kernel(
             trees = [layout.unflatten(y) for y in states]
             return outer(field, trees, outer_batch, hparams_tree(hparams), observing)
 
-        differentiated = torch.func.grad_and_value(value, argnums=(0, 1), has_aux=True)
-        gradients, (found, aux) = differentiated(states, hparams)
+        found, pullback, aux = torch.func.vjp(value, states, hparams, has_aux=True)
+        with torch.no_grad():  # else the gradients would hold a graph as large as the loss's
+            gradients = pullback(torch.ones_like(found))
         return OuterGradients(found, aux, *gradients)
 
     return kernel

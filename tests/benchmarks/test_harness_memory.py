@@ -60,6 +60,28 @@ def test_exact_adjoints_keep_one_state_per_step(device):
     assert per_step == pytest.approx(8 * size, rel=0.05)
 
 
+def test_the_outer_loss_needs_the_memory_of_its_own_backward_pass(device):
+    weight = torch.eye(20, device=device)
+    examples = torch.ones(1000, 20, device=device)
+
+    def outer(params, batch):
+        hidden = batch * params
+        for _ in range(20):
+            hidden = torch.tanh(hidden @ weight)
+        return hidden.square().mean()
+
+    opt = ODEOptimizer(GradientFlow(lambda u, b: u.square().sum()))
+    call = opt.value_and_grad(outer)
+    u, grid = torch.ones(20, device=device), TimeGrid.from_lr(0.01, 1)
+
+    def alone():
+        leaf = u.clone().requires_grad_()
+        return torch.autograd.grad(outer(leaf, examples), leaf)
+
+    solve = memory.peak_live_bytes(lambda: call(u, None, grid, examples), device)
+    assert solve <= 1.1 * memory.peak_live_bytes(alone, device)
+
+
 def test_operators_are_recorded_again_after_an_error():
     def fail():
         raise ValueError("no")
