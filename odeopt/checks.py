@@ -10,6 +10,7 @@ from odeopt.engine import Run
 from odeopt.errors import DivergenceError, NondeterminismError, OdeoptError, StabilityError
 from odeopt.safety import Safety, Status
 from odeopt.sweep.backward import Trace
+from odeopt.sweep.forward import Trajectory
 from odeopt.theta import Theta
 
 
@@ -62,14 +63,16 @@ def _finite(swept: Swept) -> Tensor:
     return finite
 
 
-def check_replay(trace: Trace) -> None:
+def check_replay(trace: Trace, trajectory: Trajectory) -> None:
     """Raise if a replayed state differs from the one of the forward sweep."""
-    if not trace.changed:
+    if not trace.prints:
         return
-    different = torch.stack([changed for _, changed in trace.changed])
+    found = torch.stack([own for _, own in trace.prints])
+    expected = torch.stack([trajectory.prints[index] for index, _ in trace.prints])
+    different = (found != expected) & ~(found.isnan() & expected.isnan())
     rows = different.reshape(different.shape[0], -1).any(-1).nonzero().flatten().tolist()
     if rows:
-        step = min(trace.changed[row][0] for row in rows)
+        step = trajectory.first + min(trace.prints[row][0] for row in rows)
         raise NondeterminismError(
             f"the state before step {step} is not the same when it is replayed. The loss is not a"
             " pure function of its arguments (random numbers, a counter, non-deterministic CUDA"

@@ -38,8 +38,8 @@ class Trace:
     starts: list[int] = field(default_factory=list[int])
     diagnostics: list[Diagnostics] = field(default_factory=list[Diagnostics])
     norms: list[Tensor] = field(default_factory=list[Tensor])
-    changed: list[tuple[int, Tensor]] = field(default_factory=list[tuple[int, Tensor]])
-    """Steps whose replayed state was compared, with whether it differs."""
+    prints: list[tuple[int, Tensor]] = field(default_factory=list[tuple[int, Tensor]])
+    """Fingerprints of the states that steps were pulled at, by index relative to the first."""
     spectral: list[Tensor] = field(default_factory=list[Tensor])
     """Step length times estimated spectral radius over the stability limit, if asked for."""
 
@@ -142,7 +142,8 @@ class BackwardSweep:
         first = self._trajectory.first
         t, dt = self._stepper.interval(first + start, first + stop)
         y, lam = self._y, self._arrive(first + stop)
-        self._compare(start, y)
+        if self._trajectory.prints:
+            self.trace.prints.append((start, fingerprint(y)))
         end = y if self._y1 is None else self._y1
         pulled = self._pull(first + start, Interval(t, dt, y, end), lam)
         if self._stepper.has_frozen:
@@ -155,12 +156,6 @@ class BackwardSweep:
         """Lam at a state, with the gradient of the outer loss if it is observed."""
         cotangent = self._cotangents.get(index)
         return self._lam if cotangent is None else self._lam + cotangent
-
-    def _compare(self, start: int, y: Tensor) -> None:
-        if self._trajectory.prints:
-            found, expected = fingerprint(y), self._trajectory.prints[start]
-            changed = (found != expected) & ~(found.isnan() & expected.isnan())
-            self.trace.changed.append((self._trajectory.first + start, changed))
 
     def _collect(self, pulled: Pulled, start: int, stop: int) -> None:
         self._theta = (
@@ -188,7 +183,7 @@ class BackwardSweep:
             (
                 trace.starts, stacked([note.step_ratio for note in notes], lam),
                 stacked([note.defect for note in notes], lam), stacked(trace.norms, lam),
-                [k for k, _ in trace.changed], stacked([is_so for _, is_so in trace.changed], lam),
+                [k for k, _ in trace.prints], stacked([found for _, found in trace.prints], lam),
             ),
             kept.indices(), counts(self._stats),
         )  # fmt: skip
@@ -208,11 +203,11 @@ class BackwardSweep:
         starts, g_t, lengths, g_dt = saved.times
         self._g_t = dict(zip(starts, g_t, strict=True))
         self._g_dt = dict(zip(lengths, g_dt, strict=True))
-        starts, ratios, defects, norms, compared, changed = saved.trace
+        starts, ratios, defects, norms, compared, prints = saved.trace
         self.trace.starts, self.trace.norms = list(starts), list(norms)
         pairs = zip(ratios, defects, strict=True)
         self.trace.diagnostics = [Diagnostics(*pair) for pair in pairs]
-        self.trace.changed = list(zip(compared, changed, strict=True))
+        self.trace.prints = list(zip(compared, prints, strict=True))
 
     def _gather(self, found: dict[int, Tensor], like: Tensor) -> Tensor:
         zero = torch.zeros_like(like)

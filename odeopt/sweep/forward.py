@@ -209,4 +209,5 @@ def fingerprint(state: Tensor) -> Tensor:
 
     Both read the state once and allocate nothing of its size.
     """
-    return state.sum(-1) + math.sqrt(2) * torch.linalg.vector_norm(state, dim=-1)
+    norm = torch.linalg.vector_norm(state, dim=-1)
+    return torch.add(state.sum(-1), norm, alpha=math.sqrt(2))

@@ -63,7 +63,7 @@ class BackwardProgress:
         lam: the adjoint variable.
         theta: gradients of theta so far.
         times: steps that were pulled, with gradients w.r.t. their start and length.
-        trace: what was noticed: starts, diagnostics, norms, compared steps and their results.
+        trace: what was noticed: starts, diagnostics, norms, indices of fingerprints, fingerprints.
         kept: indices of kept states.
         counts: the stats so far.
     """
