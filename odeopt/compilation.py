@@ -163,8 +163,9 @@ class CompiledKernel:
     ) -> None:  # fmt: skip
         self._compiler, self._name, self._layout = compiler, name, layout
         self._kernel, self._theta, self._data, self._stats = kernel, theta, data, stats
-        self._theta_leaves = _contiguous(theta)
-        self._data_leaves = _contiguous(data)
+        self._theta_leaves = _contiguous(tree.leaves(theta))
+        self._data_leaves = _contiguous(tree.leaves(data))
+        self._read = tree.reader(tree.structure(data))
         self._found: dict[tuple[object, ...], Traced] = {}
         self._traced: Traced | None = None
 
@@ -173,7 +174,8 @@ class CompiledKernel:
         bound, leaves = self._data, self._data_leaves
         traced = self._traced
         if data is not None:
-            bound, leaves = data, _contiguous(data)
+            read = self._read(data)
+            bound, leaves = data, _contiguous(tree.leaves(data) if read is None else read)
             traced = self._found.get(_signature(leaves))
         inputs = [*(x.contiguous() for x in tensors), *self._theta_leaves, *leaves]
         if traced is None:
@@ -188,8 +190,8 @@ class CompiledKernel:
         return self._compiler.find(self._name, key, self._kernel, args, self._stats)
 
 
-def _contiguous(value: Any) -> list[Tensor]:
-    return [leaf.contiguous() for leaf in tree.leaves(value)]
+def _contiguous(leaves: Sequence[Tensor]) -> list[Tensor]:
+    return [leaf.contiguous() for leaf in leaves]
 
 
 _MISTRACED = (

@@ -68,7 +68,8 @@ def outer_kernel(
             trees = [layout.unflatten(y) for y in states]
             return outer(field, trees, outer_batch, hparams_tree(hparams), observing)
 
-        found, pullback, aux = torch.func.vjp(value, states, hparams, has_aux=True)
+        linearized: Any = torch.func.vjp(value, states, hparams, has_aux=True)
+        found, pullback, aux = linearized
         with torch.no_grad():  # else the gradients would hold a graph as large as the loss's
             gradients = pullback(torch.ones_like(found))
         return OuterGradients(found, aux, *gradients)
@@ -102,4 +103,4 @@ def differentiate(
 
 def _task_dims(outer_batch: PyTree) -> PyTree:
     dims = [0 if isinstance(leaf, Tensor) else None for leaf in tree.leaves(outer_batch)]
-    return tree.pytree.tree_unflatten(dims, tree.pytree.tree_structure(outer_batch))
+    return tree.pytree.tree_unflatten(dims, tree.structure(outer_batch))

@@ -81,10 +81,11 @@ class Stream:
             random_loss: whether the loss draws random numbers (see `seed` above).
         """
         sampler = _Sampler(_common_length(data, "data"), batch_size, seed, shuffle)
+        found, assemble = tree.leaves(data), tree.assembler(tree.structure(data))
 
         def batch(k: int) -> PyTree:
             indices = sampler(k)
-            return tree.map_tensors(lambda leaf: leaf[indices.to(leaf.device)], data)
+            return assemble(_entry(leaf, indices) for leaf in found)
 
         return cls(batch, seed if random_loss else None)
 
@@ -110,6 +111,10 @@ class Stream:
         return cls(fetch, seed if random_loss else None)
 
 
+def _entry(leaf: Any, indices: Tensor) -> Any:
+    return leaf.index_select(0, indices.to(leaf.device)) if isinstance(leaf, Tensor) else leaf
+
+
 class _Sampler:
     """The examples of step k."""
 
@@ -128,7 +133,7 @@ class _Sampler:
         epoch, position = divmod(k, self._examples // self._size)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._make_order(epoch)
-        return self._order[position * self._size :][: self._size]
+        return self._order.narrow(0, position * self._size, self._size)
 
     def _make_order(self, epoch: int) -> Tensor:
         if not self._shuffle:

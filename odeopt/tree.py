@@ -20,6 +20,11 @@ def leaves(tree: PyTree) -> list[Any]:
     return pytree.tree_leaves(tree)
 
 
+def structure(tree: PyTree) -> Any:
+    """The spec of a tree."""
+    return pytree.tree_structure(tree)
+
+
 def tensors(tree: PyTree) -> list[Tensor]:
     """The tensor leaves of a tree."""
     return [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
@@ -43,6 +48,48 @@ def assembler(spec: Any) -> Callable[[Iterator[Any]], PyTree]:
         return lambda found: pytree.tree_unflatten([next(found) for _ in range(count)], spec)
     parts = [assembler(child) for child in spec.children()]
     return lambda found: make([part(found) for part in parts])
+
+
+def reader(spec: Any) -> Callable[[PyTree], list[Tensor] | None]:
+    """Takes the leaves of trees of a spec; much faster than `leaves`, for it knows what to expect.
+
+    It gives None for every tree in which it does not see that spec with tensors as leaves.
+    """
+    take = _taker(spec)
+
+    def read(tree: PyTree) -> list[Tensor] | None:
+        found: list[Tensor] = []
+        return found if take(tree, found) else None
+
+    return read
+
+
+def _taker(spec: Any) -> Callable[[Any, list[Tensor]], bool]:
+    """Appends the leaves of a tree to a list and says whether it is of the spec."""
+    if spec.is_leaf():
+        return _take_tensor
+    kind = spec.context if spec.type is namedtuple else spec.type
+    parts = [_taker(child) for child in spec.children()]
+    count = len(parts)
+
+    def take(tree: Any, found: list[Tensor]) -> bool:
+        if type(tree) is not kind or len(tree) != count:
+            return False
+        if kind is dict:
+            if list(tree) != spec.context:
+                return False
+            tree = tree.values()
+        return all(part(child, found) for part, child in zip(parts, tree, strict=True))
+
+    known = spec.type in (tuple, list, dict, namedtuple)
+    return take if known else lambda tree, found: False
+
+
+def _take_tensor(tree: Any, found: list[Tensor]) -> bool:
+    if not isinstance(tree, Tensor):
+        return False
+    found.append(tree)
+    return True
 
 
 def paths(tree: PyTree) -> list[str]:

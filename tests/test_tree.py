@@ -46,6 +46,26 @@ def assert_same(first, second):
 
 
 @given(found=TREES)
+def test_a_reader_takes_the_leaves_in_their_order(found):
+    read = tree.reader(tree.structure(found))(found)
+    assert read is not None
+    assert all(x is y for x, y in zip(read, tree.leaves(found), strict=True))
+
+
+@given(found=TREES, other=TREES)
+def test_a_reader_refuses_trees_of_another_structure(found, other):
+    same = tree.structure(found) == tree.structure(other)
+    read = tree.reader(tree.structure(found))(other)
+    assert read is None or same
+
+
+@pytest.mark.parametrize("other", [(1.0, 2.0), ((), ()), {"x": 1}, None])
+def test_a_reader_refuses_leaves_that_are_no_tensors(other):
+    pair = (torch.zeros(2), torch.zeros(2))
+    assert tree.reader(tree.structure(pair))(other) is None
+
+
+@given(found=TREES)
 def test_unflatten_undoes_ravel(device, found):
     found = _to(found, device)
     flat, layout = tree.ravel(found, "params")

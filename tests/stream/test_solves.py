@@ -105,6 +105,14 @@ def test_batches_of_another_structure_are_refused(problem):
         odeopt.ODEOptimizer(odeopt.GradientFlow(loss)).solve(params, stream, GRID)
 
 
+def test_a_tensor_in_the_place_of_a_number_is_refused(problem):
+    params, data = problem
+    stream = odeopt.Stream(lambda k: (data[0], 2.0 if k < 3 else torch.tensor(2.0)))
+    field = odeopt.GradientFlow(lambda params, batch: loss(params, data) * batch[1])
+    with pytest.raises(odeopt.InputError, match="batch 3 has the structure"):
+        odeopt.ODEOptimizer(field).solve(params, stream, GRID)
+
+
 def test_too_few_batches_are_refused(problem):
     params, data = problem
     stacked = odeopt.Stream.stacked(tuple(leaf.expand(4, *leaf.shape) for leaf in data))
