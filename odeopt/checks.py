@@ -67,12 +67,12 @@ def check_replay(trace: Trace, trajectory: Trajectory) -> None:
     """Raise if a replayed state differs from the one of the forward sweep."""
     if not trace.prints:
         return
-    found = torch.stack([own for _, own in trace.prints])
-    expected = torch.stack([trajectory.prints[index] for index, _ in trace.prints])
+    found = torch.stack(trace.prints)
+    expected = torch.stack([trajectory.prints[k - trajectory.first] for k in trace.starts])
     different = (found != expected) & ~(found.isnan() & expected.isnan())
     rows = different.reshape(different.shape[0], -1).any(-1).nonzero().flatten().tolist()
     if rows:
-        step = trajectory.first + min(trace.prints[row][0] for row in rows)
+        step = min(trace.starts[row] for row in rows)
         raise NondeterminismError(
             f"the state before step {step} is not the same when it is replayed. The loss is not a"
             " pure function of its arguments (random numbers, a counter, non-deterministic CUDA"

@@ -15,6 +15,7 @@ from odeopt import tree
 from odeopt.backends import BACKENDS, Flat
 from odeopt.errors import CompilationError, InputError, OdeoptWarning
 from odeopt.stats import Stats
+from odeopt.theta import Data, Theta
 
 Kernel = Callable[..., Any]
 
@@ -152,30 +153,28 @@ class CompiledKernel:
         name: the kernel's name.
         layout: what else the trace depends on.
         kernel: `kernel(*tensors, theta, data)`.
-        theta: a tree of tensors.
-        data: another one, for calls that bring none.
+        theta: the differentiable inputs beside the tensors.
+        data: the other ones, for calls that bring none.
         stats: hits, misses and seconds are added to it.
     """
 
     def __init__(
         self, compiler: Compiler, name: str, layout: object, kernel: Kernel,
-        theta: Any, data: Any, stats: Stats,
+        theta: Theta, data: Data, stats: Stats,
     ) -> None:  # fmt: skip
         self._compiler, self._name, self._layout = compiler, name, layout
         self._kernel, self._theta, self._data, self._stats = kernel, theta, data, stats
-        self._theta_leaves = _contiguous(tree.leaves(theta))
-        self._data_leaves = _contiguous(tree.leaves(data))
-        self._read = tree.reader(tree.structure(data))
+        self._theta_leaves = _contiguous(theta)
+        self._data_leaves = _contiguous(data)
         self._found: dict[tuple[object, ...], Traced] = {}
         self._traced: Traced | None = None
 
-    def __call__(self, *tensors: Tensor, data: Any = None) -> Any:
+    def __call__(self, *tensors: Tensor, data: Data | None = None) -> Any:
         """The kernel's result."""
         bound, leaves = self._data, self._data_leaves
         traced = self._traced
         if data is not None:
-            read = self._read(data)
-            bound, leaves = data, _contiguous(tree.leaves(data) if read is None else read)
+            bound, leaves = data, _contiguous(data)
             traced = self._found.get(_signature(leaves))
         inputs = [*(x.contiguous() for x in tensors), *self._theta_leaves, *leaves]
         if traced is None:
@@ -190,8 +189,8 @@ class CompiledKernel:
         return self._compiler.find(self._name, key, self._kernel, args, self._stats)
 
 
-def _contiguous(leaves: Sequence[Tensor]) -> list[Tensor]:
-    return [leaf.contiguous() for leaf in leaves]
+def _contiguous(inputs: Theta | Data) -> list[Tensor]:
+    return [leaf.contiguous() for part in inputs for leaf in part]
 
 
 _MISTRACED = (

@@ -102,5 +102,4 @@ def differentiate(
 
 
 def _task_dims(outer_batch: PyTree) -> PyTree:
-    dims = [0 if isinstance(leaf, Tensor) else None for leaf in tree.leaves(outer_batch)]
-    return tree.pytree.tree_unflatten(dims, tree.structure(outer_batch))
+    return tree.pytree.tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, outer_batch)

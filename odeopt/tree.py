@@ -51,7 +51,7 @@ def assembler(spec: Any) -> Callable[[Iterator[Any]], PyTree]:
 
 
 def reader(spec: Any) -> Callable[[PyTree], list[Tensor] | None]:
-    """Takes the leaves of trees of a spec; much faster than `leaves`, for it knows what to expect.
+    """Takes the leaves of trees of a spec, fast where it is of tuples, lists and dictionaries.
 
     It gives None for every tree in which it does not see that spec with tensors as leaves.
     """
@@ -68,12 +68,10 @@ def _taker(spec: Any) -> Callable[[Any, list[Tensor]], bool]:
     """Appends the leaves of a tree to a list and says whether it is of the spec."""
     if spec.is_leaf():
         return _take_tensor
-    kind = spec.context if spec.type is namedtuple else spec.type
-    parts = [_taker(child) for child in spec.children()]
-    count = len(parts)
+    kind, parts = spec.type, [_taker(child) for child in spec.children()]
 
     def take(tree: Any, found: list[Tensor]) -> bool:
-        if type(tree) is not kind or len(tree) != count:
+        if type(tree) is not kind or len(tree) != len(parts):
             return False
         if kind is dict:
             if list(tree) != spec.context:
@@ -81,8 +79,7 @@ def _taker(spec: Any) -> Callable[[Any, list[Tensor]], bool]:
             tree = tree.values()
         return all(part(child, found) for part, child in zip(parts, tree, strict=True))
 
-    known = spec.type in (tuple, list, dict, namedtuple)
-    return take if known else lambda tree, found: False
+    return take if kind in (tuple, list, dict) else lambda tree, found: False
 
 
 def _take_tensor(tree: Any, found: list[Tensor]) -> bool:

@@ -39,7 +39,7 @@ def _to(found, device):
 
 
 def assert_same(first, second):
-    assert tree.pytree.tree_structure(first) == tree.pytree.tree_structure(second)
+    assert tree.structure(first) == tree.structure(second)
     for x, y in zip(tree.leaves(first), tree.leaves(second), strict=True):
         assert x.shape == y.shape
         assert torch.equal(x, y)
@@ -48,8 +48,9 @@ def assert_same(first, second):
 @given(found=TREES)
 def test_a_reader_takes_the_leaves_in_their_order(found):
     read = tree.reader(tree.structure(found))(found)
-    assert read is not None
-    assert all(x is y for x, y in zip(read, tree.leaves(found), strict=True))
+    has_pair = "Pair" in str(tree.structure(found))
+    assert (read is None) == has_pair
+    assert has_pair or all(x is y for x, y in zip(read, tree.leaves(found), strict=True))
 
 
 @given(found=TREES, other=TREES)

@@ -68,17 +68,25 @@ def _meaning(found: dict[str, Any]) -> str:
     own, other = found["objective"]["a-maml"], found["objective"][found["best"]]
     if other >= own or found["updates"] < UPDATES[Preset.PAPER]:
         return ""
+    best = LABELS[found["best"]]
     text = (
-        f" A-MAML has not reached the minimum of what it minimises: {LABELS[found['best']]} finds"
-        " lower values of it from the same start, with as many updates of the same outer optimiser."
+        f" A-MAML has not reached the minimum of what it minimises: {best} finds lower values of it"
+        " from the same start, with as many updates of the same outer optimiser."
     )
-    ends = {name: fmean(errors) for name, errors in found["continued"].items()}
-    if ends["a-maml"] < fmean(found["start"]):
-        text += (
-            " From there A-MAML's gradient goes further down: it is the way there that is slow,"
-            " not the gradient that is wrong."
+    if fmean(found["continued"]["a-maml"]) >= fmean(found["start"]):
+        return text
+    if found["p"] < paired.LEVEL:
+        more = (
+            f"further than those of {best}: it is the way there that is slow, not the gradient"
+            " that is wrong."
         )
-    return text
+    elif found["p"] > 1 - paired.LEVEL:
+        more = (
+            f"but less than those of {best}: for the test tasks its direction is better there too."
+        )
+    else:
+        more = f"about as far as those of {best}."
+    return f"{text} From there A-MAML's updates lower the test error as well, {more}"
 
 
 def _compute(settings: Settings, sizes: Sizes, setting: Setting) -> dict[str, Any]:

@@ -38,8 +38,8 @@ class Trace:
     starts: list[int] = field(default_factory=list[int])
     diagnostics: list[Diagnostics] = field(default_factory=list[Diagnostics])
     norms: list[Tensor] = field(default_factory=list[Tensor])
-    prints: list[tuple[int, Tensor]] = field(default_factory=list[tuple[int, Tensor]])
-    """Fingerprints of the states that steps were pulled at, by index relative to the first."""
+    prints: list[Tensor] = field(default_factory=list[Tensor])
+    """A fingerprint of the state at each start; empty if there is nothing to compare them with."""
     spectral: list[Tensor] = field(default_factory=list[Tensor])
     """Step length times estimated spectral radius over the stability limit, if asked for."""
 
@@ -143,7 +143,7 @@ class BackwardSweep:
         t, dt = self._stepper.interval(first + start, first + stop)
         y, lam = self._y, self._arrive(first + stop)
         if self._trajectory.prints:
-            self.trace.prints.append((start, fingerprint(y)))
+            self.trace.prints.append(fingerprint(y))
         end = y if self._y1 is None else self._y1
         pulled = self._pull(first + start, Interval(t, dt, y, end), lam)
         if self._stepper.has_frozen:
@@ -183,7 +183,7 @@ class BackwardSweep:
             (
                 trace.starts, stacked([note.step_ratio for note in notes], lam),
                 stacked([note.defect for note in notes], lam), stacked(trace.norms, lam),
-                [k for k, _ in trace.prints], stacked([found for _, found in trace.prints], lam),
+                stacked(trace.prints, lam),
             ),
             kept.indices(), counts(self._stats),
         )  # fmt: skip
@@ -203,11 +203,11 @@ class BackwardSweep:
         starts, g_t, lengths, g_dt = saved.times
         self._g_t = dict(zip(starts, g_t, strict=True))
         self._g_dt = dict(zip(lengths, g_dt, strict=True))
-        starts, ratios, defects, norms, compared, prints = saved.trace
+        starts, ratios, defects, norms, prints = saved.trace
         self.trace.starts, self.trace.norms = list(starts), list(norms)
+        self.trace.prints = list(prints)
         pairs = zip(ratios, defects, strict=True)
         self.trace.diagnostics = [Diagnostics(*pair) for pair in pairs]
-        self.trace.prints = list(zip(compared, prints, strict=True))
 
     def _gather(self, found: dict[int, Tensor], like: Tensor) -> Tensor:
         zero = torch.zeros_like(like)

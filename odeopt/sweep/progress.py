@@ -63,7 +63,7 @@ class BackwardProgress:
         lam: the adjoint variable.
         theta: gradients of theta so far.
         times: steps that were pulled, with gradients w.r.t. their start and length.
-        trace: what was noticed: starts, diagnostics, norms, indices of fingerprints, fingerprints.
+        trace: what was noticed: starts, step ratios, defects, norms, fingerprints.
         kept: indices of kept states.
         counts: the stats so far.
     """
@@ -76,7 +76,7 @@ class BackwardProgress:
     lam: Tensor
     theta: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None
     times: tuple[list[int], Tensor, list[int], Tensor]
-    trace: tuple[list[int], Tensor, Tensor, Tensor, list[int], Tensor]
+    trace: tuple[list[int], Tensor, Tensor, Tensor, Tensor]
     kept: list[int]
     counts: dict[str, int]
 

@@ -64,7 +64,7 @@ def _check_result(found: MetaGradient, params: PyTree, hparams: PyTree) -> None:
 
 
 def _check_like(found: PyTree, expected: PyTree, what: str) -> None:
-    structures = [tree.pytree.tree_structure(one) for one in (found, expected)]
+    structures = [tree.structure(one) for one in (found, expected)]
     assert structures[0] == structures[1], f"{what} is {structures[0]}, not {structures[1]}"
     pairs = zip(tree.leaves(found), tree.leaves(expected), tree.paths(expected), strict=True)
     for mine, like, path in pairs:

@@ -142,7 +142,7 @@ class COMLN(odeopt.Method):
             value, [*leaves, log_horizon], allow_unused=True, materialize_grads=True
         )
         grads = odeopt.MetaGrads(
-            tree.pytree.tree_unflatten(list(found[:-1]), tree.pytree.tree_structure(params)),
+            tree.pytree.tree_unflatten(list(found[:-1]), tree.structure(params)),
             {"log_horizon": found[-1]},
         )
         return odeopt.MetaGradient(value.detach(), grads, flow.stats, values, status)

@@ -37,6 +37,13 @@ def run(activation, device, make=None):
     return opt.value_and_grad(loss)(params, draws[2], GRID, draws[2])
 
 
+def warnings_of(activation, device, make=None):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        run(activation, device, make)
+    return [str(one.message) for one in found]
+
+
 KINKED = {
     "ReLU": torch.relu,
     "leaky ReLU": functional.leaky_relu,
@@ -57,15 +64,12 @@ def test_kinks_are_named(device, name):
     [torch.tanh, functional.gelu, functional.softplus, functional.silu, functional.elu],
 )
 def test_smooth_models_are_not_spoken_of(device, activation):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        run(activation, device)
+    assert warnings_of(activation, device) == []
 
 
 def test_a_stable_softmax_is_no_kink(device):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        run(lambda x: functional.log_softmax(x - x.max(), -1).clamp(min=-50.0), device)
+    softmax = lambda x: functional.log_softmax(x - x.max(), -1).clamp(min=-50.0)  # noqa: E731
+    assert warnings_of(softmax, device) == []
 
 
 @pytest.mark.parametrize(
@@ -78,9 +82,7 @@ def test_a_stable_softmax_is_no_kink(device):
     ],
 )
 def test_gradient_descent_may_have_kinks(device, make):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        run(torch.relu, device, make)
+    assert warnings_of(torch.relu, device, make) == []
 
 
 def test_an_interpolating_adjoint_after_euler_follows_the_flow(device):

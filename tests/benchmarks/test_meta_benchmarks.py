@@ -20,6 +20,7 @@ from benchmarks.harness.registry import Preset
 from benchmarks.methods import Inner, Problem
 from benchmarks.problems import alpine, digits, losses, models
 from benchmarks.problems.episodes import FUNCTIONS, Regression
+from benchmarks.regression import diagnosis
 from benchmarks.regression.sizes import SIZES, Setting
 
 
@@ -57,6 +58,25 @@ def test_the_regression_report_says_who_serves_a_mamls_objective_best(tmp_path):
     assert all(end < start for end in ends.values())
     report = (tmp_path / "report.md").read_text()
     assert f"goes from {start:.3f} to {ends['a-maml']:.3f} by A-MAML" in report
+
+
+@pytest.mark.parametrize(
+    ("p", "end", "said"),
+    [
+        (0.01, 0.3, "as well, further than those of Reptile: it is the way there that is slow"),
+        (0.3, 0.3, "as well, about as far as those of Reptile."),
+        (0.99, 0.3, "as well, but less than those of Reptile"),
+        (0.99, 0.5, "with as many updates of the same outer optimiser."),
+    ],
+)
+def test_the_reason_that_is_given_is_what_was_measured(p, end, said):
+    found = {
+        "objective": {"a-maml": 0.2, "reptile": 0.1}, "untrained": 0.5, "best": "reptile",
+        "updates": 500, "start": [0.4], "continued": {"a-maml": [end], "reptile": [0.35]}, "p": p,
+    }  # fmt: skip
+    text = diagnosis.section(found)
+    assert said in text
+    assert ("From there" in text) == (end < 0.4)
 
 
 def test_only_some_cells_on_request(tmp_path):

@@ -32,7 +32,7 @@ def equal(first, second):
 
 def close(found, expected, tolerance=1e-11):
     """The same to rounding, and exactly where they are no real numbers."""
-    assert tree.pytree.tree_structure(found) == tree.pytree.tree_structure(expected)
+    assert tree.structure(found) == tree.structure(expected)
     for x, y in zip(tree.leaves(found), tree.leaves(expected), strict=True):
         if isinstance(y, torch.Tensor | float):
             scale = float(torch.as_tensor(y).abs().max()) if torch.as_tensor(y).numel() else 0.0

@@ -34,9 +34,10 @@ def registries():
 def test_the_blocks_of_a_page_run_in_order(page, registries, capsys):
     torch.set_default_dtype(torch.float32)
     namespace = {"__name__": "__page__"}
-    for number, block in enumerate(blocks(page.read_text())):
-        if block.runs:
-            exec(compile(block.code, f"{page.name}, block {number}", "exec"), namespace)
+    running = [block for block in blocks(page.read_text()) if block.runs]
+    assert running, "a page without one is not in RUNNING"
+    for number, block in enumerate(running):
+        exec(compile(block.code, f"{page.name}, running block {number}", "exec"), namespace)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -26,6 +26,7 @@ assert odeopt.FIELDS.get("sign-flow").__name__ == "SignFlow"
 assert odeopt.ADJOINTS.get("damped").__name__ == "DampedAdjoint"
 assert odeopt.METHODS.get("damped-sign-maml").__name__ == "DampedSignMAML"
 assert isinstance(odeopt.ADJOINTS.example("damped")(), odeopt.ADJOINTS.get("damped"))
+print("found")
 """
 
 TRAIN = """
@@ -101,7 +102,7 @@ def test_the_command_shows_its_error_if_it_cannot_be_imported(installed, tmp_pat
 
 
 def test_its_entries_are_found_by_name_without_an_import(installed, tmp_path):
-    run_well(["-c", LOOK_UP], installed, tmp_path)
+    assert run_well(["-c", LOOK_UP], installed, tmp_path).split() == ["found"]
 
 
 @pytest.mark.slow
@@ -115,7 +116,8 @@ def test_its_entries_pass_the_conformance_suites(installed, tmp_path):
 
 @pytest.mark.slow
 def test_its_own_tests_pass(installed, tmp_path):
-    run_well(["-m", "pytest", "-q", "-p", "no:cacheprovider", str(PACKAGE)], installed, tmp_path)
+    suite = ["-m", "pytest", "-q", "-p", "no:cacheprovider", str(PACKAGE)]
+    assert re.search(r"^[1-9]\d* passed", run_well(suite, installed, tmp_path), re.MULTILINE)
 
 
 def test_its_method_learns_an_initialisation(installed, tmp_path):
