@@ -81,9 +81,7 @@ def _meaning(found: dict[str, Any]) -> str:
             " that is wrong."
         )
     elif found["p"] > 1 - paired.LEVEL:
-        more = (
-            f"but less than those of {best}: for the test tasks its direction is better there too."
-        )
+        more = f"but less than those of {best}."
     else:
         more = f"about as far as those of {best}."
     return f"{text} From there A-MAML's updates lower the test error as well, {more}"
