@@ -49,6 +49,12 @@ def cost(res):
     tol=st.sampled_from([1e-1, 1e-2, 1e-3, 1e-4]),
 )
 @example(seed=671, horizon=1.0, largest=3.0, smallest=0.0, tol=1e-1)  # the estimate was 0.0995
+@example(
+    seed=447007, horizon=1.0, largest=13.515769888881742, smallest=-0.238327774418126, tol=1e-1
+)
+@example(
+    seed=202248, horizon=1.0, largest=1.3122394505881125, smallest=0.7267913395438541, tol=1e-1
+)
 def test_random_quadratics_meet_it_again_and_again(seed, horizon, largest, smallest, tol):
     problem = Quadratic.from_spectrum([smallest, 1.0, 0.5 * largest, largest], seed)
     random = torch.Generator().manual_seed(seed)
