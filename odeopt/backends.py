@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch._guards import TracingContext, tracing
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from odeopt.errors import CompilationError
-
-Flat = Callable[..., Sequence[Tensor]]
+from odeopt.inductor import Flat, compile_graph
 
 
 def _as_traced(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Flat:
@@ -21,80 +15,8 @@ def _as_traced(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Flat:
     return graph
 
 
-def _with_inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Flat:
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # noqa: PLC0415  (slow to import)
-
-    _need_compiler(inputs[0].device)
-    _spell_out_factors(graph)
-    mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # without it no disk cache
-    with tracing(TracingContext(mode)):
-        run: Flat = torch._inductor.compile(graph, inputs)  # type: ignore[assignment]  # noqa: SLF001  # pyright: ignore
-    return _without_wrappers(run, inputs)
-
-
-def _without_wrappers(run: Flat, inputs: list[Tensor]) -> Flat:
-    """The compiled code itself, if it gives the same as the layers that torch puts around it.
-
-    They guard against Dynamo, restore views of inputs and keep metrics, which takes 15 microseconds
-    a call; kernels that return no input as it is need none of them.
-    """
-    inner: Any = run
-    while hasattr(inner, "__wrapped__"):
-        inner = inner.__wrapped__
-    code = getattr(inner, "current_callable", None)
-    if code is None:
-        return run
-
-    def direct(*tensors: Tensor) -> Sequence[Tensor]:
-        return code(list(tensors))
-
-    try:
-        pairs = zip(direct(*inputs), run(*inputs), strict=True)
-        same = all(torch.equal(own, other) for own, other in pairs)
-    except Exception:  # another calling convention than that of the torch versions known
-        return run
-    return direct if same else run
-
-
 BACKENDS: dict[str, Callable[[torch.fx.GraphModule, list[Tensor]], Flat]] = {
     "trace": _as_traced,
-    "inductor": _with_inductor,
+    "inductor": compile_graph,
 }
 """What becomes of a traced graph."""
-
-
-def _spell_out_factors(graph: torch.fx.GraphModule) -> None:
-    """Write alpha and beta as multiplications, in place.
-
-    Inductor of torch 2.13 turns an addition to a matrix product into one operation and drops
-    these factors on the way (pytorch/pytorch issue 167313).
-    """
-    for node in list(graph.graph.nodes):
-        factors = {name: node.kwargs.get(name, 1) for name in ("alpha", "beta")}
-        if node.op != "call_function" or all(factor == 1 for factor in factors.values()):
-            continue
-        where = {"beta": 0, "alpha": 1}  # add(x, alpha y), addmm(beta x, alpha y, z)
-        args = list(node.args)
-        with graph.graph.inserting_before(node):
-            for name, place in where.items():
-                if factors[name] != 1:
-                    product = (args[place], factors[name])
-                    args[place] = graph.graph.call_function(torch.ops.aten.mul.Tensor, product)
-        node.args = tuple(args)
-        node.kwargs = {k: v for k, v in node.kwargs.items() if k not in where}
-    graph.recompile()
-
-
-def _need_compiler(device: torch.device) -> None:
-    from torch._inductor import cpp_builder, exc  # noqa: PLC0415  (slow to import)  # pyright: ignore
-
-    try:
-        found = cpp_builder.get_cpp_compiler()
-    except exc.InvalidCxxCompiler:
-        found = None
-    if found is None or shutil.which(found) is None:
-        raise CompilationError(
-            f"compile='inductor' needs a C++ compiler such as g++ (for the {device.type} device)"
-            " and none was found: install one or set the environment variable CXX, or use"
-            " compile='trace', which needs none."
-        )

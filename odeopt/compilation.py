@@ -73,8 +73,10 @@ class Compiler:
 
     def check_unchanged(
         self, key: object, kernel: Kernel, args: tuple[Any, ...], expected: Tensor
-    ) -> None:
+    ) -> bool:
         """Compare a kernel's eager result with that of a graph recorded when it was first seen.
+
+        Returns whether it had been seen before and could be recorded.
 
         Raises:
             CompilationError: they differ, so that other compiled kernels are out of date as well.
@@ -87,8 +89,11 @@ class Compiler:
                 warnings.simplefilter("ignore")
                 witness, _ = self._make("velocity", key, kernel, args, "trace")
             self._witnesses.append(witness)
-        elif witness.run is not None:
-            _check_against([expected], witness.run(*inputs), _STALE)
+            return False
+        if witness.run is None:
+            return False
+        _check_against([expected], witness.run(*inputs), _STALE)
+        return True
 
     def _make(
         self, name: str, key: object, kernel: Kernel, args: tuple[Any, ...], backend: str

@@ -25,8 +25,9 @@ from odeopt.types import PyTree
 def probe(choices: Choices, problem: Problem) -> None:
     """Evaluate the inner optimiser twice, for the first task, with every input detached.
 
-    Costs two gradient evaluations of one task; none when there is no step to make. It warns of a
-    model with kinks where the gradient is to be that of the flow.
+    Costs two gradient evaluations of one task, one of them as recorded when kernels are compiled;
+    none when there is no step to make. It warns of a model with kinks where the gradient is to be
+    that of the flow.
 
     Raises:
         CapturedTensorError: if a result requires grad nevertheless.
@@ -37,9 +38,10 @@ def probe(choices: Choices, problem: Problem) -> None:
         return
     evaluate = _Evaluation(choices.field, problem)
     before = _random_states(problem.y0)
-    with torch.enable_grad(), KinkWatch() as watch:
+    watch = KinkWatch()
+    with torch.enable_grad(), watch if choices.follows_flow else nullcontext():
         found = evaluate()
-    if watch.found and choices.follows_flow:
+    if watch.found:
         kinks = ", ".join(watch.found)
         warnings.warn(_KINKS.format(kinks=kinks), OdeoptWarning, stacklevel=2)
     if requires_grad(found):
@@ -47,9 +49,10 @@ def probe(choices: Choices, problem: Problem) -> None:
     drew = any(
         not torch.equal(a, b) for a, b in zip(before, _random_states(problem.y0), strict=True)
     )
+    compared = False
     if choices.compiler is not None and not drew:
-        evaluate.compare(choices.compiler, found)
-    if drew or _differ(found, evaluate()):
+        compared = evaluate.compare(choices.compiler, found)
+    if drew or (not compared and _differ(found, evaluate())):
         raise NondeterminismError(
             "the loss (or velocity) drew random numbers, or gave two results for the same"
             " arguments. Replayed steps and Hessian-vector products would see other numbers: call"
@@ -81,10 +84,15 @@ class _Evaluation:
         with nullcontext() if self._seed is None else seeded(self._seed, y.device):
             return self._evaluate(*self._args)
 
-    def compare(self, compiler: Compiler, found: Tensor) -> None:
-        """Raise `CompilationError` if kernels compiled in earlier calls are out of date."""
-        if self._seed is None and not self._hidden:
-            compiler.check_unchanged(self._dynamics.layout, self._evaluate, self._args, found)
+    def compare(self, compiler: Compiler, found: Tensor) -> bool:
+        """Whether it was compared with what was recorded in an earlier call.
+
+        Raises:
+            CompilationError: it differs, so that compiled kernels are out of date.
+        """
+        if self._seed is not None or self._hidden:
+            return False
+        return compiler.check_unchanged(self._dynamics.layout, self._evaluate, self._args, found)
 
     def _evaluate(self, t: Tensor, lr: Tensor, y: Tensor, theta: Theta, data: Data) -> Tensor:
         if isinstance(self._dynamics, BoundRule):

@@ -40,6 +40,9 @@ def assembler(spec: Any) -> Callable[[Iterator[Any]], PyTree]:
     count = spec.num_leaves
     if spec.is_leaf():
         return next
+    if count == 0:
+        empty = pytree.tree_unflatten([], spec)
+        return lambda found: empty
     if spec.type is tuple:
         make: Callable[[list[Any]], Any] = tuple
     elif spec.type is namedtuple:

@@ -14,6 +14,7 @@ from benchmarks.peers.problems import Problem
 from benchmarks.peers.runner import Outcome, Runner, Setup
 from benchmarks.problems.models import Parameters
 from benchmarks.problems.tasks import Batch
+from odeopt.inductor import compile_graph
 
 
 def _steps(setup: Setup, setting: float | None) -> tuple[int, float]:
@@ -157,7 +158,7 @@ def kernels(setup: Setup, setting: float | None) -> Runner:
 
 
 def compiled(function: Callable[..., Any], inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
-    """A function of tensors, traced and compiled; it returns a sequence.
+    """A function of tensors, traced and compiled as odeopt's kernels are; it returns a sequence.
 
     Raises:
         RuntimeError: It gives other numbers than the function does.
@@ -168,8 +169,7 @@ def compiled(function: Callable[..., Any], inputs: list[Tensor]) -> Callable[...
         return [found] if isinstance(found, Tensor) else list(found)
 
     example = [leaf.clone() for leaf in inputs]  # tracing merges tensors that are the same
-    graph = make_fx(sequence)(*example)
-    run: Any = torch._inductor.compile(graph, example)  # noqa: SLF001  # type: ignore[attr-defined]
+    run = compile_graph(make_fx(sequence)(*example), example)
     for want, got in zip(sequence(*inputs), run(*inputs), strict=True):
         gap = (want - got).abs().max() / want.abs().max()
         if gap > torch.finfo(want.dtype).eps ** 0.6:

@@ -100,8 +100,9 @@ class BackwardSweep:
         self._trajectory.y_end = self._trajectory.before_end = lam.new_empty(0)  # release them
         if self._journal is not None:
             self._resume(self._journal, digest([lam, *self._cotangents.values()]))
-        before = self._actions
-        for number, action in enumerate(announced(actions, self._trajectory.kept.prefetch)):
+        before, kept = self._actions, self._trajectory.kept
+        stream = actions if kept.at_hand else announced(actions, kept.prefetch)
+        for number, action in enumerate(stream):
             if number >= before:
                 self._run(action)
                 self._actions = number + 1
@@ -158,9 +159,10 @@ class BackwardSweep:
         return self._lam if cotangent is None else self._lam + cotangent
 
     def _collect(self, pulled: Pulled, start: int, stop: int) -> None:
-        self._theta = (
-            pulled.theta if self._theta is None else add_thetas([self._theta, pulled.theta])
-        )
+        if self._theta is None:
+            self._theta = pulled.theta
+        elif any(pulled.theta):
+            self._theta = add_thetas([self._theta, pulled.theta])
         self._g_t[start] = pulled.t
         self._g_dt.update(dict.fromkeys(range(start, stop), pulled.dt))
         self.trace.starts.append(start)

@@ -61,6 +61,11 @@ class Kept:
             self._bytes[self._tiers[place.tier].kind] -= place.size
             self._bytes["all"] -= place.size
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether every state is where it is needed, so that there is nothing to prefetch."""
+        return all(isinstance(tier, Device) for tier in self._tiers)
+
     def prefetch(self, index: int) -> None:
         """Begin to bring back a state, if it is there, for it comes next."""
         place = self._places.get(index)
@@ -100,4 +105,5 @@ class Kept:
         stats.stored_states = max(stats.stored_states, len(self._places))
         stats.stored_bytes = max(stats.stored_bytes, self._bytes["all"])
         part = f"{kind}_bytes"
-        setattr(stats, part, max(getattr(stats, part), self._bytes[kind]))
+        if self._bytes[kind] > getattr(stats, part):
+            setattr(stats, part, self._bytes[kind])

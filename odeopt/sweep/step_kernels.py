@@ -17,6 +17,7 @@ class StepKernels:
     def __init__(self, kernels: Kernels, stepper: SettledStepper, adjoint: LocalAdjoint) -> None:
         self._kernels, self._stepper, self._adjoint = kernels, stepper, adjoint
         self._pulls: dict[int | None, PullKernel] = {}
+        self._costs: dict[int | None, Cost] = {}
 
     def solver(self, k: int) -> Solver:
         """What step k was made with."""
@@ -24,7 +25,10 @@ class StepKernels:
 
     def cost(self, k: int) -> Cost:
         """Of the pull over an interval that begins with step k."""
-        return self._kernels.at(self._stages(k)).cost(self._adjoint)
+        stages = self._stages(k)
+        if stages not in self._costs:
+            self._costs[stages] = self._kernels.at(stages).cost(self._adjoint)
+        return self._costs[stages]
 
     def pull(self, k: int, interval: Interval, lam: Tensor) -> Pulled:
         """Take lam back over an interval that begins with step k."""

@@ -68,8 +68,8 @@ class FixedStepper(SettledStepper):
         self._times = grid.times
         ruled = isinstance(kernels.solver, RuleSteps)
         starts = _step_indices(grid) if ruled else grid.times
-        self._starts = starts.to(dtype).unbind(-1)
-        self._lengths = grid.dt.to(dtype).unbind(-1)
+        self._starts = _apart(starts.to(dtype))
+        self._lengths = _apart(grid.dt.to(dtype))
         self.has_frozen = has_zero(grid.dt)
         self._dtype = dtype
 
@@ -135,6 +135,11 @@ class GridStepper(SettledStepper):
         self._places = places.tolist()
         self._stats.gradient_evaluations += evaluations
         return self._states
+
+
+def _apart(times: Tensor) -> tuple[Tensor, ...]:
+    """A tensor for each step, contiguous, so that no kernel has to copy it."""
+    return times.movedim(-1, 0).contiguous().unbind(0)
 
 
 def _step_indices(grid: TimeGrid) -> Tensor:

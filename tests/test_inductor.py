@@ -1,0 +1,51 @@
+"""How inductor compiles kernels: with settings of its own, which are undone, or without them."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch._inductor import config, cpp_builder, lowering
+
+import odeopt
+from odeopt import inductor
+from odeopt.testing import relative_error, smooth_problem
+
+
+def gradients(compile):
+    problem = smooth_problem()
+    opt = odeopt.ODEOptimizer(odeopt.GradientFlow(problem.loss), compile=compile)
+    grid = odeopt.TimeGrid.uniform(0.8, 6)
+    call = opt.value_and_grad(problem.loss)
+    return call(problem.params, problem.batch, grid, problem.outer_batch).grads.params
+
+
+def test_what_is_set_for_small_kernels_is_undone():
+    tanh = torch.ops.aten.tanh.default
+    before = config.cpp_wrapper, lowering.lowerings[tanh]
+    with inductor._for_small_kernels():
+        assert config.cpp_wrapper
+        assert lowering.lowerings[tanh] is not before[1]
+    assert (config.cpp_wrapper, lowering.lowerings[tanh]) == before
+
+
+def test_kernels_that_small_ones_settings_do_not_suit_are_compiled_without_them(monkeypatch):
+    @contextmanager
+    def broken():
+        raise NotImplementedError("no shim")
+        yield
+
+    monkeypatch.setattr(inductor, "_for_small_kernels", broken)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", odeopt.OdeoptWarning)
+        found = gradients("inductor")
+    expected = gradients(None)
+    assert relative_error(found, expected) <= 1e-12
+
+
+def test_a_missing_compiler_is_named(monkeypatch):
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", lambda: "no-such-compiler")
+    with pytest.raises(odeopt.CompilationError, match=r"needs a C\+\+ compiler such as g\+\+"):
+        gradients("inductor")
