@@ -54,7 +54,7 @@ class Problem:
     @property
     def compile(self) -> str | None:
         """How kernels are run; the counts do not depend on it."""
-        return None if self.quadratic is not None else "trace"
+        return None if self.quadratic is not None else "inductor"
 
     def optimizer(self, **settings: Any) -> odeopt.ODEOptimizer:
         """An optimiser for its loss."""

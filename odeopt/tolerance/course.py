@@ -65,8 +65,8 @@ def stiff_from(tol: float) -> float:
 
 
 def stabilized(tol: float) -> Setting:
-    """The stabilised solver, with the tolerance of a step that should do."""
-    return Setting(STABILIZED, 1.0).finer(1 / (AIM * tol))
+    """The stabilised solver, with the tolerance of a step that nearly always does."""
+    return Setting(STABILIZED, 1.0).finer(2 / (AIM * tol))
 
 
 def coarsest(method: str, stiffness: float, tol: float) -> Setting:
@@ -176,8 +176,9 @@ class Course:
 
     def _can_stabilize(self) -> bool:
         """Whether the stabilised solver is to take over from steps that were too long."""
+        suits = self._tol >= CHEAP and self._stiffness > STIFF / 2
         fixed = self.setting.method in FIXED
-        return fixed and self._real_spectrum and (self._failures > 1 or self._tol >= CHEAP)
+        return fixed and self._real_spectrum and (self._failures > 1 or suits)
 
 
 def _meets(error: ErrorEstimate, tol: float) -> bool:
