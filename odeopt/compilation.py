@@ -181,7 +181,9 @@ class CompiledKernel:
         if data is not None:
             bound, leaves = data, _contiguous(data)
             traced = self._found.get(_signature(leaves))
-        inputs = [*(x.contiguous() for x in tensors), *self._theta_leaves, *leaves]
+        inputs = [x.contiguous() for x in tensors]
+        inputs += self._theta_leaves
+        inputs += leaves
         if traced is None:
             traced = self._find((*tensors, self._theta, bound), inputs)
             self._traced = self._found[_signature(leaves)] = traced

@@ -123,15 +123,15 @@ class BackwardSweep:
 
     def _run(self, action: Action) -> None:
         kept = self._trajectory.kept
-        match action:
+        match action:  # the most frequent first
             case Pull(start, stop):
                 self._pull_back(start, stop)
             case Restore(index):
                 self._y = kept[index]
-            case Store(index, tier):
-                kept.store(index, self._y, tier)
             case Free(index):
                 kept.free(index)
+            case Store(index, tier):
+                kept.store(index, self._y, tier)
             case Advance(start, stop):
                 begin, self._index = self._index or start, None
                 for k in range(begin, stop):
@@ -164,7 +164,8 @@ class BackwardSweep:
         elif any(pulled.theta):
             self._theta = add_thetas([self._theta, pulled.theta])
         self._g_t[start] = pulled.t
-        self._g_dt.update(dict.fromkeys(range(start, stop), pulled.dt))
+        for k in range(start, stop):
+            self._g_dt[k] = pulled.dt
         self.trace.starts.append(start)
         self.trace.diagnostics.append(pulled.diagnostics)
         self.trace.norms.append(torch.linalg.vector_norm(pulled.lam, dim=-1))

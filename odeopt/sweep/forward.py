@@ -144,15 +144,15 @@ class _Runner:
 
     def _run(self, action: Action) -> None:
         kept, first = self._trajectory.kept, self._trajectory.first
-        match action:
+        match action:  # the most frequent first
+            case Advance(_, stop):
+                self.advance(first + stop)
             case Store(index, tier):
                 kept.store(index, self._y, tier)
             case Free(index):
                 kept.free(index)
             case Restore(index):
                 self._index, self._y = first + index, kept[index]
-            case Advance(_, stop):
-                self.advance(first + stop)
             case Pull():
                 raise OdeoptError(
                     f"a checkpoint schedule gave {action} in its forward stream. Run"
