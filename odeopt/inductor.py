@@ -31,7 +31,7 @@ def compile_graph(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Flat:
     _spell_out_factors(graph)
     if device.type == "cpu":
         with suppress(Exception), _for_small_kernels():  # not made for every operation there is
-            return _compile(copy.deepcopy(graph), inputs)
+            return _compile(graph, inputs)
     return _compile(graph, inputs)
 
 
@@ -40,8 +40,8 @@ def _compile(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Flat:
 
     mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # without it no disk cache
     with tracing(TracingContext(mode)):
-        run: Flat = torch._inductor.compile(graph, inputs)  # type: ignore[assignment]  # noqa: SLF001  # pyright: ignore
-    return _without_wrappers(run, inputs)
+        run: Flat = torch._inductor.compile(copy.deepcopy(graph), inputs)  # type: ignore[assignment]  # noqa: SLF001  # pyright: ignore
+    return _without_wrappers(run, inputs, graph)
 
 
 @contextmanager
@@ -65,11 +65,13 @@ def _for_small_kernels() -> Generator[None]:
         yield
 
 
-def _without_wrappers(run: Flat, inputs: list[Tensor]) -> Flat:
+def _without_wrappers(run: Flat, inputs: list[Tensor], graph: torch.fx.GraphModule) -> Flat:
     """The compiled code itself, if it gives the same as the layers that torch puts around it.
 
     They guard against Dynamo, restore views of inputs and keep metrics, which takes 15 microseconds
-    a call; kernels that return no input as it is need none of them.
+    a call; kernels that return no input as it is need none of them. Of an operation that fails the
+    code says only in which line of C++ it is: the graph, run as it was traced, then raises what
+    the operation itself raises.
     """
     inner: Any = run
     while hasattr(inner, "__wrapped__"):
@@ -79,7 +81,10 @@ def _without_wrappers(run: Flat, inputs: list[Tensor]) -> Flat:
         return run
 
     def direct(*tensors: Tensor) -> Sequence[Tensor]:
-        return code(list(tensors))
+        try:
+            return code(list(tensors))
+        except RuntimeError:
+            return graph(*tensors)
 
     try:
         pairs = zip(direct(*inputs), run(*inputs), strict=True)

@@ -45,6 +45,22 @@ def test_kernels_that_small_ones_settings_do_not_suit_are_compiled_without_them(
     assert relative_error(found, expected) <= 1e-12
 
 
+def test_an_operation_that_fails_says_why(device):
+    """Only the second task has an index that there is not: no trial evaluation meets it."""
+
+    def loss(params, batch):
+        return torch.tanh(params[batch]).square().sum()
+
+    opt = odeopt.ODEOptimizer(odeopt.GradientFlow(loss), compile="inductor")
+    call = opt.value_and_grad(loss, tasks=True)
+    params, good = torch.ones(4, device=device), torch.tensor([[0, 1], [2, 3]], device=device)
+    grid = odeopt.TimeGrid.from_lr(0.1, 2)
+    assert torch.isfinite(call(params, good, grid, good).value)
+    if device.type == "cpu":  # a failed assertion ends a CUDA context
+        with pytest.raises((IndexError, RuntimeError), match="index 9 is out of bounds"):
+            call(params, torch.tensor([[0, 1], [2, 9]]), grid, good)
+
+
 def test_a_missing_compiler_is_named(monkeypatch):
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", lambda: "no-such-compiler")
     with pytest.raises(odeopt.CompilationError, match=r"needs a C\+\+ compiler such as g\+\+"):
