@@ -34,6 +34,7 @@ from odeopt.sweep.adaptive import RefinedStepper, Refinement
 from odeopt.sweep.backward import Trace
 from odeopt.sweep.forward import Trajectory
 from odeopt.sweep.kept import Kept
+from odeopt.sweep.rows import Rows
 from odeopt.theta import Data, Theta
 
 
@@ -48,7 +49,6 @@ class _Places:
     """Places of observed states by index of the user's grid."""
     before_end: int | None = None
     first: int = 0
-    prints: int = 0
 
     def fill(self, run: Run) -> None:
         """Note the states of a finished forward sweep."""
@@ -61,23 +61,23 @@ class _Places:
             self.positions[position] = place
         self.kept = {k: self._place(kept[k], y0) for k in kept.indices()}
         self.before_end = self._place(trajectory.before_end, y0)
-        self.first, self.prints = trajectory.first, len(trajectory.prints)
+        self.first = trajectory.first
 
     def trajectory(
         self, y0: Tensor, y_end: Tensor, states: tuple[Tensor, ...], stats: Stats
     ) -> Trajectory:
         """The trajectory again, from the tensors that autograd saved."""
-        extra = len(states) - self.prints
+        *kept_states, prints = states
 
         def at(place: int | None) -> Tensor:
-            return y0 if place is None else states[place]
+            return y0 if place is None else kept_states[place]
 
         kept = Kept(stats)
         for index, place in self.kept.items():
             kept.store(index, at(place))
         observed = {k: at(place) for k, place in self.observed.items()}
-        prints = list(states[extra:])
-        return Trajectory(y_end, at(self.before_end), kept, self.first, observed, prints)
+        rows = Rows.unstacked(prints)
+        return Trajectory(y_end, at(self.before_end), kept, self.first, observed, rows)
 
     def _place(self, state: Tensor, y0: Tensor) -> int | None:
         if state is y0:
@@ -152,7 +152,7 @@ class _ReverseOnly(torch.autograd.Function):
 
 
 class Solve(_ReverseOnly):
-    """(record, *inputs) -> (y_end, *states, *fingerprints)."""
+    """(record, *inputs) -> (y_end, *states, fingerprints)."""
 
     @staticmethod
     @override
@@ -166,7 +166,7 @@ class Solve(_ReverseOnly):
         y_end = trajectory.y_end
         if y_end is problem.y0 or any(y_end is state for state in record.places.states):
             y_end = y_end.clone()
-        outputs = (y_end, *record.places.states, *trajectory.prints)
+        outputs = (y_end, *record.places.states, trajectory.prints.stacked(y_end))
         record.places.states = []
         if isinstance(run.stepper, RefinedStepper):
             record.refinement = run.stepper.refinement

@@ -67,8 +67,10 @@ def check_replay(trace: Trace, trajectory: Trajectory) -> None:
     """Raise if a replayed state differs from the one of the forward sweep."""
     if not trace.prints:
         return
-    found = torch.stack(trace.prints)
-    expected = torch.stack([trajectory.prints[k - trajectory.first] for k in trace.starts])
+    like = trajectory.y_end
+    found = trace.prints.stacked(like)
+    indices = torch.tensor(trace.starts, device=found.device) - trajectory.first
+    expected = trajectory.prints.stacked(like)[indices]
     different = (found != expected) & ~(found.isnan() & expected.isnan())
     rows = different.reshape(different.shape[0], -1).any(-1).nonzero().flatten().tolist()
     if rows:
@@ -123,9 +125,9 @@ def _limits(swept: Swept, trace: Trace, safety: Safety) -> list[tuple[str, Tenso
     found: list[tuple[str, Tensor, float, Status]] = []
     if trace.spectral:
         found.append(("spectral", torch.stack(trace.spectral), 1.0, Status.UNSTABLE))
-    if trace.diagnostics:
-        ratios = torch.stack([d.step_ratio for d in trace.diagnostics])
-        defects = torch.stack([d.defect for d in trace.diagnostics])
+    if trace.starts:
+        ratios = trace.step_ratios.stacked(swept.lam)
+        defects = trace.defects.stacked(swept.lam)
         if safety.step_ratio is not None:
             found.append(("step_ratio", ratios, safety.step_ratio, Status.UNSTABLE))
         if safety.defect is not None:

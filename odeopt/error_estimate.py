@@ -56,9 +56,9 @@ def estimate(fine: Result, coarse: Result, coarser: Coarser, trace: Trace) -> Er
 
 def interpolation_defects(trace: Trace) -> Tensor | None:
     """The defect in each interval, the earliest first; None where nothing was interpolated."""
-    if trace.exact or not trace.diagnostics:
+    if trace.exact or not trace.defects:
         return None
-    defects = torch.stack([note.defect for note in reversed(trace.diagnostics)])
+    defects = torch.stack([*trace.defects]).flip(0)
     return defects if bool((defects > 0).any()) else None
 
 

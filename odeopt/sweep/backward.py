@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from odeopt.adjoint.base import Diagnostics, Interval, LocalAdjoint, Pulled, Swept
+from odeopt.adjoint.base import Interval, LocalAdjoint, Pulled, Swept
 from odeopt.checkpoint.base import (
     Action,
     Advance,
@@ -22,7 +22,8 @@ from odeopt.checkpoint.base import (
 from odeopt.stats import Stats
 from odeopt.store.digest import digest
 from odeopt.sweep.forward import Trajectory, fingerprint
-from odeopt.sweep.progress import BackwardProgress, Journal, counts, stacked
+from odeopt.sweep.progress import BackwardProgress, Journal, counts
+from odeopt.sweep.rows import Rows
 from odeopt.sweep.stepper import SettledStepper, keep_frozen
 from odeopt.theta import Theta, add_thetas
 
@@ -36,9 +37,10 @@ class Trace:
     exact: bool
     """Whether the adjoint is the exact one, of which growth is no sign of instability."""
     starts: list[int] = field(default_factory=list[int])
-    diagnostics: list[Diagnostics] = field(default_factory=list[Diagnostics])
-    norms: list[Tensor] = field(default_factory=list[Tensor])
-    prints: list[Tensor] = field(default_factory=list[Tensor])
+    step_ratios: Rows = field(default_factory=Rows)
+    defects: Rows = field(default_factory=Rows)
+    norms: Rows = field(default_factory=Rows)
+    prints: Rows = field(default_factory=Rows)
     """A fingerprint of the state at each start; empty if there is nothing to compare them with."""
     spectral: list[Tensor] = field(default_factory=list[Tensor])
     """Step length times estimated spectral radius over the stability limit, if asked for."""
@@ -87,8 +89,8 @@ class BackwardSweep:
         self._y = trajectory.before_end
         self._y1 = trajectory.y_end if adjoint.needs_end else None
         self._steps = stepper.length
-        self._g_t: dict[int, Tensor] = {}
-        self._g_dt: dict[int, Tensor] = {}
+        self._g_t, self._g_dt = Rows(), Rows()
+        self._stops: list[int] = []
         self._theta: Theta | None = None
         self._journal, self._actions, self._index = journal, 0, None
 
@@ -112,10 +114,11 @@ class BackwardSweep:
             if index <= self._trajectory.first:
                 self._lam = self._lam + cotangent
         norms = torch.stack([start, *self.trace.norms]).amax(0)
+        g_t, g_dt = self._gather(start)
         return Swept(
             self._lam,
-            self._gather(self._g_t, start),
-            self._gather(self._g_dt, start),
+            g_t,
+            g_dt,
             self._theta,
             norms / start.clamp(min=torch.finfo(start.dtype).tiny),
             torch.zeros_like(start),
@@ -163,11 +166,12 @@ class BackwardSweep:
             self._theta = pulled.theta
         elif any(pulled.theta):
             self._theta = add_thetas([self._theta, pulled.theta])
-        self._g_t[start] = pulled.t
-        for k in range(start, stop):
-            self._g_dt[k] = pulled.dt
+        self._g_t.append(pulled.t)
+        self._g_dt.append(pulled.dt)
+        self._stops.append(stop)
         self.trace.starts.append(start)
-        self.trace.diagnostics.append(pulled.diagnostics)
+        self.trace.step_ratios.append(pulled.diagnostics.step_ratio)
+        self.trace.defects.append(pulled.diagnostics.defect)
         self.trace.norms.append(torch.linalg.vector_norm(pulled.lam, dim=-1))
 
     def _save(self, index: int | None) -> None:
@@ -175,18 +179,13 @@ class BackwardSweep:
         if journal is None or not journal.is_due:
             return
         kept, trace, lam = self._trajectory.kept, self.trace, self._lam
-        notes = trace.diagnostics
         progress = BackwardProgress(
             self._seeds, self._actions, index, self._y, self._y1, lam,
             None if self._theta is None else (self._theta.shared, self._theta.batch),
+            (trace.starts, self._stops, self._g_t.stacked(lam), self._g_dt.stacked(lam)),
             (
-                list(self._g_t), stacked(list(self._g_t.values()), lam),
-                list(self._g_dt), stacked(list(self._g_dt.values()), lam),
-            ),
-            (
-                trace.starts, stacked([note.step_ratio for note in notes], lam),
-                stacked([note.defect for note in notes], lam), stacked(trace.norms, lam),
-                stacked(trace.prints, lam),
+                trace.step_ratios.stacked(lam), trace.defects.stacked(lam),
+                trace.norms.stacked(lam), trace.prints.stacked(lam),
             ),
             kept.indices(), counts(self._stats),
         )  # fmt: skip
@@ -203,19 +202,29 @@ class BackwardSweep:
         vars(self._stats).update(saved.counts)  # again: correcting for an event has added to them
         self._y, self._y1, self._lam = saved.y, saved.y1, saved.lam
         self._theta = None if saved.theta is None else Theta(*saved.theta)
-        starts, g_t, lengths, g_dt = saved.times
-        self._g_t = dict(zip(starts, g_t, strict=True))
-        self._g_dt = dict(zip(lengths, g_dt, strict=True))
-        starts, ratios, defects, norms, prints = saved.trace
-        self.trace.starts, self.trace.norms = list(starts), list(norms)
-        self.trace.prints = list(prints)
-        pairs = zip(ratios, defects, strict=True)
-        self.trace.diagnostics = [Diagnostics(*pair) for pair in pairs]
+        starts, stops, *times = saved.times
+        self._stops, (self._g_t, self._g_dt) = list(stops), map(Rows.unstacked, times)
+        trace = self.trace
+        trace.starts = list(starts)
+        found = map(Rows.unstacked, saved.trace)
+        trace.step_ratios, trace.defects, trace.norms, trace.prints = found
 
-    def _gather(self, found: dict[int, Tensor], like: Tensor) -> Tensor:
-        zero = torch.zeros_like(like)
-        values = [found.get(k, zero) for k in range(self._steps)]
-        return torch.stack(values, dim=-1) if values else like.new_zeros((*like.shape, 0))
+    def _gather(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients w.r.t. the start and the length of each step, of shape [..., steps].
+
+        An interval of several steps has its time at the first of them and its length at each.
+        """
+        none = like.new_zeros((*like.shape, self._steps))
+        starts = self.trace.starts
+        if not starts:
+            return none, none
+        spans = [range(*span) for span in zip(starts, self._stops, strict=True)]
+        firsts = torch.tensor(starts, device=like.device)
+        lengths = torch.tensor([len(span) for span in spans], device=like.device)
+        each = torch.tensor([k for span in spans for k in span], device=like.device)
+        g_t, g_dt = (rows.stacked(like).movedim(0, -1) for rows in (self._g_t, self._g_dt))
+        g_dt = g_dt.repeat_interleave(lengths, -1)
+        return none.index_copy(-1, firsts, g_t), none.index_copy(-1, each, g_dt)
 
 
 def _freeze(dt: Tensor, lam: Tensor, pulled: Pulled) -> Pulled:

@@ -22,7 +22,8 @@ from odeopt.checkpoint.base import (
 from odeopt.errors import OdeoptError
 from odeopt.sweep.adaptive import Refinement
 from odeopt.sweep.kept import Kept
-from odeopt.sweep.progress import ForwardProgress, Journal, counts, stacked
+from odeopt.sweep.progress import ForwardProgress, Journal, counts
+from odeopt.sweep.rows import Rows
 from odeopt.sweep.stepper import GridStepper, Stepper
 
 
@@ -44,7 +45,7 @@ class Trajectory:
     kept: Kept
     first: int
     observed: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
-    prints: list[Tensor] = field(default_factory=list[Tensor])
+    prints: Rows = field(default_factory=Rows)
 
 
 def forward_sweep(
@@ -182,12 +183,12 @@ class _Runner:
         self._index, self._y, self._begun = progress.index, progress.y, progress.begun
         self._actions = progress.actions
         trajectory.y_end, trajectory.before_end = progress.y, progress.before_end
-        trajectory.observed, trajectory.prints = progress.observed, list(progress.prints)
+        trajectory.observed, trajectory.prints = progress.observed, Rows.unstacked(progress.prints)
 
 
 def resumed_trajectory(progress: ForwardProgress, kept: Kept, first: int) -> Trajectory:
     """What a forward sweep had left behind before the solve was interrupted."""
-    prints = list(progress.prints)
+    prints = Rows.unstacked(progress.prints)
     return Trajectory(progress.y, progress.before_end, kept, first, progress.observed, prints)
 
 
@@ -200,7 +201,7 @@ def forward_progress(
     steps = None if refinement is None else dict(vars(refinement))
     return ForwardProgress(
         done, begun, actions, index, y, trajectory.before_end, kept.indices(),
-        trajectory.observed, stacked(trajectory.prints, y), steps, counts(kept.stats),
+        trajectory.observed, trajectory.prints.stacked(y), steps, counts(kept.stats),
     )  # fmt: skip
 
 

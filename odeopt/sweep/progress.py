@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,8 @@ class BackwardProgress:
         y1: the state at the end of the next interval, for adjoints that need it.
         lam: the adjoint variable.
         theta: gradients of theta so far.
-        times: steps that were pulled, with gradients w.r.t. their start and length.
-        trace: what was noticed: starts, step ratios, defects, norms, fingerprints.
+        times: starts and stops of intervals that were pulled, gradients w.r.t. start and length.
+        trace: what was noticed: step ratios, defects, norms, fingerprints.
         kept: indices of kept states.
         counts: the stats so far.
     """
@@ -75,8 +75,8 @@ class BackwardProgress:
     y1: Tensor | None
     lam: Tensor
     theta: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None
-    times: tuple[list[int], Tensor, list[int], Tensor]
-    trace: tuple[list[int], Tensor, Tensor, Tensor, Tensor]
+    times: tuple[list[int], list[int], Tensor, Tensor]
+    trace: tuple[Tensor, Tensor, Tensor, Tensor]
     kept: list[int]
     counts: dict[str, int]
 
@@ -170,11 +170,6 @@ def counts(stats: Stats) -> dict[str, int]:
         for name, value in vars(stats).items()
         if isinstance(value, int) and not name.startswith("compile")
     }
-
-
-def stacked(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
-    """Many small tensors as one, which is faster to write; `list` of it gives them back."""
-    return torch.stack(list(tensors)) if tensors else like.new_zeros(0)
 
 
 def _owned(value: Any) -> Any:

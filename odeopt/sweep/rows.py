@@ -1,0 +1,56 @@
+"""What a sweep notes in each of its steps, in little memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Self
+
+import torch
+from torch import Tensor
+
+PACK = 128
+"""So many rows are put together at a time."""
+
+
+class Rows:
+    """Small tensors of one shape, one per step.
+
+    A tensor of one number takes several hundred bytes, and many that stay between large ones which
+    come and go keep an allocator from using that space again: they are put together as they come.
+    """
+
+    def __init__(self, rows: Iterable[Tensor] = ()) -> None:
+        self._packed: list[Tensor] = []
+        self._loose: list[Tensor] = list(rows)
+
+    @classmethod
+    def unstacked(cls, rows: Tensor) -> Self:
+        """The rows of a tensor of shape [n, ...]."""
+        found = cls()
+        if rows.shape[0]:
+            found._packed.append(rows)
+        return found
+
+    def append(self, row: Tensor) -> None:
+        """Note another one."""
+        self._loose.append(row)
+        if len(self._loose) == PACK:
+            self._packed.append(torch.stack(self._loose))
+            self._loose.clear()
+
+    def stacked(self, like: Tensor) -> Tensor:
+        """Shape [n, ...]; [0], in the dtype of `like`, if there are none."""
+        loose = [torch.stack(self._loose)] if self._loose else []
+        parts = self._packed + loose
+        return torch.cat(parts) if parts else like.new_zeros(0)
+
+    def __len__(self) -> int:
+        return sum(part.shape[0] for part in self._packed) + len(self._loose)
+
+    def __bool__(self) -> bool:
+        return bool(self._packed or self._loose)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for part in self._packed:
+            yield from part.unbind(0)
+        yield from self._loose
