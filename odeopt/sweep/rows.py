@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-PACK = 128
+PACK = 16
 """So many rows are put together at a time."""
 
 
@@ -35,14 +35,21 @@ class Rows:
         """Note another one."""
         self._loose.append(row)
         if len(self._loose) == PACK:
-            self._packed.append(torch.stack(self._loose))
-            self._loose.clear()
+            self._pack()
 
     def stacked(self, like: Tensor) -> Tensor:
         """Shape [n, ...]; [0], in the dtype of `like`, if there are none."""
         loose = [torch.stack(self._loose)] if self._loose else []
         parts = self._packed + loose
         return torch.cat(parts) if parts else like.new_zeros(0)
+
+    def _pack(self) -> None:
+        """Parts of one length are put together in turn, so that there are few."""
+        part = torch.stack(self._loose)
+        self._loose.clear()
+        while self._packed and self._packed[-1].shape[0] == part.shape[0]:
+            part = torch.cat([self._packed.pop(), part])
+        self._packed.append(part)
 
     def __len__(self) -> int:
         return sum(part.shape[0] for part in self._packed) + len(self._loose)
