@@ -38,6 +38,7 @@ class Problem:
         validation: The batch of the outer loss.
         horizon: T.
         stiffness: $\rho T$ at the start.
+        compile: How kernels are run.
         quadratic: Where the flow is known in closed form.
     """
 
@@ -48,13 +49,9 @@ class Problem:
     validation: Any
     horizon: float
     stiffness: float
+    compile: str | None = None
     quadratic: Quadratic | None = None
     made: dict[str, odeopt.ODEOptimizer] = field(default_factory=dict[str, odeopt.ODEOptimizer])
-
-    @property
-    def compile(self) -> str | None:
-        """How kernels are run; the counts do not depend on it."""
-        return None if self.quadratic is not None else "inductor"
 
     def optimizer(self, **settings: Any) -> odeopt.ODEOptimizer:
         """An optimiser for its loss."""
@@ -108,7 +105,9 @@ def draw(family: str, seed: int, sizes: Sizes) -> Problem:
 
     params = model.init(seed)
     horizon = stiffness / radius(whole, params, task.train)
-    return Problem(family, whole, params, task.train, task.validation, horizon, stiffness)
+    return Problem(
+        family, whole, params, task.train, task.validation, horizon, stiffness, sizes.compile
+    )
 
 
 def radius(loss: Callable[[Any, Any], Tensor], params: Any, batch: Any) -> float:
@@ -131,4 +130,6 @@ def _quadratic(seed: int, stiffness: float, generator: torch.Generator) -> Probl
     spectrum = [1.0] + [10 ** uniform(-3, 0, generator) for _ in range(size - 1)]
     known = Quadratic.from_spectrum(spectrum, seed)
     start, other = torch.randn(2, size, generator=generator, dtype=torch.float64)
-    return Problem("quadratic", known.loss, start, known.center, other, stiffness, stiffness, known)
+    return Problem(
+        "quadratic", known.loss, start, known.center, other, stiffness, stiffness, quadratic=known
+    )

@@ -28,6 +28,7 @@ class Sizes:
         counted: How many of the last of them the warm cost is the mean of.
         stiffness: The range of $\rho T$, with $\rho$ at the start.
         shots: Training points of a regression task, as many for validation.
+        compile: How kernels are run, but for quadratics; the counts do not depend on it.
     """
 
     families: tuple[str, ...]
@@ -37,11 +38,14 @@ class Sizes:
     counted: int
     stiffness: tuple[float, float]
     shots: int
+    compile: str
 
 
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4)
 SIZES = {
-    Preset.SMOKE: Sizes(("quadratic", "cosmixture code"), 2, (1e-1, 1e-2), 3, 2, (2.0, 4.0), 8),
-    Preset.QUICK: Sizes(FAMILIES, 12, TOLERANCES, 12, 10, (2.0, 100.0), 25),
-    Preset.PAPER: Sizes(FAMILIES, 100, TOLERANCES, 12, 10, (2.0, 500.0), 50),
+    Preset.SMOKE: Sizes(
+        ("quadratic", "cosmixture code"), 2, (1e-1, 1e-2), 3, 2, (2.0, 4.0), 8, "trace"
+    ),
+    Preset.QUICK: Sizes(FAMILIES, 12, TOLERANCES, 12, 10, (2.0, 100.0), 25, "trace"),
+    Preset.PAPER: Sizes(FAMILIES, 100, TOLERANCES, 12, 10, (2.0, 500.0), 50, "inductor"),
 }
