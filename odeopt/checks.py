@@ -200,7 +200,7 @@ def _first_bad_step(run: Run, task: int) -> int | None:
 
 
 def _where_adjoint_fails(run: Run, swept: Swept, trace: Trace, task: int) -> str:
-    for start, norm in zip(trace.starts, trace.norms, strict=True):
+    for start, norm in zip(trace.starts, trace.norms.stacked(swept.lam), strict=True):
         if not bool(torch.isfinite(norm.reshape(-1)[task])):
             return (
                 f"the adjoint variable is not finite before state {start}"

@@ -36,7 +36,7 @@ def estimate(fine: Result, coarse: Result, coarser: Coarser, trace: Trace) -> Er
         doubts.append(f"the gradient changes by {gap:.1e} when steps get twice as long")
     if not torch.equal(fine.status, coarse.status):
         doubts.append("other tasks fail when steps get twice as long")
-    defects = interpolation_defects(trace)
+    defects = interpolation_defects(trace, fine.value)
     if defects is not None and bool((defects > LARGEST_DEFECT).any()):
         doubts.append(
             f"the interpolated state misses the flow by {defects.max().item():.2f} of its way"
@@ -54,11 +54,11 @@ def estimate(fine: Result, coarse: Result, coarser: Coarser, trace: Trace) -> Er
     )
 
 
-def interpolation_defects(trace: Trace) -> Tensor | None:
+def interpolation_defects(trace: Trace, like: Tensor) -> Tensor | None:
     """The defect in each interval, the earliest first; None where nothing was interpolated."""
     if trace.exact or not trace.defects:
         return None
-    defects = torch.stack([*trace.defects]).flip(0)
+    defects = trace.defects.stacked(like).flip(0)
     return defects if bool((defects > 0).any()) else None
 
 

@@ -113,7 +113,7 @@ class BackwardSweep:
         for index, cotangent in self._cotangents.items():
             if index <= self._trajectory.first:
                 self._lam = self._lam + cotangent
-        norms = torch.stack([start, *self.trace.norms]).amax(0)
+        norms = torch.cat([start[None], self.trace.norms.stacked(start)]).amax(0)
         g_t, g_dt = self._gather(start)
         return Swept(
             self._lam,

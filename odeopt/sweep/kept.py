@@ -105,5 +105,4 @@ class Kept:
         stats.stored_states = max(stats.stored_states, len(self._places))
         stats.stored_bytes = max(stats.stored_bytes, self._bytes["all"])
         part = f"{kind}_bytes"
-        if self._bytes[kind] > getattr(stats, part):
-            setattr(stats, part, self._bytes[kind])
+        setattr(stats, part, max(getattr(stats, part), self._bytes[kind]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Self
 
 import torch
@@ -19,9 +18,9 @@ class Rows:
     come and go keep an allocator from using that space again: they are put together as they come.
     """
 
-    def __init__(self, rows: Iterable[Tensor] = ()) -> None:
+    def __init__(self) -> None:
         self._packed: list[Tensor] = []
-        self._loose: list[Tensor] = list(rows)
+        self._loose: list[Tensor] = []
 
     @classmethod
     def unstacked(cls, rows: Tensor) -> Self:
@@ -38,10 +37,10 @@ class Rows:
             self._pack()
 
     def stacked(self, like: Tensor) -> Tensor:
-        """Shape [n, ...]; [0], in the dtype of `like`, if there are none."""
+        """Shape [n, ...]; if there are none, [0, ...] with the rest and the dtype of `like`."""
         loose = [torch.stack(self._loose)] if self._loose else []
         parts = self._packed + loose
-        return torch.cat(parts) if parts else like.new_zeros(0)
+        return torch.cat(parts) if parts else like.new_zeros((0, *like.shape))
 
     def _pack(self) -> None:
         """Parts of one length are put together in turn, so that there are few."""
@@ -51,13 +50,5 @@ class Rows:
             part = torch.cat([self._packed.pop(), part])
         self._packed.append(part)
 
-    def __len__(self) -> int:
-        return sum(part.shape[0] for part in self._packed) + len(self._loose)
-
     def __bool__(self) -> bool:
         return bool(self._packed or self._loose)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for part in self._packed:
-            yield from part.unbind(0)
-        yield from self._loose

@@ -16,8 +16,7 @@ class StepKernels:
 
     def __init__(self, kernels: Kernels, stepper: SettledStepper, adjoint: LocalAdjoint) -> None:
         self._kernels, self._stepper, self._adjoint = kernels, stepper, adjoint
-        self._pulls: dict[int | None, PullKernel] = {}
-        self._costs: dict[int | None, Cost] = {}
+        self._known: dict[int | None, tuple[PullKernel, Cost]] = {}
 
     def solver(self, k: int) -> Solver:
         """What step k was made with."""
@@ -25,17 +24,18 @@ class StepKernels:
 
     def cost(self, k: int) -> Cost:
         """Of the pull over an interval that begins with step k."""
-        stages = self._stages(k)
-        if stages not in self._costs:
-            self._costs[stages] = self._kernels.at(stages).cost(self._adjoint)
-        return self._costs[stages]
+        return self._at(k)[1]
 
     def pull(self, k: int, interval: Interval, lam: Tensor) -> Pulled:
         """Take lam back over an interval that begins with step k."""
+        return self._at(k)[0](k, interval, lam)
+
+    def _at(self, k: int) -> tuple[PullKernel, Cost]:
         stages = self._stages(k)
-        if stages not in self._pulls:
-            self._pulls[stages] = self._kernels.at(stages).pull(self._adjoint)
-        return self._pulls[stages](k, interval, lam)
+        if stages not in self._known:
+            kernels = self._kernels.at(stages)
+            self._known[stages] = kernels.pull(self._adjoint), kernels.cost(self._adjoint)
+        return self._known[stages]
 
     def _stages(self, k: int) -> int | None:
         """None for adjoints with a method of their own."""

@@ -23,14 +23,14 @@ def runs(tmp_path_factory):
     return folder, [torch.load(folder / f"found-{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
-def equal(first, second):
+def assert_identical(first, second):
     """Bit for bit, NaN equal to NaN."""
     assert str(first) == str(second)  # structures and plain numbers
     pairs = zip(tree.tensors(first), tree.tensors(second), strict=True)
     assert all(torch.equal(x.nan_to_num(7.0), y.nan_to_num(7.0)) for x, y in pairs)
 
 
-def close(found, expected, tolerance=1e-11):
+def assert_close(found, expected, tolerance=1e-11):
     """The same to rounding, and exactly where they are no real numbers."""
     assert tree.structure(found) == tree.structure(expected)
     for x, y in zip(tree.leaves(found), tree.leaves(expected), strict=True):
@@ -48,11 +48,11 @@ def test_there_are_two(runs):
 @pytest.mark.parametrize("name", cases.CASES)
 def test_a_gradient_is_that_of_one_process(runs, name):
     both = [found["results"][name] for found in runs[1]]
-    equal(*both)
+    assert_identical(*both)
     expected = cases.numbers(cases.CASES[name](cases.plain))
     if name == "stopped":  # tasks together look for each other's events
         both[0]["stats"] = expected["stats"]
-    close(of_tasks_that_are_well(both[0]), of_tasks_that_are_well(expected))
+    assert_close(of_tasks_that_are_well(both[0]), of_tasks_that_are_well(expected))
 
 
 def of_tasks_that_are_well(found):
@@ -71,16 +71,16 @@ def test_nothing_is_left_of_a_group_that_was_closed(runs):
 
 def test_a_group_that_is_there_is_used(runs):
     for found in runs[1]:
-        equal(found["in a group"], found["results"]["uneven"])
+        assert_identical(found["in a group"], found["results"]["uneven"])
 
 
 @pytest.mark.filterwarnings("ignore:the inner problem has not converged")
 @pytest.mark.parametrize("name", odeopt.METHODS.names())
 def test_a_method_is_that_of_one_process(runs, name):
     found = [one["methods"][name] for one in runs[1]]
-    equal(*found)
+    assert_identical(*found)
     expected = cases.meta_gradient(name, cases.plain)
-    close(found[0], expected, 1e-7 if name == "a-maml" else 1e-11)  # tasks share its steps
+    assert_close(found[0], expected, 1e-7 if name == "a-maml" else 1e-11)  # tasks share its steps
 
 
 def test_tasks_that_fail_are_reported_with_their_values(runs):
@@ -119,25 +119,25 @@ def test_an_error_says_whose_tasks_are_meant(runs):
 @pytest.mark.parametrize("name", ["maml", "meta-sgd", "reptile"])
 def test_a_run_is_that_of_one_process(runs, name, tmp_path):
     found = [found["training"][name] for found in runs[1]]
-    equal(*found)
+    assert_identical(*found)
     expected = cases.learner(name, folder=tmp_path)
     expected.fit(6)
-    close(found[0], cases.learned(expected))
+    assert_close(found[0], cases.learned(expected))
 
 
 def test_an_interrupted_run_of_two_goes_on_bit_for_bit(runs):
     _, (found, other) = runs
     for name in ("resumed", "parts"):
-        equal(found["training"][name], other["training"][name])
+        assert_identical(found["training"][name], other["training"][name])
     _, updates, kind = found["training"]["resumed"]
     assert (updates, kind) == (4, "OdeoptError")
-    equal(found["training"]["parts"], found["training"]["meta-sgd"])
+    assert_identical(found["training"]["parts"], found["training"]["meta-sgd"])
 
 
 def test_a_run_of_one_is_gone_on_with_by_two(runs, tmp_path):
     expected = cases.learner("meta-sgd", folder=tmp_path)
     expected.fit(6)
-    close(runs[1][0]["training"]["alone"], cases.learned(expected))
+    assert_close(runs[1][0]["training"]["alone"], cases.learned(expected))
 
 
 def test_a_run_of_two_is_gone_on_with_by_one(runs, tmp_path):
@@ -151,8 +151,8 @@ def test_a_run_of_two_is_gone_on_with_by_one(runs, tmp_path):
     expected.fit(8)
     pairs = zip(cases.learned(run)["history"], cases.learned(expected)["history"], strict=True)
     for own, other in pairs:  # the first part validated after its last update, the sixth
-        close(own[:3], other[:3])
-    close(run.params, expected.params)
+        assert_close(own[:3], other[:3])
+    assert_close(run.params, expected.params)
 
 
 def test_one_worker_writes(runs):
@@ -168,12 +168,12 @@ def test_one_worker_writes(runs):
 @pytest.mark.parametrize("name", ["maml", "reptile"])
 def test_a_task_that_fails_is_left_out_and_named_by_all(runs, name):
     found = [one["failures"][name] for one in runs[1]]
-    equal(*found)
+    assert_identical(*found)
     expected = cases.wild_learner(name)
     with pytest.warns(odeopt.OdeoptWarning, match="left out"):
         steps = expected.fit(2)
     assert all(step.failed == ("wild (STATE_NOT_FINITE)",) for step in steps)
-    close(found[0], ([(step.value, step.failed) for step in steps], expected.params))
+    assert_close(found[0], ([(step.value, step.failed) for step in steps], expected.params))
 
 
 def test_failures_of_a_run_reach_every_worker(runs):

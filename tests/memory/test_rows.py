@@ -16,15 +16,14 @@ def test_rows_come_out_as_they_went_in(count, tasks, before):
     rows = Rows.unstacked(expected[:before])
     for row in expected[before:]:
         rows.append(row)
-    assert len(rows) == before + count
     assert bool(rows) == (before + count > 0)
-    assert all(torch.equal(a, b) for a, b in zip(rows, expected, strict=True))
-    found = rows.stacked(torch.zeros(2, dtype=torch.float32))
-    if before + count:
-        assert torch.equal(found, expected)
-    else:
-        assert found.shape == (0,)
-        assert found.dtype == torch.float32
+    assert torch.equal(rows.stacked(torch.zeros(shape)), expected)
+
+
+def test_no_rows_have_the_shape_and_dtype_of_one():
+    found = Rows().stacked(torch.zeros(3, dtype=torch.float32))
+    assert found.shape == (0, 3)
+    assert found.dtype == torch.float32
 
 
 def test_thousands_of_rows_are_a_few_tensors():

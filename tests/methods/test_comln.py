@@ -86,7 +86,9 @@ def objective(flow, outer):
     return end
 
 
-def check(few, flow, loss, params, batch, names, horizon, outer=None, solver=TIGHT, tolerance=1e-6):
+def assert_exact(
+    few, flow, loss, params, batch, names, horizon, outer=None, solver=TIGHT, tolerance=1e-6
+):
     method = COMLN(features, loss, outer, **names, initial_horizon=horizon, solver=solver)
     hparams = method.init_hparams(params)
     assert abs(float(hparams["log_horizon"].exp()) - horizon) < 1e-12
@@ -114,7 +116,7 @@ def check(few, flow, loss, params, batch, names, horizon, outer=None, solver=TIG
 def test_squared_loss_equals_the_matrix_exponential(seed, tasks, bias, horizon, few, device):
     params, batch = draw(seed, tasks, device, bias)
     names = DENSE if bias else DENSE | {"bias": None}
-    check(few, by_matrix_exponential, squared, params, batch, names, horizon)
+    assert_exact(few, by_matrix_exponential, squared, params, batch, names, horizon)
 
 
 @few_examples
@@ -125,20 +127,20 @@ def test_squared_loss_equals_the_matrix_exponential(seed, tasks, bias, horizon, 
 def test_cross_entropy_equals_autograd_through_a_fine_grid(seed, tasks, bias, horizon, few, device):
     params, batch = draw(seed, tasks, device, bias, labels=True)
     names = DENSE if bias else DENSE | {"bias": None}
-    check(few, by_runge_kutta, entropy, params, batch, names, horizon)
+    assert_exact(few, by_runge_kutta, entropy, params, batch, names, horizon)
 
 
 def test_another_outer_loss_and_the_default_tolerances(few, device):
     params, batch = draw(0, 2, device)
     outer = lambda outputs, batch: torch.cosh(outputs - batch[1]).mean()  # noqa: E731
-    check(few, by_matrix_exponential, squared, params, batch, DENSE, 1.3, outer)
-    check(few, by_matrix_exponential, squared, params, batch, DENSE, 1.3, outer, None, 1e-3)
+    assert_exact(few, by_matrix_exponential, squared, params, batch, DENSE, 1.3, outer)
+    assert_exact(few, by_matrix_exponential, squared, params, batch, DENSE, 1.3, outer, None, 1e-3)
 
 
 def test_a_tight_solver_chooses_its_first_step_from_a_state_of_zeros(few, device):
     params, batch = draw(0, 2, device)
     solver = odeopt.Adaptive(1e-9, 1e-11, max_steps=2000)
-    check(few, by_matrix_exponential, squared, params, batch, DENSE, 0.5, solver=solver)
+    assert_exact(few, by_matrix_exponential, squared, params, batch, DENSE, 0.5, solver=solver)
 
 
 def test_memory_does_not_depend_on_the_horizon(device):
