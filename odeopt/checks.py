@@ -126,12 +126,11 @@ def _limits(swept: Swept, trace: Trace, safety: Safety) -> list[tuple[str, Tenso
     if trace.spectral:
         found.append(("spectral", torch.stack(trace.spectral), 1.0, Status.UNSTABLE))
     if trace.starts:
-        ratios = trace.step_ratios.stacked(swept.lam)
-        defects = trace.defects.stacked(swept.lam)
+        scalars = trace.read(swept.growth)
         if safety.step_ratio is not None:
-            found.append(("step_ratio", ratios, safety.step_ratio, Status.UNSTABLE))
+            found.append(("step_ratio", scalars.step_ratio, safety.step_ratio, Status.UNSTABLE))
         if safety.defect is not None:
-            found.append(("defect", defects, safety.defect, Status.STATE_TOO_COARSE))
+            found.append(("defect", scalars.defect, safety.defect, Status.STATE_TOO_COARSE))
     if safety.defect is not None and not trace.exact:
         found.append(("mismatch", swept.mismatch[None], safety.defect, Status.STATE_TOO_COARSE))
     if safety.growth is not None and not trace.exact:
@@ -200,7 +199,7 @@ def _first_bad_step(run: Run, task: int) -> int | None:
 
 
 def _where_adjoint_fails(run: Run, swept: Swept, trace: Trace, task: int) -> str:
-    for start, norm in zip(trace.starts, trace.norms.stacked(swept.lam), strict=True):
+    for start, norm in zip(trace.starts, trace.read(swept.growth).norm, strict=True):
         if not bool(torch.isfinite(norm.reshape(-1)[task])):
             return (
                 f"the adjoint variable is not finite before state {start}"

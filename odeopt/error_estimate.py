@@ -56,9 +56,9 @@ def estimate(fine: Result, coarse: Result, coarser: Coarser, trace: Trace) -> Er
 
 def interpolation_defects(trace: Trace, like: Tensor) -> Tensor | None:
     """The defect in each interval, the earliest first; None where nothing was interpolated."""
-    if trace.exact or not trace.defects:
+    if trace.exact or not trace.starts:
         return None
-    defects = trace.defects.stacked(like).flip(0)
+    defects = trace.read(like).defect.flip(0)
     return defects if bool((defects > 0).any()) else None
 
 

@@ -22,6 +22,7 @@ from odeopt.calls import Selector, call_loss, check_selector, select
 from odeopt.engine import Choices, make_kernels
 from odeopt.errors import CompatibilityError, InputError, StabilityError
 from odeopt.grid import TimeGrid
+from odeopt.noted import Scalars
 from odeopt.outer import OuterGradients, OuterLoss, differentiate, outer_kernel
 from odeopt.problem import Problem
 from odeopt.root import find_crossing
@@ -148,7 +149,8 @@ class Stopping:
             here = (found.step == k) & (found.length > 0)
             length = torch.where(here, found.length, torch.ones_like(found.length))
             interval = Interval(self._clock(k), length, found.before, found.before)
-            top, bottom = (pull(k, interval, lam).dt for lam in (g_outer, g_event))
+            pulls = (pull(k, interval, lam) for lam in (g_outer, g_event))
+            top, bottom = (Scalars.apart(pulled.scalars).dt for pulled in pulls)
             self.stats.hvps += 2
             self._check_crossed(here, bottom, g_event)
             c = torch.where(here, top / torch.where(here, bottom, torch.ones_like(bottom)), c)

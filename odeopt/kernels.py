@@ -14,7 +14,9 @@ from odeopt.adjoint.discrete import ExactAdjoint
 from odeopt.adjoint.linearize import Differentiation, ReverseMode
 from odeopt.bound import BoundField, BoundRule
 from odeopt.compilation import CompiledKernel, Compiler
+from odeopt.frozen import freeze
 from odeopt.linearization import Cotangents
+from odeopt.noted import Noted, note
 from odeopt.solver.base import Solver, Stepping, StepSolver
 from odeopt.solver.error_control import Attempt, ErrorControlled
 from odeopt.solver.stabilized import StabilizedRK
@@ -89,20 +91,31 @@ class Kernels:
 
         return self._at_steps(self._bind("step", kernel))
 
-    def pull(self, adjoint: LocalAdjoint) -> Callable[[int, Interval, Tensor], Pulled]:
-        """`(k, interval, lam) -> Pulled`, for an interval that begins with step k."""
+    def pull(
+        self, adjoint: LocalAdjoint, has_frozen: bool = False
+    ) -> Callable[[int, Interval, Tensor], Noted]:
+        """`(k, interval, lam) -> Noted`, for an interval that begins with step k.
+
+        `has_frozen` says whether an interval may have zero length.
+        """
+
+        def noted(dt: Tensor, lam: Tensor, pulled: Pulled) -> Noted:
+            return note(freeze(dt, lam, pulled) if has_frozen else pulled)
+
         stagewise = self._stagewise(adjoint.differentiation)
         if stagewise is not None and isinstance(adjoint, ExactAdjoint):
             at_step = self._at_steps(stagewise.pull)
-            return lambda k, interval, lam: at_step(k, *interval, lam)
+            return lambda k, interval, lam: noted(interval.dt, lam, at_step(k, *interval, lam))
 
         def kernel(
             t: Tensor, dt: Tensor, y0: Tensor, y1: Tensor, lam: Tensor, theta: Theta, data: Data
-        ) -> Pulled:
+        ) -> Noted:
             stepping = self.stepping(adjoint.differentiation, theta, data)
-            return adjoint.pull(self.solver, stepping, Interval(t, dt, y0, y1), lam)
+            pulled = adjoint.pull(self.solver, stepping, Interval(t, dt, y0, y1), lam)
+            return noted(dt, lam, pulled)
 
-        bound = self._at_steps(self._bind("pull", kernel))
+        name = "pull of steps that may be frozen" if has_frozen else "pull"
+        bound = self._at_steps(self._bind(name, kernel))
         return lambda k, interval, lam: bound(k, *interval, lam)
 
     def cost(self, adjoint: LocalAdjoint) -> Cost:

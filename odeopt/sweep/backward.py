@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from odeopt.adjoint.base import Interval, LocalAdjoint, Pulled, Swept
+from odeopt.adjoint.base import Interval, LocalAdjoint, Swept
 from odeopt.checkpoint.base import (
     Action,
     Advance,
@@ -19,15 +19,16 @@ from odeopt.checkpoint.base import (
     Store,
     pull_mesh,
 )
+from odeopt.noted import Noted, Scalars
 from odeopt.stats import Stats
 from odeopt.store.digest import digest
 from odeopt.sweep.forward import Trajectory, fingerprint
 from odeopt.sweep.progress import BackwardProgress, Journal, counts
 from odeopt.sweep.rows import Rows
-from odeopt.sweep.stepper import SettledStepper, keep_frozen
+from odeopt.sweep.stepper import SettledStepper
 from odeopt.theta import Theta, add_thetas
 
-PullKernel = Callable[[int, Interval, Tensor], Pulled]
+PullKernel = Callable[[int, Interval, Tensor], Noted]
 
 
 @dataclass
@@ -37,13 +38,17 @@ class Trace:
     exact: bool
     """Whether the adjoint is the exact one, of which growth is no sign of instability."""
     starts: list[int] = field(default_factory=list[int])
-    step_ratios: Rows = field(default_factory=Rows)
-    defects: Rows = field(default_factory=Rows)
-    norms: Rows = field(default_factory=Rows)
+    scalars: Rows = field(default_factory=Rows)
     prints: Rows = field(default_factory=Rows)
     """A fingerprint of the state at each start; empty if there is nothing to compare them with."""
     spectral: list[Tensor] = field(default_factory=list[Tensor])
     """Step length times estimated spectral radius over the stability limit, if asked for."""
+
+    def read(self, like: Tensor) -> Scalars:
+        """The scalars of all pulls, shape [pulls] or, as in `like`, [pulls, tasks]."""
+        return Scalars.apart(
+            self.scalars.stacked(like[..., None].expand(*like.shape, len(Scalars._fields)))
+        )
 
 
 def backward_actions(
@@ -89,7 +94,6 @@ class BackwardSweep:
         self._y = trajectory.before_end
         self._y1 = trajectory.y_end if adjoint.needs_end else None
         self._steps = stepper.length
-        self._g_t, self._g_dt = Rows(), Rows()
         self._stops: list[int] = []
         self._theta: Theta | None = None
         self._journal, self._actions, self._index = journal, 0, None
@@ -113,8 +117,9 @@ class BackwardSweep:
         for index, cotangent in self._cotangents.items():
             if index <= self._trajectory.first:
                 self._lam = self._lam + cotangent
-        norms = torch.cat([start[None], self.trace.norms.stacked(start)]).amax(0)
-        g_t, g_dt = self._gather(start)
+        scalars = self.trace.read(start)
+        norms = torch.cat([start[None], scalars.norm]).amax(0)
+        g_t, g_dt = self._gather(scalars, start)
         return Swept(
             self._lam,
             g_t,
@@ -150,8 +155,6 @@ class BackwardSweep:
             self.trace.prints.append(fingerprint(y))
         end = y if self._y1 is None else self._y1
         pulled = self._pull(first + start, Interval(t, dt, y, end), lam)
-        if self._stepper.has_frozen:
-            pulled = _freeze(dt, lam, pulled)
         self._lam = pulled.lam
         self._y1 = y if self._adjoint.needs_end else None
         self._collect(pulled, first + start, first + stop)
@@ -161,18 +164,14 @@ class BackwardSweep:
         cotangent = self._cotangents.get(index)
         return self._lam if cotangent is None else self._lam + cotangent
 
-    def _collect(self, pulled: Pulled, start: int, stop: int) -> None:
+    def _collect(self, pulled: Noted, start: int, stop: int) -> None:
         if self._theta is None:
             self._theta = pulled.theta
         elif any(pulled.theta):
             self._theta = add_thetas([self._theta, pulled.theta])
-        self._g_t.append(pulled.t)
-        self._g_dt.append(pulled.dt)
         self._stops.append(stop)
         self.trace.starts.append(start)
-        self.trace.step_ratios.append(pulled.diagnostics.step_ratio)
-        self.trace.defects.append(pulled.diagnostics.defect)
-        self.trace.norms.append(torch.linalg.vector_norm(pulled.lam, dim=-1))
+        self.trace.scalars.append(pulled.scalars)
 
     def _save(self, index: int | None) -> None:
         journal = self._journal
@@ -182,11 +181,7 @@ class BackwardSweep:
         progress = BackwardProgress(
             self._seeds, self._actions, index, self._y, self._y1, lam,
             None if self._theta is None else (self._theta.shared, self._theta.batch),
-            (trace.starts, self._stops, self._g_t.stacked(lam), self._g_dt.stacked(lam)),
-            (
-                trace.step_ratios.stacked(lam), trace.defects.stacked(lam),
-                trace.norms.stacked(lam), trace.prints.stacked(lam),
-            ),
+            (trace.starts, self._stops), (trace.scalars.stacked(lam), trace.prints.stacked(lam)),
             kept.indices(), counts(self._stats),
         )  # fmt: skip
         journal.save(progress, kept)
@@ -202,14 +197,11 @@ class BackwardSweep:
         vars(self._stats).update(saved.counts)  # again: correcting for an event has added to them
         self._y, self._y1, self._lam = saved.y, saved.y1, saved.lam
         self._theta = None if saved.theta is None else Theta(*saved.theta)
-        starts, stops, *times = saved.times
-        self._stops, (self._g_t, self._g_dt) = list(stops), map(Rows.unstacked, times)
         trace = self.trace
-        trace.starts = list(starts)
-        found = map(Rows.unstacked, saved.trace)
-        trace.step_ratios, trace.defects, trace.norms, trace.prints = found
+        trace.starts, self._stops = map(list, saved.intervals)
+        trace.scalars, trace.prints = map(Rows.unstacked, saved.trace)
 
-    def _gather(self, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _gather(self, scalars: Scalars, like: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients w.r.t. the start and the length of each step, of shape [..., steps].
 
         An interval of several steps has its time at the first of them and its length at each.
@@ -222,23 +214,6 @@ class BackwardSweep:
         firsts = torch.tensor(starts, device=like.device)
         lengths = torch.tensor([len(span) for span in spans], device=like.device)
         each = torch.tensor([k for span in spans for k in span], device=like.device)
-        g_t, g_dt = (rows.stacked(like).movedim(0, -1) for rows in (self._g_t, self._g_dt))
+        g_t, g_dt = scalars.t.movedim(0, -1), scalars.dt.movedim(0, -1)
         g_dt = g_dt.repeat_interleave(lengths, -1)
         return none.index_copy(-1, firsts, g_t), none.index_copy(-1, each, g_dt)
-
-
-def _freeze(dt: Tensor, lam: Tensor, pulled: Pulled) -> Pulled:
-    """An interval of zero length is the identity, even where the velocity is not finite."""
-    theta = Theta(*(tuple(_zero_frozen(dt, leaf) for leaf in part) for part in pulled.theta))
-    zero = torch.zeros_like(dt)
-    undefined = (dt == 0) & ~torch.isfinite(pulled.dt)
-    pulled = pulled._replace(dt=torch.where(undefined, zero, pulled.dt))
-    return pulled._replace(
-        lam=keep_frozen(dt, lam, pulled.lam), t=torch.where(dt == 0, zero, pulled.t), theta=theta
-    )
-
-
-def _zero_frozen(dt: Tensor, leaf: Tensor) -> Tensor:
-    """A gradient, with zero for tasks whose interval has zero length."""
-    mask = (dt == 0).reshape(dt.shape + (1,) * (leaf.ndim - dt.ndim))
-    return torch.where(mask, torch.zeros_like(leaf), leaf)

@@ -62,8 +62,8 @@ class BackwardProgress:
         y1: the state at the end of the next interval, for adjoints that need it.
         lam: the adjoint variable.
         theta: gradients of theta so far.
-        times: starts and stops of intervals that were pulled, gradients w.r.t. start and length.
-        trace: what was noticed: step ratios, defects, norms, fingerprints.
+        intervals: starts and stops of those that were pulled.
+        trace: what was noticed: the scalars of the pulls, fingerprints.
         kept: indices of kept states.
         counts: the stats so far.
     """
@@ -75,8 +75,8 @@ class BackwardProgress:
     y1: Tensor | None
     lam: Tensor
     theta: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None
-    times: tuple[list[int], list[int], Tensor, Tensor]
-    trace: tuple[Tensor, Tensor, Tensor, Tensor]
+    intervals: tuple[list[int], list[int]]
+    trace: tuple[Tensor, Tensor]
     kept: list[int]
     counts: dict[str, int]
 

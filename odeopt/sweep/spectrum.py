@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odeopt.adjoint.base import Interval, LocalAdjoint, Pulled
+from odeopt.adjoint.base import Interval, LocalAdjoint
 from odeopt.adjoint.continuous import ContinuousAdjoint
 from odeopt.kernels import Kernels
+from odeopt.noted import Noted
 from odeopt.solver.base import Solver, StepSolver
 from odeopt.sweep.backward import PullKernel
 from odeopt.theta import Data, Theta
@@ -62,7 +63,7 @@ class SpectralMonitor:
     def watch(self, pull: PullKernel) -> PullKernel:
         """The pull, with an estimate before it."""
 
-        def watched(k: int, interval: Interval, lam: Tensor) -> Pulled:
+        def watched(k: int, interval: Interval, lam: Tensor) -> Noted:
             self.ratios.append(self._estimate(interval) / self._limit(k))
             return pull(k, interval, lam)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from odeopt.adjoint.base import Cost, Interval, LocalAdjoint, Pulled
+from odeopt.adjoint.base import Cost, Interval, LocalAdjoint
 from odeopt.kernels import Kernels
+from odeopt.noted import Noted
 from odeopt.solver.base import Solver
 from odeopt.sweep.backward import PullKernel
 from odeopt.sweep.stepper import SettledStepper
@@ -26,7 +27,7 @@ class StepKernels:
         """Of the pull over an interval that begins with step k."""
         return self._at(k)[1]
 
-    def pull(self, k: int, interval: Interval, lam: Tensor) -> Pulled:
+    def pull(self, k: int, interval: Interval, lam: Tensor) -> Noted:
         """Take lam back over an interval that begins with step k."""
         return self._at(k)[0](k, interval, lam)
 
@@ -34,7 +35,8 @@ class StepKernels:
         stages = self._stages(k)
         if stages not in self._known:
             kernels = self._kernels.at(stages)
-            self._known[stages] = kernels.pull(self._adjoint), kernels.cost(self._adjoint)
+            pull = kernels.pull(self._adjoint, self._stepper.has_frozen)
+            self._known[stages] = pull, kernels.cost(self._adjoint)
         return self._known[stages]
 
     def _stages(self, k: int) -> int | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from odeopt.errors import CompatibilityError
+from odeopt.frozen import has_zero, keep_frozen
 from odeopt.grid import TimeGrid
 from odeopt.kernels import Kernels
 from odeopt.solver.base import GridSolver, StepSolver
@@ -146,19 +147,6 @@ def _step_indices(grid: TimeGrid) -> Tensor:
     """0, 1, ..., N in place of times, of the shape of the times."""
     indices = torch.arange(grid.steps + 1, device=grid.times.device, dtype=torch.float64)
     return indices.expand_as(grid.times)
-
-
-def has_zero(dt: Tensor) -> bool:
-    """Whether a step may have zero length (True where a transform hides the values)."""
-    try:
-        return bool((dt == 0).any())
-    except RuntimeError:
-        return True
-
-
-def keep_frozen(dt: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """The state before a step of zero length, the state after any other."""
-    return torch.where((dt == 0)[..., None], before, after)
 
 
 def _shared_time(
