@@ -13,6 +13,7 @@ from odeopt.bound import bind
 from odeopt.choices import Choices
 from odeopt.errors import CompatibilityError
 from odeopt.identity import identify
+from odeopt.heap import keep_freed_heap
 from odeopt.kernels import Kernels
 from odeopt.precision import refuse_autocast
 from odeopt.problem import Problem
@@ -60,6 +61,7 @@ def make_kernels(choices: Choices, problem: Problem, stats: Stats) -> Kernels:
     Every sweep, forward or backward, begins here.
     """
     refuse_autocast(problem.y0.device)
+    keep_freed_heap()
     dynamics = bind(choices.field, problem.layout)
     compiler = None if inside_transform(problem.tensors()) else choices.compiler
     theta, data, stream = problem.theta, problem.data, problem.stream
