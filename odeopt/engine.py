@@ -12,8 +12,8 @@ from odeopt.adjoint.base import LocalAdjoint, Sweep, Swept, WholeAdjoint
 from odeopt.bound import bind
 from odeopt.choices import Choices
 from odeopt.errors import CompatibilityError
-from odeopt.identity import identify
 from odeopt.heap import keep_freed_heap
+from odeopt.identity import identify
 from odeopt.kernels import Kernels
 from odeopt.precision import refuse_autocast
 from odeopt.problem import Problem
