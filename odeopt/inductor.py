@@ -48,21 +48,46 @@ def _compile(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Flat:
 def _for_small_kernels() -> Generator[None]:
     """Settings with which kernels of small networks take less time: 1.6 times, for a perceptron.
 
-    The code that calls the operations in turn is C++ too, and tanh is torch's own, which calls
-    MKL: inductor's takes four times as long.
+    The code that calls the operations in turn is C++ too, and some operations are torch's own.
     """
     from torch._inductor import config, lowering  # noqa: PLC0415  (slow to import)  # pyright: ignore
 
-    tanh: Any = torch.ops.aten.tanh.default
-    as_it_is = lowering.fallback_handler(tanh, add_to_fallback_set=False)
-    log = logging.getLogger("torch._inductor.ir")  # warns that tanh is as it is
+    settings = {"cpp_wrapper": True, "aot_inductor.metadata": {"odeopt": LOWERINGS}}
+    log = logging.getLogger("torch._inductor.ir")  # warns that operations are as they are
     level = log.level
     with ExitStack() as stack:
-        stack.enter_context(config.patch(cpp_wrapper=True))
-        stack.enter_context(mock.patch.dict(lowering.lowerings, {tanh: as_it_is}))
+        stack.enter_context(config.patch(settings))
+        stack.enter_context(mock.patch.dict(lowering.lowerings, _own_operations()))
         stack.callback(log.setLevel, level)
         log.setLevel(logging.ERROR)
         yield
+
+
+LOWERINGS = "2"
+"""Tells kernels on disk apart whose operations `_own_operations` has chosen differently."""
+
+
+def _own_operations() -> dict[Any, Callable[..., Any]]:
+    """Operations that are not to be generated, since torch's own take less time.
+
+    These are tanh, which calls MKL (generated it takes four times as long), and products of
+    matrices with one vector in double precision, whose sums along a row would go through memory.
+    """
+    from torch._inductor import lowering  # noqa: PLC0415  (slow to import)  # pyright: ignore
+
+    tanh: Any = torch.ops.aten.tanh.default
+    bmm: Any = torch.ops.aten.bmm.default
+    generated = lowering.lowerings[bmm]
+    own_tanh, own_bmm = (
+        lowering.fallback_handler(operation, add_to_fallback_set=False) for operation in (tanh, bmm)
+    )
+
+    def product(first: Any, second: Any, **options: Any) -> Any:
+        sums_rows = second.get_size()[2] == 1 and first.get_size()[1] > 1
+        is_slow = sums_rows and first.get_dtype() == torch.float64
+        return (own_bmm if is_slow else generated)(first, second, **options)
+
+    return {tanh: own_tanh, bmm: product}
 
 
 def _without_wrappers(run: Flat, inputs: list[Tensor], graph: torch.fx.GraphModule) -> Flat:

@@ -23,12 +23,35 @@ def gradients(compile):
 
 
 def test_what_is_set_for_small_kernels_is_undone():
-    tanh = torch.ops.aten.tanh.default
-    before = config.cpp_wrapper, lowering.lowerings[tanh]
+    def settings():
+        chosen = (torch.ops.aten.tanh.default, torch.ops.aten.bmm.default)
+        marks = config.aot_inductor.metadata
+        return config.cpp_wrapper, dict(marks), *(lowering.lowerings[name] for name in chosen)
+
+    before = settings()
     with inductor._for_small_kernels():
-        assert config.cpp_wrapper
-        assert lowering.lowerings[tanh] is not before[1]
-    assert (config.cpp_wrapper, lowering.lowerings[tanh]) == before
+        assert all(own != other for own, other in zip(settings(), before, strict=True))
+    assert settings() == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_with_one_vector(device, dtype):
+    """A last layer with one output: in double precision they are torch's own, in single not."""
+
+    def loss(params, batch):
+        return (torch.tanh(batch @ params["in"]) @ params["out"]).square().mean()
+
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=dtype).to(device)  # noqa: E731
+    params, batch = {"in": draw(3, 8), "out": draw(8, 1)}, draw(2, 20, 3)
+    grid = odeopt.TimeGrid.from_lr(0.1, 4)
+    found = [
+        odeopt.ODEOptimizer(odeopt.GradientFlow(loss), compile=compile)
+        .value_and_grad(loss, tasks=True)(params, batch, grid, batch)
+        .grads.params
+        for compile in ("inductor", None)
+    ]
+    assert relative_error(*found) <= 100 * torch.finfo(dtype).eps
 
 
 def test_kernels_that_small_ones_settings_do_not_suit_are_compiled_without_them(monkeypatch):
