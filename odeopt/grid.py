@@ -102,10 +102,14 @@ class TimeGrid:
 
     def to(self, device: torch.device) -> TimeGrid:
         """The same grid on another device."""
+        if self.times.device == device and self.dt.device == device:
+            return self
         return TimeGrid(self.times.to(device), self.observe, dt=self.dt.to(device))
 
     def detach(self) -> TimeGrid:
         """The same grid without its autograd history."""
+        if not (self.times.requires_grad or self.dt.requires_grad):
+            return self
         return TimeGrid(self.times.detach(), self.observe, dt=self.dt.detach())
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, get_args
 
 from torch import Tensor
 
 from odeopt.stats import Stats
 from odeopt.store import Device, Shelf, Tier
+from odeopt.store.base import Kind
 
 
 class _Place(NamedTuple):
@@ -31,7 +31,8 @@ class Kept:
         self._tiers = tiers
         self._shelves: dict[int, Shelf] = {}
         self._places: dict[int, _Place] = {}
-        self._bytes: Counter[str] = Counter()
+        self._bytes: dict[Kind, int] = dict.fromkeys(get_args(Kind), 0)
+        self._all_bytes = 0
 
     def store(self, index: int, state: Tensor, tier: int = 0) -> None:
         """Keep a state."""
@@ -59,7 +60,7 @@ class Kept:
         if place is not None:
             self._shelves[place.tier].drop(index)
             self._bytes[self._tiers[place.tier].kind] -= place.size
-            self._bytes["all"] -= place.size
+            self._all_bytes -= place.size
 
     @property
     def at_hand(self) -> bool:
@@ -98,11 +99,15 @@ class Kept:
 
     def _note(self, index: int, state: Tensor, tier: int) -> None:
         place = self._places[index] = _Place(tier, state.nbytes)
-        kind = self._tiers[tier].kind
-        self._bytes[kind] += place.size
-        self._bytes["all"] += place.size
-        stats = self.stats
+        kind, stats = self._tiers[tier].kind, self.stats
+        own = self._bytes[kind] = self._bytes[kind] + place.size
+        self._all_bytes += place.size
         stats.stored_states = max(stats.stored_states, len(self._places))
-        stats.stored_bytes = max(stats.stored_bytes, self._bytes["all"])
-        part = f"{kind}_bytes"
-        setattr(stats, part, max(getattr(stats, part), self._bytes[kind]))
+        stats.stored_bytes = max(stats.stored_bytes, self._all_bytes)
+        match kind:
+            case "device":
+                stats.device_bytes = max(stats.device_bytes, own)
+            case "host":
+                stats.host_bytes = max(stats.host_bytes, own)
+            case "disk":
+                stats.disk_bytes = max(stats.disk_bytes, own)
