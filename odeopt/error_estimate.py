@@ -17,6 +17,9 @@ from odeopt.types import PyTree
 LARGEST_DEFECT = 0.1
 """Of an interpolated state, beyond which cubic interpolation is not in its asymptotic range."""
 
+FEWEST_STEPS = 4
+"""Of a solve with chosen steps put together, below which their lengths differ too much."""
+
 
 def estimate(fine: Result, coarse: Result, coarser: Coarser, trace: Trace) -> ErrorEstimate:
     """The error of a result, from that of a solve with steps twice as long.
@@ -36,6 +39,8 @@ def estimate(fine: Result, coarse: Result, coarser: Coarser, trace: Trace) -> Er
         doubts.append(f"the gradient changes by {gap:.1e} when steps get twice as long")
     if not torch.equal(fine.status, coarse.status):
         doubts.append("other tasks fail when steps get twice as long")
+    if coarser.refinement is not None and coarse.stats.steps < FEWEST_STEPS:
+        doubts.append(f"there are only {fine.stats.steps} steps, of different lengths")
     defects = interpolation_defects(trace, fine.value)
     if defects is not None and bool((defects > LARGEST_DEFECT).any()):
         doubts.append(

@@ -149,6 +149,21 @@ def test_a_mesh_that_the_guard_refuses_when_halved_is_doubted(device):
     assert torch.isfinite(found.grads.params).all()
 
 
+def test_a_few_steps_of_different_lengths_are_doubted(device):
+    problem, start, direction = stiff(3.0)
+    center, start, direction = (x.to(device) for x in (problem.center, start, direction))
+
+    def error(tolerance, horizon):
+        solver = StabilizedRK(tolerance, tolerance)
+        opt = ODEOptimizer(GradientFlow(problem.loss), solver)
+        path = opt.value_and_grad(along, estimate_error=True)
+        return path(start, center, TimeGrid.uniform(horizon, 1), direction).error
+
+    few, many = error(1e-2, 0.1), error(1e-4, 1.0)
+    assert any("steps, of different lengths" in doubt for doubt in few.doubts)
+    assert not any("steps, of different lengths" in doubt for doubt in many.doubts)
+
+
 def test_a_single_step_has_no_estimate(device):
     error = smooth(device, TimeGrid.uniform(0.1, 1), solver=RK4()).error
     assert not error.trusted
