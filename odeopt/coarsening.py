@@ -41,14 +41,19 @@ class Coarser:
 
     @property
     def largest_gap(self) -> float:
-        """The relative change up to which it can be trusted to be due to the leading term.
-
-        Beyond, the longer steps are near the limit of stability or the terms of higher order
-        count. Exact adjoints of a fixed number of stages have no guard that would notice the first.
-        """
+        """The relative change up to which it can be trusted to be due to the leading term."""
         if self.choices.adjoint.needs_velocity or self.choices.solver.real_spectrum:
             return 0.01
-        return {1: 0.05, 2: 0.002, 3: 0.003, 4: 0.005}.get(self.order, 0.0005)
+        return largest_gap(self.order)
+
+
+def largest_gap(order: int) -> float:
+    """The same for the exact adjoint of a method with a fixed number of stages.
+
+    Beyond, the longer steps are near the limit of stability or the terms of higher order count;
+    such adjoints have no guard that would notice the first.
+    """
+    return {1: 0.05, 2: 0.002, 3: 0.003, 4: 0.005}.get(order, 0.0005)
 
 
 def check_estimable(choices: Choices, stop: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -30,15 +31,8 @@ def estimate(fine: Result, coarse: Result, coarser: Coarser, trace: Trace) -> Er
         coarser: what the other solve was.
         trace: what the backward sweep of the result noticed.
     """
-    value = _gap(fine.value, coarse.value)
-    params = _gap(fine.grads.params, coarse.grads.params)
-    hparams = _gap(fine.grads.hparams, coarse.grads.hparams)
-    doubts: list[str] = []
-    gap = max(params, hparams)
-    if gap > coarser.largest_gap:
-        doubts.append(f"the gradient changes by {gap:.1e} when steps get twice as long")
-    if not torch.equal(fine.status, coarse.status):
-        doubts.append("other tasks fail when steps get twice as long")
+    found = richardson(fine, coarse, coarser.order, coarser.factor, coarser.largest_gap)
+    doubts = list(found.doubts)
     if coarser.refinement is not None and coarse.stats.steps < FEWEST_STEPS:
         doubts.append(f"there are only {fine.stats.steps} steps, of different lengths")
     defects = interpolation_defects(trace, fine.value)
@@ -46,16 +40,33 @@ def estimate(fine: Result, coarse: Result, coarser: Coarser, trace: Trace) -> Er
         doubts.append(
             f"the interpolated state misses the flow by {defects.max().item():.2f} of its way"
         )
-    ahead = coarser.factor - 1
+    return replace(found, doubts=tuple(doubts), defects=defects)
+
+
+def richardson(
+    fine: Result, coarse: Result, order: int, factor: float, largest_gap: float
+) -> ErrorEstimate:
+    """The error of a result, from another one whose error is larger by a factor.
+
+    Args:
+        fine: the result.
+        coarse: the other one.
+        order: the order at which the error falls.
+        factor: by how much the error of the other one is larger.
+        largest_gap: the relative change up to which it is due to the leading term of the error.
+    """
+    value = _gap(fine.value, coarse.value)
+    params = _gap(fine.grads.params, coarse.grads.params)
+    hparams = _gap(fine.grads.hparams, coarse.grads.hparams)
+    doubts: list[str] = []
+    gap = max(params, hparams)
+    if gap > largest_gap:
+        doubts.append(f"the gradient changes by {gap:.1e} when steps get twice as long")
+    if not torch.equal(fine.status, coarse.status):
+        doubts.append("other tasks fail when steps get twice as long")
+    ahead = factor - 1
     return ErrorEstimate(
-        value / ahead,
-        params / ahead,
-        hparams / ahead,
-        gap,
-        coarser.order,
-        tuple(doubts),
-        coarse.stats,
-        defects,
+        value / ahead, params / ahead, hparams / ahead, gap, order, tuple(doubts), coarse.stats
     )
 
 

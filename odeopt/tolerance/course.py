@@ -1,13 +1,19 @@
-"""Deciding on a setting, and what was learnt from the calls before."""
+"""Deciding on a setting, and what was learnt from the calls before.
+
+Fixed steps are judged by pairs: a setting and the one with twice as many steps. Their difference
+says how far either is from the flow, so that the coarser one, once it is known to be good enough,
+does for the calls that follow. The stabilised solver is judged by an estimate of its own.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from odeopt.result import ErrorEstimate
-from odeopt.tolerance.setting import FIXED, STABILIZED, Setting
+from odeopt.tolerance.setting import FIXED, RTOL_POWER, STABILIZED, Setting
 
-AIM = 0.5
+AIM = 0.7
 """The share of the tolerance that is aimed at."""
 
 FIRST_AIM = 0.25
@@ -39,12 +45,15 @@ LARGEST_GAIN = 1e3
 LARGEST_LEAP = 8.0
 """By how much the error may grow from one setting to a coarser one."""
 
+APART = 1.25
+"""A setting is not tried that has fewer steps than this multiple of one that was too coarse."""
+
 
 def first_setting(stiffness: float, tol: float, real_spectrum: bool) -> Setting:
     r"""A guess, made before anything has been solved.
 
-    The lengths of steps, in units of $1/\rho$, are those with which a small network was within
-    the tolerance, and such that twice the length is stable.
+    The lengths of steps, in units of $1/\rho$, are twice those with which a small network was
+    within the tolerance, and such that they are stable.
 
     Args:
         stiffness: $\rho T$, with the spectral radius at the start.
@@ -54,12 +63,12 @@ def first_setting(stiffness: float, tol: float, real_spectrum: bool) -> Setting:
     if real_spectrum and stiffness > stiff_from(tol):
         return stabilized(tol)
     if tol >= 0.05:
-        method, length = "euler", 0.5
+        method, length = "euler", 1.0
     elif tol >= 0.002:
-        method, length = "modified-euler", 0.5 * min(1.0, (tol / 0.005) ** 0.5)
+        method, length = "modified-euler", min(1.0, (tol / 0.005) ** 0.5)
     else:
-        method, length = "rk4", 0.9 * min(1.0, (tol / 0.001) ** 0.25)
-    return Setting(method, max(stiffness / length, 4.0)).finer(1.0)
+        method, length = "rk4", 1.8 * min(1.0, (tol / 0.001) ** 0.25)
+    return Setting(method, max(stiffness / length, 2.0)).finer(1.0)
 
 
 def stiff_from(tol: float) -> float:
@@ -73,28 +82,30 @@ def stabilized(tol: float) -> Setting:
 
 
 def coarsest(method: str, stiffness: float, tol: float) -> Setting:
-    """The coarsest setting whose estimate means something.
+    """The coarsest setting whose errors mean something.
 
-    Steps that are not stable even at twice their length can have equal errors by chance, and so can
-    a handful of steps that grew with a loose tolerance.
+    Pairs of unstable steps can have equal errors by chance, and so can a handful of steps that grew
+    with a loose tolerance.
     """
     if method == STABILIZED:
         return Setting(STABILIZED, 1.0).finer(1 / tol)
-    return Setting(method, 2 * stiffness / FIXED[method].stability_limit).finer(1.0)
+    return Setting(method, stiffness / FIXED[method].stability_limit).finer(1.0)
 
 
 class Course:
     """What is known of solves over one horizon.
 
     Attributes:
-        setting: what the next call is to use.
-        error: the last estimate that met the tolerance; None before the first.
+        setting: what is judged next; with fixed steps, the coarser of the pair.
+        working: what calls use that judge nothing; None before the first setting is found.
+        error: what is known of the error of `working`.
         why: why this method was taken, in words.
         stalled: whether a finer setting has not made the error smaller.
     """
 
     def __init__(self, stiffness: float, tol: float, real_spectrum: bool) -> None:
         self.setting = first_setting(stiffness, tol, real_spectrum)
+        self.working: Setting | None = None
         self.error: ErrorEstimate | None = None
         stiff = self.setting.method == STABILIZED
         limit = stiff_from(tol)
@@ -102,7 +113,7 @@ class Course:
         if not real_spectrum and stiffness > limit:
             self.why += ", but the Jacobian may not be symmetric"
         self._tol, self._stiffness, self._real_spectrum = tol, stiffness, real_spectrum
-        self._verified: Setting | None = None
+        self._judged: Setting | None = None
         self._too_coarse: Setting | None = None
         self._calls = self._failures = 0
         self._missed: tuple[str, float] | None = None
@@ -110,59 +121,98 @@ class Course:
 
     @property
     def due(self) -> bool:
-        """Whether the next call needs an estimate of its error."""
-        return self.setting != self._verified or self._calls >= AUDIT
+        """Whether the next call is to judge a setting."""
+        return self.working is None or self.setting != self._judged or self._calls >= AUDIT
 
-    def accept(self, error: ErrorEstimate | None) -> bool:
-        """Take note of a solve; whether it meets the tolerance."""
-        if error is None:
-            self._calls += 1
-            return True
-        if not _meets(error, self._tol):
+    def note_call(self) -> None:
+        """Take note of a call that judged nothing."""
+        self._calls += 1
+
+    def accept(self, error: ErrorEstimate) -> bool:
+        """Take note of an error, with fixed steps of the finer of the pair; whether it will do."""
+        if not self._meets(error):
             self._refine(error)
             return False
-        self.error, self._verified = error, self.setting
-        self._calls = self._failures = 0
-        self._missed = None
-        self._relax(_size(error))
+        self._failures, self._missed = 0, None
+        working, own = self._choose(error)
+        before = self.working if self._is_trial else None
+        if before is not None and working.fineness >= before.fineness:  # nothing is gained
+            self._go_back()
+            return True
+        self.working, self.error, self._judged, self._calls = working, own, self.setting, 0
+        if working != self.setting:
+            self._too_coarse = self.setting
+        self._relax(working, own)
         return True
 
     def fail(self) -> None:
         """Take note of a solve that diverged."""
         self._refine(None)
 
-    def _relax(self, size: float) -> None:
+    def _meets(self, error: ErrorEstimate) -> bool:
+        """Whether the tolerance is met, with room for the terms that the estimate leaves out."""
+        return error.gap <= WIDEST_GAP and _bound(error) <= self._tol
+
+    def _choose(self, error: ErrorEstimate) -> tuple[Setting, ErrorEstimate]:
+        """What calls are to use, and its error: the coarser of a pair, if that meets it too."""
+        if self.setting.method == STABILIZED:
+            return self.setting, error
+        if error.gap + _bound(error) > self._tol:
+            return self.setting.doubled, error
+        return self.setting, _scaled(error, 2.0**error.order)
+
+    @property
+    def _is_trial(self) -> bool:
+        """Whether a coarser setting is tried while another one is known to do."""
+        return self._judged is not None and self._judged != self.setting
+
+    def _go_back(self) -> None:
+        """To the setting before the one that was tried."""
+        assert self._judged is not None, "only then is another one tried"
+        self._too_coarse, self.setting = self.setting, self._judged
+
+    def _relax(self, working: Setting, own: ErrorEstimate) -> None:
         """Try less the next time if the error is much smaller than it needs to be."""
-        excess = size / (AIM * self._tol)
-        if excess ** (1 / self.setting.solver.order) > WORTHWHILE:
-            return
-        method, known = self.setting.method, self._too_coarse
+        fixed, known = working.method in FIXED, self._too_coarse
         proposals = [
-            self.setting.finer(max(excess, 1 / LARGEST_LEAP)),
-            coarsest(method, self._stiffness, self._tol),
+            working.finer(max(_size(own) / (AIM * self._tol), 1 / LARGEST_LEAP)),
+            coarsest(working.method, self._stiffness, self._tol),
         ]
-        if known is not None and known.method == method:
-            proposals.append(known.finer(2.0))
+        if known is not None and known.method == working.method:
+            proposals.append(known.finer(APART**known.solver.order if fixed else 2.0))
         proposal = max(proposals, key=lambda setting: setting.fineness)
-        if proposal.fineness < 0.9 * self.setting.fineness:
+        share = WORTHWHILE if fixed else WORTHWHILE ** (working.solver.order * RTOL_POWER)
+        if proposal.fineness < share * working.fineness:
             self.setting = proposal
 
     def _refine(self, error: ErrorEstimate | None) -> None:
-        good = self._verified
-        if good is not None and good.fineness > self.setting.fineness:
-            self._too_coarse, self.setting, self._verified = self.setting, good, None
+        if self._is_trial:
+            self._go_back()
             return
+        self.working = self._judged = None
         self._failures += 1
         known = error is not None and error.gap <= WIDEST_GAP
         if not known and self._can_stabilize():
             self.setting = stabilized(self._tol)
             self.why = "fixed steps were unstable"
-        elif known and error is not None:
+        elif error is not None and known and (error.trusted or self.setting.method == STABILIZED):
             self._notice(error)
             factor = _size(error) / (AIM * self._tol)
-            self.setting = self.setting.finer(min(max(factor, 2.0), LARGEST_GAIN))
+            self.setting = self._next(min(max(factor, 2.0), LARGEST_GAIN))
         else:
-            self.setting = self.setting.finer(2.0**self.setting.solver.order)
+            self._missed = None
+            self.setting = self._next(2.0**self.setting.solver.order)
+
+    def _next(self, factor: float) -> Setting:
+        """A finer setting; of fixed steps the finer of the pair, which has been solved, if it does.
+
+        The factor is that by which the error of the finer one is to fall.
+        """
+        finer = self.setting.finer(factor)
+        doubled = self.setting.doubled
+        if self.setting.method == STABILIZED or finer.fineness > doubled.fineness:
+            return finer
+        return doubled
 
     def _notice(self, error: ErrorEstimate) -> None:
         """Compare an error that was too large with the one before, of a coarser setting.
@@ -184,11 +234,18 @@ class Course:
         return fixed and self._real_spectrum and (self._failures > 1 or suits)
 
 
-def _meets(error: ErrorEstimate, tol: float) -> bool:
-    """Whether the tolerance is met, with room for the terms that the estimate leaves out."""
-    return error.gap <= WIDEST_GAP and _size(error) * (1 + NEXT_TERM * error.gap) <= tol
+def _bound(error: ErrorEstimate) -> float:
+    """The error with room for the terms that its estimate leaves out."""
+    return _size(error) * (1 + NEXT_TERM * error.gap)
 
 
 def _size(error: ErrorEstimate) -> float:
     size = max(error.params, error.hparams)
     return size if math.isfinite(size) else math.inf
+
+
+def _scaled(error: ErrorEstimate, factor: float) -> ErrorEstimate:
+    return replace(
+        error, value=factor * error.value, params=factor * error.params,
+        hparams=factor * error.hparams,
+    )  # fmt: skip

@@ -9,7 +9,9 @@ import torch
 from typing_extensions import override
 
 from odeopt.beginning import Beginning
+from odeopt.coarsening import largest_gap
 from odeopt.engine import make_kernels
+from odeopt.error_estimate import richardson
 from odeopt.errors import (
     CompatibilityError,
     DivergenceError,
@@ -20,12 +22,12 @@ from odeopt.errors import (
 )
 from odeopt.gradient import ValueAndGrad
 from odeopt.grid import TimeGrid
-from odeopt.result import Result
+from odeopt.result import ErrorEstimate, Result
 from odeopt.stats import Stats
 from odeopt.stream import Stream
 from odeopt.sweep.power import PowerIteration
 from odeopt.tolerance.course import Course
-from odeopt.tolerance.setting import gather_dt
+from odeopt.tolerance.setting import STABILIZED, Setting, gather_dt, halved
 from odeopt.tolerance.tuning import Tuning, longest
 from odeopt.types import PyTree
 
@@ -69,33 +71,24 @@ class TunedValueAndGrad(ValueAndGrad):
         return self._search(course, self.tuning, inputs, spent)
 
     def _search(self, course: Course, tuning: Tuning, inputs: Any, spent: Stats) -> Result:
-        params, batch, grid, *rest = inputs
+        grid: TimeGrid = inputs[2]
+        solves = _Solves(self, tuning, inputs, spent)
         trouble: OdeoptError | None = None
         for _ in range(ATTEMPTS):
             if course.stalled:
                 break
-            setting, made = course.setting, course.setting.grid(grid)
-            path = ValueAndGrad(
-                tuning.choices(setting), self.outer, self.tasks, self.on_failure, None,
-                self.estimate_error or course.due,
-            )  # fmt: skip
             try:
-                result = path(params, batch, made, *rest)
+                if course.working is not None and not (course.due or self.estimate_error):
+                    course.note_call()
+                    return solves.settled(course.working, course.error)
+                result, made = solves.judged(course.setting)
             except (DivergenceError, StabilityError, StepLimitError) as error:
                 trouble = error
                 course.fail()
                 continue
-            _add(spent, result.stats)
-            if result.error is not None:
-                _add(spent, result.error.stats)
+            assert result.error is not None, "just estimated"
             if course.accept(result.error):
-                dt = gather_dt(result.grads.dt, made, grid)
-                stats = replace(
-                    result.stats, gradient_evaluations=spent.gradient_evaluations, hvps=spent.hvps
-                )
-                grads = replace(result.grads, dt=dt)
-                error = result.error or course.error
-                return replace(result, grads=grads, stats=stats, error=error)
+                return solves.answer(result, made)
         tuning.forget(grid, self.tasks)
         reason = (
             "finer steps no longer help, so that rounding limits it"
@@ -125,6 +118,59 @@ class TunedValueAndGrad(ValueAndGrad):
             radius = power.estimate(t.to(y.dtype), y, slope, torch.zeros_like(t), everyone)
             stats.gradient_evaluations += 1
             return longest(problem.grid, radius)
+
+
+class _Solves:
+    """The solves of one call; what each costs is added to `spent`."""
+
+    def __init__(self, owner: TunedValueAndGrad, tuning: Tuning, inputs: Any, spent: Stats) -> None:
+        self._owner, self._tuning, self._spent = owner, tuning, spent
+        self._params, self._batch, self._grid, *self._rest = inputs
+        self._last: tuple[Setting, TimeGrid, Result] | None = None
+
+    def settled(self, setting: Setting, error: ErrorEstimate | None) -> Result:
+        """With a setting that is known to do, and what is known of its error."""
+        made = setting.grid(self._grid)
+        return self.answer(replace(self._run(setting, made), error=error), made)
+
+    def judged(self, setting: Setting) -> tuple[Result, TimeGrid]:
+        """With an estimate of its error, and its grid; of fixed steps the finer of the pair."""
+        if setting.method == STABILIZED:
+            made = setting.grid(self._grid)
+            return self._run(setting, made, estimate=True), made
+        last = self._last
+        if last is not None and last[0] == setting:
+            _, made, coarse = last
+        else:
+            made = setting.grid(self._grid)
+            coarse = self._run(setting, made)
+        made = halved(made)
+        fine = self._run(setting, made)
+        self._last = (setting.doubled, made, fine)
+        order = setting.solver.order
+        error = richardson(fine, coarse, order, 2.0**order, largest_gap(order))
+        return replace(fine, error=error), made
+
+    def answer(self, result: Result, made: TimeGrid) -> Result:
+        """The result in terms of the grid that was asked for, with all that was spent."""
+        spent = self._spent
+        dt = gather_dt(result.grads.dt, made, self._grid)
+        stats = replace(
+            result.stats, gradient_evaluations=spent.gradient_evaluations, hvps=spent.hvps
+        )
+        return replace(result, grads=replace(result.grads, dt=dt), stats=stats)
+
+    def _run(self, setting: Setting, made: TimeGrid, estimate: bool = False) -> Result:
+        owner = self._owner
+        path = ValueAndGrad(
+            self._tuning.choices(setting), owner.outer, owner.tasks, owner.on_failure, None,
+            estimate,
+        )  # fmt: skip
+        result = path(self._params, self._batch, made, *self._rest)
+        _add(self._spent, result.stats)
+        if result.error is not None:
+            _add(self._spent, result.error.stats)
+        return result
 
 
 def _add(total: Stats, part: Stats) -> None:

@@ -31,12 +31,13 @@ def from_tolerance(
 
     The first call over a horizon estimates $\rho T$ by power iteration, takes gradient descent,
     modified Euler or RK4 with as many steps as that asks for, or `StabilizedRK` where $\rho T$ is
-    large, and estimates the error by a second solve of half as many steps. If the error is too
-    large the call begins again with a finer setting; if it is much smaller than `tol`, the next
-    call tries a coarser one. What was learnt is used for later calls over horizons within 15 %:
-    once the setting has settled one call in ten is estimated, and the others cost the plain
-    gradient. The gradient is the exact one of the steps that are made (`DiscreteAdjoint`), and
-    every state is kept: there are few.
+    large, and estimates the error: that of fixed steps by a second solve with twice as many, whose
+    gradient it returns. If the error is too large the call goes on with a finer setting. The calls
+    that follow take the coarser of the two solves if that is good enough too, and try to do with
+    less if its error is much smaller than `tol`. What was learnt is used for later calls over
+    horizons within 15 %: once the setting has settled one call in ten is estimated, and the others
+    cost the plain gradient. The gradient is the exact one of the steps that are made
+    (`DiscreteAdjoint`), and every state is kept: there are few.
 
     Cost: `Result.stats` counts estimates and settings that were tried as well.
 
@@ -131,14 +132,15 @@ class ToleranceOptimizer(ODEOptimizer):
             CompatibilityError: if there is none yet, or the grid requires grad.
         """
         course = self._tuning.known(grid, tasks)
-        if course is None or requires_grad(grid.dt):
+        setting = None if course is None else course.working
+        if setting is None or requires_grad(grid.dt):
             raise CompatibilityError(
                 "solve takes the setting that value_and_grad has found for the horizon, and no"
                 " gradient w.r.t. the grid: call value_and_grad over this horizon first, or use"
                 " ODEOptimizer with a solver of your choice."
             )
-        chosen = ODEOptimizer(self.field, course.setting.solver, safety=self._choices.safety)
-        made = course.setting.grid(grid)
+        chosen = ODEOptimizer(self.field, setting.solver, safety=self._choices.safety)
+        made = setting.grid(grid)
         return chosen.solve(params, batch, made, hparams, tasks, on_failure, state)
 
     def describe(self) -> str:

@@ -57,8 +57,12 @@ class Setting:
             fineness = self.fineness * factor**RTOL_POWER
             return replace(self, fineness=min(max(fineness, 5.0), 1e12))
         steps = self.fineness * factor ** (1 / FIXED[self.method].order)
-        even = 2 * math.ceil(min(steps, MOST_STEPS) / 2)
-        return replace(self, fineness=float(max(even, 2)))
+        return replace(self, fineness=float(max(1, math.ceil(min(steps, MOST_STEPS) - 1e-9))))
+
+    @property
+    def doubled(self) -> Setting:
+        """With twice as many steps."""
+        return replace(self, fineness=2 * self.fineness)
 
     def grid(self, grid: TimeGrid) -> TimeGrid:
         """Its grid over the horizon of another one, with the same observed times."""
@@ -73,15 +77,19 @@ class Setting:
             pieces.append((length / count).expand(*length.shape[:-1], count))
             place += count
             observe[stop] = place
-        dt = torch.cat(pieces, dim=-1)
         at = [observe[index] for index in grid.observe]
-        begin = times[..., :1]
-        return TimeGrid(torch.cat([begin, begin + dt.cumsum(-1)], dim=-1), at, dt=dt)
+        return _from_steps(times[..., :1], torch.cat(pieces, dim=-1), at)
 
     def __str__(self) -> str:
         if self.method == STABILIZED:
             return f"StabilizedRK with a tolerance of {1 / self.fineness:.1e} a step"
         return f"{type(self.solver).__name__} with {self.steps} steps"
+
+
+def halved(grid: TimeGrid) -> TimeGrid:
+    """The grid with each step made in two, and the same observed times."""
+    dt = (grid.dt / 2).repeat_interleave(2, -1)
+    return _from_steps(grid.times[..., :1], dt, [2 * index for index in grid.observe])
 
 
 def landmarks(grid: TimeGrid) -> list[int]:
@@ -103,10 +111,15 @@ def gather_dt(found: Tensor, made: TimeGrid, asked: TimeGrid) -> Tensor:
     return torch.cat(pieces, dim=-1)
 
 
+def _from_steps(begin: Tensor, dt: Tensor, observe: list[int]) -> TimeGrid:
+    times = torch.cat([begin, begin + dt.cumsum(-1)], dim=-1)
+    return TimeGrid(times, observe, dt=dt)
+
+
 def _share(times: Tensor, marks: list[int], steps: int) -> list[int]:
-    """How many of the steps each part gets, by its length; an even number each."""
+    """How many of the steps each part gets, by its length."""
     lengths = [
         (times[..., stop] - times[..., start]).amax().item() for start, stop in pairwise(marks)
     ]
     total = sum(lengths) or 1.0
-    return [2 * max(1, math.ceil(steps * length / total / 2)) for length in lengths]
+    return [max(1, math.ceil(steps * length / total - 1e-9)) for length in lengths]

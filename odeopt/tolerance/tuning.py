@@ -73,4 +73,5 @@ def _describe(kind: tuple[object, ...], course: Course) -> str:
     horizon = f"{1.3**bucket:.3g}" if isinstance(bucket, int) else "0"
     error = course.error
     found = "not estimated yet" if error is None else f"{error.params:.1e}"
-    return f"T of about {horizon}: {course.setting}, since {course.why}; estimated error {found}"
+    setting = course.working or course.setting
+    return f"T of about {horizon}: {setting}, since {course.why}; estimated error {found}"
