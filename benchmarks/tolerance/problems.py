@@ -14,7 +14,7 @@ from torch import Tensor
 import odeopt
 from benchmarks.problems import digits, losses, models
 from benchmarks.problems.functions import uniform
-from benchmarks.tolerance.sizes import Sizes
+from benchmarks.tolerance.sizes import LONG, Sizes
 from odeopt.testing.problems import Quadratic, relative_error
 
 WAYS, SHOTS = 5, 10
@@ -105,9 +105,8 @@ def draw(family: str, seed: int, sizes: Sizes) -> Problem:
 
     params = model.init(seed)
     horizon = stiffness / radius(whole, params, task.train)
-    return Problem(
-        family, whole, params, task.train, task.validation, horizon, stiffness, sizes.compile
-    )
+    compile = sizes.compile if stiffness > LONG else None
+    return Problem(family, whole, params, task.train, task.validation, horizon, stiffness, compile)
 
 
 def radius(loss: Callable[[Any, Any], Tensor], params: Any, batch: Any) -> float:

@@ -28,7 +28,7 @@ class Sizes:
         counted: How many of the last of them the warm cost is the mean of.
         stiffness: The range of $\rho T$, with $\rho$ at the start.
         shots: Training points of a regression task, as many for validation.
-        compile: How kernels are run, but for quadratics; the counts do not depend on it.
+        compile: How kernels are run on long horizons; the counts do not depend on it.
     """
 
     families: tuple[str, ...]
@@ -40,6 +40,9 @@ class Sizes:
     shots: int
     compile: str
 
+
+LONG = 30.0
+r"""$\rho T$ from which on compiled kernels save more time than they take to be made."""
 
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4)
 SIZES = {
