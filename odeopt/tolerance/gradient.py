@@ -27,7 +27,7 @@ from odeopt.stats import Stats
 from odeopt.stream import Stream
 from odeopt.sweep.power import PowerIteration
 from odeopt.tolerance.course import Course
-from odeopt.tolerance.setting import STABILIZED, Setting, gather_dt, halved
+from odeopt.tolerance.setting import STABILIZED, Setting, divided, gather_dt, more
 from odeopt.tolerance.tuning import Tuning, longest
 from odeopt.types import PyTree
 
@@ -81,13 +81,13 @@ class TunedValueAndGrad(ValueAndGrad):
                 if course.working is not None and not (course.due or self.estimate_error):
                     course.note_call()
                     return solves.settled(course.working, course.error)
-                result, made = solves.judged(course.setting)
+                result, made, change = solves.judged(course.setting)
             except (DivergenceError, StabilityError, StepLimitError) as error:
                 trouble = error
                 course.fail()
                 continue
             assert result.error is not None, "just estimated"
-            if course.accept(result.error):
+            if course.accept(result.error, change):
                 return solves.answer(result, made)
         tuning.forget(grid, self.tasks)
         reason = (
@@ -126,30 +126,36 @@ class _Solves:
     def __init__(self, owner: TunedValueAndGrad, tuning: Tuning, inputs: Any, spent: Stats) -> None:
         self._owner, self._tuning, self._spent = owner, tuning, spent
         self._params, self._batch, self._grid, *self._rest = inputs
-        self._last: tuple[Setting, TimeGrid, Result] | None = None
+        self._last: tuple[Setting, list[int], Result] | None = None
 
     def settled(self, setting: Setting, error: ErrorEstimate | None) -> Result:
         """With a setting that is known to do, and what is known of its error."""
         made = setting.grid(self._grid)
         return self.answer(replace(self._run(setting, made), error=error), made)
 
-    def judged(self, setting: Setting) -> tuple[Result, TimeGrid]:
-        """With an estimate of its error, and its grid; of fixed steps the finer of the pair."""
+    def judged(self, setting: Setting) -> tuple[Result, TimeGrid, float]:
+        """With an estimate of its error, its grid and, of fixed steps, the change in the pair.
+
+        Of a pair it is the finer one.
+        """
         if setting.method == STABILIZED:
             made = setting.grid(self._grid)
-            return self._run(setting, made, estimate=True), made
-        last = self._last
-        if last is not None and last[0] == setting:
-            _, made, coarse = last
-        else:
-            made = setting.grid(self._grid)
-            coarse = self._run(setting, made)
-        made = halved(made)
-        fine = self._run(setting, made)
-        self._last = (setting.doubled, made, fine)
-        order = setting.solver.order
-        error = richardson(fine, coarse, order, 2.0**order, largest_gap(order))
-        return replace(fine, error=error), made
+            return self._run(setting, made, estimate=True), made, 0.0
+        parts, coarse = self._begun(setting)
+        finer = [more(count) for count in parts]
+        made = divided(self._grid, finer)
+        fine = self._run(setting.partner, made)
+        self._last = (setting.partner, finer, fine)
+        ratio = min(own / other for own, other in zip(finer, parts, strict=True))
+        error, change = _compare(fine, coarse, setting.solver.order, ratio)
+        return replace(fine, error=error), made, change
+
+    def _begun(self, setting: Setting) -> tuple[list[int], Result]:
+        """The first solve of a pair and its numbers of steps: the last one, if it is that."""
+        if self._last is not None and self._last[0] == setting:
+            return self._last[1:]
+        parts = setting.parts(self._grid)
+        return parts, self._run(setting, divided(self._grid, parts))
 
     def answer(self, result: Result, made: TimeGrid) -> Result:
         """The result in terms of the grid that was asked for, with all that was spent."""
@@ -171,6 +177,14 @@ class _Solves:
         if result.error is not None:
             _add(self._spent, result.error.stats)
         return result
+
+
+def _compare(fine: Result, coarse: Result, order: int, ratio: float) -> tuple[ErrorEstimate, float]:
+    """The error of the finer of two results, with the gap of steps twice as long; their change."""
+    factor = ratio**order
+    longer = (2.0**order - 1) / (factor - 1)
+    found = richardson(fine, coarse, order, factor, largest_gap(order) / longer)
+    return replace(found, gap=found.gap * longer), found.gap
 
 
 def _add(total: Stats, part: Stats) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -22,6 +23,9 @@ STABILIZED = "stabilized-rk"
 RTOL_POWER = 5 / 3
 """The tolerance of a step for an error in the gradient, in the stabilised solver: measured on
 regression by a small network, whose gradient error grows as the tolerance to the power of 0.6."""
+
+PAIR = 1.5
+"""How many times as many steps the finer setting of a pair has."""
 
 MOST_STEPS = 100_000
 """More steps than these are not tried."""
@@ -60,25 +64,26 @@ class Setting:
         return replace(self, fineness=float(max(1, math.ceil(min(steps, MOST_STEPS) - 1e-9))))
 
     @property
-    def doubled(self) -> Setting:
-        """With twice as many steps."""
-        return replace(self, fineness=2 * self.fineness)
+    def partner(self) -> Setting:
+        """The finer one of the pair that this one begins, by which fixed steps are judged."""
+        return replace(self, fineness=float(more(round(self.fineness))))
+
+    def parts(self, grid: TimeGrid) -> list[int]:
+        """The numbers of steps between the ends and the observed states of a grid."""
+        marks = landmarks(grid)
+        if self.steps is None:
+            return [1] * (len(marks) - 1)
+        times = grid.times.detach()
+        lengths = [
+            (times[..., stop] - times[..., start]).amax().item() for start, stop in pairwise(marks)
+        ]
+        total = sum(lengths)
+        shares = [length / total if total > 0 else 1.0 for length in lengths]
+        return [max(1, math.ceil(self.steps * share - 1e-9)) for share in shares]
 
     def grid(self, grid: TimeGrid) -> TimeGrid:
         """Its grid over the horizon of another one, with the same observed times."""
-        marks = landmarks(grid)
-        times = grid.times.detach()
-        steps = self.steps
-        parts = [1] * (len(marks) - 1) if steps is None else _share(times, marks, steps)
-        pieces: list[Tensor] = []
-        observe, place = {0: 0}, 0
-        for (start, stop), count in zip(pairwise(marks), parts, strict=True):
-            length = (times[..., stop] - times[..., start])[..., None]
-            pieces.append((length / count).expand(*length.shape[:-1], count))
-            place += count
-            observe[stop] = place
-        at = [observe[index] for index in grid.observe]
-        return _from_steps(times[..., :1], torch.cat(pieces, dim=-1), at)
+        return divided(grid, self.parts(grid))
 
     def __str__(self) -> str:
         if self.method == STABILIZED:
@@ -86,10 +91,24 @@ class Setting:
         return f"{type(self.solver).__name__} with {self.steps} steps"
 
 
-def halved(grid: TimeGrid) -> TimeGrid:
-    """The grid with each step made in two, and the same observed times."""
-    dt = (grid.dt / 2).repeat_interleave(2, -1)
-    return _from_steps(grid.times[..., :1], dt, [2 * index for index in grid.observe])
+def divided(grid: TimeGrid, parts: Sequence[int]) -> TimeGrid:
+    """A grid with that many even steps between the ends and the observed states of another one."""
+    times = grid.times.detach()
+    pieces: list[Tensor] = []
+    observe, place = {0: 0}, 0
+    for (start, stop), count in zip(pairwise(landmarks(grid)), parts, strict=True):
+        length = (times[..., stop] - times[..., start])[..., None]
+        pieces.append((length / count).expand(*length.shape[:-1], count))
+        place += count
+        observe[stop] = place
+    at = [observe[index] for index in grid.observe]
+    begin, dt = times[..., :1], torch.cat(pieces, dim=-1)
+    return TimeGrid(torch.cat([begin, begin + dt.cumsum(-1)], dim=-1), at, dt=dt)
+
+
+def more(count: int) -> int:
+    """The steps of the partner's for so many."""
+    return math.ceil(PAIR * count)
 
 
 def landmarks(grid: TimeGrid) -> list[int]:
@@ -109,17 +128,3 @@ def gather_dt(found: Tensor, made: TimeGrid, asked: TimeGrid) -> Tensor:
         share = found[..., a:b].mean(-1, keepdim=True)
         pieces.append(share.expand(*share.shape[:-1], d - c))
     return torch.cat(pieces, dim=-1)
-
-
-def _from_steps(begin: Tensor, dt: Tensor, observe: list[int]) -> TimeGrid:
-    times = torch.cat([begin, begin + dt.cumsum(-1)], dim=-1)
-    return TimeGrid(times, observe, dt=dt)
-
-
-def _share(times: Tensor, marks: list[int], steps: int) -> list[int]:
-    """How many of the steps each part gets, by its length."""
-    lengths = [
-        (times[..., stop] - times[..., start]).amax().item() for start, stop in pairwise(marks)
-    ]
-    total = sum(lengths) or 1.0
-    return [max(1, math.ceil(steps * length / total - 1e-9)) for length in lengths]
