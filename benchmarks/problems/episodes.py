@@ -67,19 +67,19 @@ class Regression:
             _pick([f.validation for f in found], self._shots, [2 * i + 1 for i in indices]),
         )
 
-    def test_support(self) -> Batch:
+    def held_out_support(self) -> Batch:
         """Training points of the test tasks, [100, shots, ...]."""
         tests = self._functions[FUNCTIONS:]
         return _pick([f.train for f in tests], self._shots, list(range(0, 2 * FUNCTIONS, 2)))
 
-    def test_grid(self) -> Batch:
+    def held_out_grid(self) -> Batch:
         """Where the test tasks are evaluated: 31 x 31 points, or 100 random ones ("text")."""
         tests = self._functions[FUNCTIONS:]
         return Batch(torch.stack([f.test.x for f in tests]), torch.stack([f.test.y for f in tests]))
 
     def constant_rmse(self) -> float:
         """The nRMSE of predicting the overall mean, averaged over the test tasks."""
-        return self.test_grid().y.square().mean((1, 2)).sqrt().mean().item()
+        return self.held_out_grid().y.square().mean((1, 2)).sqrt().mean().item()
 
 
 def _family(name: str, protocol: str) -> Family:

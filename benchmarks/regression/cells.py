@@ -71,7 +71,7 @@ def _compute(
     place = folder(settings, sizes, key(setting, seed, name))
     pool = meta_training.pool(tasks, META_BATCH, seed)
     trained = meta_training.train(method, params, pool, sizes.updates, place)
-    support, test = (b.to(device, DTYPE) for b in (data.test_support(), data.test_grid()))
+    support, test = (b.to(device, DTYPE) for b in (data.held_out_support(), data.held_out_grid()))
     adapted = method.adapt(trained.params, support, trained.hparams)
     own = meta_training.evaluate(error, [adapted], test)[0]
     descent = meta_training.adapt_by_descent(

@@ -144,7 +144,8 @@ def _test(setting: Setting, sizes: Sizes, settings: Settings, params: Parameters
     """The error of each test task after gradient descent."""
     data, steps = runs.episodes(setting), sizes.steps[setting.shots]
     support, test = (
-        batch.to(settings.device, runs.DTYPE) for batch in (data.test_support(), data.test_grid())
+        batch.to(settings.device, runs.DTYPE)
+        for batch in (data.held_out_support(), data.held_out_grid())
     )
     adapted = meta_training.adapt_by_descent(runs.PROBLEM, params, support, runs.LR, steps, steps)
     return meta_training.evaluate(runs.error, adapted[-1:], test)[0].tolist()

@@ -17,11 +17,11 @@ from odeopt.tolerance.setting import FIXED, RTOL_POWER, STABILIZED, Setting
 AIM = 0.7
 """The share of the tolerance that is aimed at."""
 
-ENOUGH = 0.8
-"""The share of the tolerance up to which the coarser setting of a pair does for later calls."""
-
 FIRST_AIM = 0.25
 """The same for the first step of the stabilised solver: a second attempt costs more."""
+
+ENOUGH = 0.8
+"""The share of the tolerance up to which the coarser setting of a pair does for later calls."""
 
 WORTHWHILE = 0.75
 """A coarser setting is tried if it takes less than this share of the steps."""
@@ -36,11 +36,9 @@ AUDIT = 10
 WIDEST_GAP = 0.3
 """A larger change of the gradient with steps twice as long says nothing about its error."""
 
-NEXT_TERM = {1: 5.0}
-ANY_NEXT_TERM = 15.0
-"""The terms that an estimate leaves out, as a share of it and in units of the gap, by order and for
-all others: they were up to 4.3 on random quadratic problems, and 14 for a small network by a method
-of order 2."""
+NEXT_TERM, NEXT_TERM_OF_EULER = 15.0, 5.0
+"""The terms that an estimate leaves out, as a share of it and in units of the gap: they were up to
+4.3 on random quadratic problems, and 14 for a small network by a method of order 2."""
 
 CHEAP = 1e-3
 """A tolerance that the stabilised solver, of order 2, meets for little more than its stability."""
@@ -248,7 +246,8 @@ class Course:
 
 def _bound(error: ErrorEstimate) -> float:
     """The error with room for the terms that its estimate leaves out."""
-    return _size(error) * (1 + NEXT_TERM.get(error.order, ANY_NEXT_TERM) * error.gap)
+    next_term = NEXT_TERM_OF_EULER if error.order == 1 else NEXT_TERM
+    return _size(error) * (1 + next_term * error.gap)
 
 
 def _size(error: ErrorEstimate) -> float:

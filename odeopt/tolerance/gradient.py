@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from typing_extensions import override
@@ -81,14 +81,13 @@ class TunedValueAndGrad(ValueAndGrad):
                 if course.working is not None and not (course.due or self.estimate_error):
                     course.note_call()
                     return solves.settled(course.working, course.error)
-                result, made, change = solves.judged(course.setting)
+                judged = solves.judged(course.setting)
             except (DivergenceError, StabilityError, StepLimitError) as error:
                 trouble = error
                 course.fail()
                 continue
-            assert result.error is not None, "just estimated"
-            if course.accept(result.error, change):
-                return solves.answer(result, made)
+            if course.accept(judged.error, judged.change):
+                return solves.answer(replace(judged.result, error=judged.error), judged.made)
         tuning.forget(grid, self.tasks)
         reason = (
             "finer steps no longer help, so that rounding limits it"
@@ -120,6 +119,16 @@ class TunedValueAndGrad(ValueAndGrad):
             return longest(problem.grid, radius)
 
 
+class _Judged(NamedTuple):
+    """A solve whose error has been estimated; of fixed steps the finer one of a pair."""
+
+    result: Result
+    made: TimeGrid
+    error: ErrorEstimate
+    change: float
+    """The relative change of the gradient between the two of the pair; 0 if there is none."""
+
+
 class _Solves:
     """The solves of one call; what each costs is added to `spent`."""
 
@@ -133,22 +142,20 @@ class _Solves:
         made = setting.grid(self._grid)
         return self.answer(replace(self._run(setting, made), error=error), made)
 
-    def judged(self, setting: Setting) -> tuple[Result, TimeGrid, float]:
-        """With an estimate of its error, its grid and, of fixed steps, the change in the pair.
-
-        Of a pair it is the finer one.
-        """
+    def judged(self, setting: Setting) -> _Judged:
+        """With an estimate of its error."""
         if setting.method == STABILIZED:
             made = setting.grid(self._grid)
-            return self._run(setting, made, estimate=True), made, 0.0
+            result = self._run(setting, made, estimate=True)
+            assert result.error is not None, "asked for"
+            return _Judged(result, made, result.error, 0.0)
         parts, coarse = self._begun(setting)
         finer = [more(count) for count in parts]
         made = divided(self._grid, finer)
         fine = self._run(setting.partner, made)
         self._last = (setting.partner, finer, fine)
         ratio = min(own / other for own, other in zip(finer, parts, strict=True))
-        error, change = _compare(fine, coarse, setting.solver.order, ratio)
-        return replace(fine, error=error), made, change
+        return _Judged(fine, made, *_compare(fine, coarse, setting.solver.order, ratio))
 
     def _begun(self, setting: Setting) -> tuple[list[int], Result]:
         """The first solve of a pair and its numbers of steps: the last one, if it is that."""

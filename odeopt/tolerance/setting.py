@@ -107,7 +107,7 @@ def divided(grid: TimeGrid, parts: Sequence[int]) -> TimeGrid:
 
 
 def more(count: int) -> int:
-    """The steps of the partner's for so many."""
+    """How many steps the finer setting of a pair makes where the coarser one makes `count`."""
     return math.ceil(PAIR * count)
 
 

@@ -143,7 +143,7 @@ def test_the_regression_protocol(regression, family, protocol):
     task = data.train_batch([0, 1, 0])
     assert torch.equal(task.train.x[0], task.train.x[2])
     assert not torch.equal(task.train.x[0], task.train.x[1])
-    support, test = data.test_support(), data.test_grid()
+    support, test = data.held_out_support(), data.held_out_grid()
     assert support.x.shape == (FUNCTIONS, 20, 2)
     assert test.x.shape == (FUNCTIONS, 961 if protocol == "code" else 100, 2)
     assert data.constant_rmse() == pytest.approx(1.0, abs=0.05)
@@ -172,7 +172,7 @@ def problem():
 
 def test_adaptation_by_descent_and_by_adam():
     data = Regression("alpine", "text", 8)
-    support = data.test_support()
+    support = data.held_out_support()
     params = problem().model.init(0)
     states = meta_training.adapt_by_descent(problem(), params, support, 0.05, 6, 3)
     assert len(states) == 3

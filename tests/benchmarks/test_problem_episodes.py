@@ -62,7 +62,7 @@ def test_the_constants_error_on_the_grid(made, family, centre):
     """Other draws of 100 CosMixture functions vary by 0.03; the released one has 0.929."""
     data = made[family, "code"]
     assert data.constant_rmse() == pytest.approx(centre, abs=0.03)
-    y = data.test_grid().y
+    y = data.held_out_grid().y
     assert data.constant_rmse() == pytest.approx(np.sqrt((y.numpy() ** 2).mean((1, 2))).mean())
 
 
@@ -71,8 +71,8 @@ def test_the_constants_error_on_the_grid(made, family, centre):
 def test_one_standardisation_for_all_points_of_all_functions(family, protocol):
     data = Regression(family, protocol, POOL)  # all points of every pool
     training = data.train_batch(range(FUNCTIONS))
-    tests, grid = data._functions[FUNCTIONS:], data.test_grid()
-    parts = [training.train, training.validation, data.test_support()]
+    tests, grid = data._functions[FUNCTIONS:], data.held_out_grid()
+    parts = [training.train, training.validation, data.held_out_support()]
     unseen = [*(f.validation for f in tests), *(f.test for f in data._functions[:FUNCTIONS])]
     for column in ("x", "y"):
         values = torch.cat(
@@ -118,7 +118,7 @@ def test_points_are_chosen_by_the_seeds_of_the_released_code(made):
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_shapes_types_and_disjoint_test_functions(made, family, protocol):
     data = made[family, protocol]
-    task, support, grid = data.train_batch([1, 2, 3]), data.test_support(), data.test_grid()
+    task, support, grid = data.train_batch([1, 2, 3]), data.held_out_support(), data.held_out_grid()
     points = 961 if protocol == "code" else 100
     shapes = [(batch.x.shape[:2], batch.y.shape) for batch in (*task, support, grid)]
     assert shapes == [
@@ -133,7 +133,7 @@ def test_shapes_types_and_disjoint_test_functions(made, family, protocol):
 
 
 def test_the_grid_is_regular_fills_the_square_and_is_the_same_for_all(made):
-    x = made["cosmixture", "code"].test_grid().x
+    x = made["cosmixture", "code"].held_out_grid().x
     assert torch.equal(x[0], x[99])
     lines = x[0].reshape(31, 31, 2)
     step = 2 / 30 / 0.583  # of the square's side, in standard deviations
@@ -143,13 +143,13 @@ def test_the_grid_is_regular_fills_the_square_and_is_the_same_for_all(made):
     assert (lines[:, 1:, 1] - lines[:, :-1, 1]).flatten().tolist() == pytest.approx(
         [step] * 930, rel=0.005
     )
-    inside = made["cosmixture", "code"].test_support().x
+    inside = made["cosmixture", "code"].held_out_support().x
     assert bool((inside.amax((0, 1)) <= lines[30, 30]).all())
     assert bool((inside.amin((0, 1)) >= lines[0, 0]).all())
 
 
 def test_the_texts_test_points_are_random(made):
-    assert len(rows(made["cosmixture", "text"].test_grid().x.flatten(0, 1))) == 10_000
+    assert len(rows(made["cosmixture", "text"].held_out_grid().x.flatten(0, 1))) == 10_000
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -160,13 +160,13 @@ def test_the_data_do_not_depend_on_anything_else(made, protocol):
     for one, other in zip(first, second, strict=True):
         assert torch.equal(one.x, other.x)
         assert torch.equal(one.y, other.y)
-    assert torch.equal(made["alpine", protocol].test_support().x, again.test_support().x)
+    assert torch.equal(made["alpine", protocol].held_out_support().x, again.held_out_support().x)
 
 
 def test_more_shots_keep_the_points_of_fewer(made):
     """The order of a pool is fixed by the seed, so settings are compared on the same functions."""
-    more = Regression("cosmixture", "code", 100).test_support().x
-    assert torch.equal(more[:, :50], made["cosmixture", "code"].test_support().x)
+    more = Regression("cosmixture", "code", 100).held_out_support().x
+    assert torch.equal(more[:, :50], made["cosmixture", "code"].held_out_support().x)
 
 
 def test_an_unknown_protocol_is_refused():
