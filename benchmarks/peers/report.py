@@ -17,7 +17,7 @@ from benchmarks.peers.sizes import SIZES, Sizes, Stiff
 from benchmarks.peers.targets import Aim
 
 NAME = "peers"
-REVISION = 1
+REVISION = 2
 """Raised when what a cell computes changes, so that stored cells are computed anew."""
 
 PATIENCE = 20.0

@@ -27,10 +27,10 @@ class Attempt(NamedTuple):
 
 @dataclass(frozen=True)
 class PIController:
-    r"""Multiplies dt by $s\, e_n^{-0.7/k} e_{n-1}^{0.4/k}$, k being the order of the estimate + 1.
+    r"""Multiplies dt by $s\, e_n^{-\alpha/k} e_{n-1}^{\beta/k}$, k being the estimate's order + 1.
 
     Here $e_n$ is the error of step n in units of the tolerance, 0-dim or of shape [tasks]. It costs
-    no evaluation.
+    no evaluation. With alpha = 1 and beta = 0 it is an I-controller, which lengthens steps sooner.
 
     Args:
         per_task: whether each task has its own steps; else all take the same, and the error is
@@ -38,6 +38,11 @@ class PIController:
         safety: s.
         shrink: the least factor.
         stretch: the largest factor; 1 after a rejected step.
+        alpha: the weight of this step's error, positive.
+        beta: the weight of the error of the step before, not negative.
+
+    Raises:
+        InputError: if one of the numbers is out of its range.
 
     References:
         Hairer, Nørsett and Wanner, "Solving Ordinary Differential Equations I", II.4 and IV.2.
@@ -47,6 +52,20 @@ class PIController:
     safety: float = 0.9
     shrink: float = 0.2
     stretch: float = 5.0
+    alpha: float = 0.7
+    beta: float = 0.4
+
+    def __post_init__(self) -> None:
+        if not (
+            0 < self.safety <= 1
+            and 0 < self.shrink < 1 < self.stretch
+            and self.alpha > 0
+            and self.beta >= 0
+        ):
+            raise InputError(
+                f"{self}; expected 0 < safety <= 1, 0 < shrink < 1 < stretch, a positive alpha and"
+                " a beta of at least 0."
+            )
 
     def pool(self, error: Tensor) -> Tensor:
         """The error that decides, shape [] or [tasks]."""
@@ -57,7 +76,8 @@ class PIController:
     def factor(self, error: Tensor, previous: Tensor, order: int) -> Tensor:
         """The factor for the next step size; a non-finite error shrinks."""
         floor = error.clamp(min=1e-10)
-        factor = self.safety * floor.pow(-0.7 / (order + 1)) * previous.pow(0.4 / (order + 1))
+        now, before = self.alpha / (order + 1), self.beta / (order + 1)
+        factor = self.safety * floor.pow(-now) * previous.pow(before)
         factor = torch.where(error > 1, factor.clamp(max=1.0), factor)
         return torch.nan_to_num(factor, nan=self.shrink).clamp(self.shrink, self.stretch)
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from odeopt.stats import Stats
 
-TOLERANCE = 0.01
-"""Relative change at which an iteration ends."""
+TOLERANCE = 0.05
+"""Relative change at which an iteration ends; the solver raises the radius by more than this."""
 
 LONGEST = 50
 """The most iterations."""

@@ -141,3 +141,22 @@ def test_the_batch_controller_takes_as_few_steps_as_its_stiffest_task(device):
 def test_too_few_steps_allowed_raises(device):
     with pytest.raises(odeopt.StepLimitError, match="max_steps"):
         final(Adaptive(1e-10, 1e-12, max_steps=5), TimeGrid.uniform(3.0, 1), device)
+
+
+def test_a_controller_weighs_this_error_and_the_one_before():
+    error, before = torch.tensor(0.5), torch.tensor(0.25)
+    own = PIController(safety=0.8, alpha=0.9, beta=0.3).factor(error, before, 2)
+    assert own.item() == pytest.approx(0.8 * 0.5**-0.3 * 0.25**0.1)
+    assert PIController(alpha=1.0, beta=0.0).factor(error, before, 2) == pytest.approx(
+        PIController(alpha=1.0, beta=0.0).factor(error, 2 * before, 2)
+    )
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"safety": 0.0}, {"safety": 1.5}, {"shrink": 1.0}, {"stretch": 1.0}, {"alpha": 0.0}]
+    + [{"beta": -0.1}, {"alpha": float("nan")}],
+)
+def test_a_controller_refuses_numbers_out_of_range(given):
+    with pytest.raises(odeopt.InputError, match="expected 0 < safety <= 1"):
+        PIController(**given)
