@@ -154,8 +154,15 @@ def test_a_controller_weighs_this_error_and_the_one_before():
 
 @pytest.mark.parametrize(
     "given",
-    [{"safety": 0.0}, {"safety": 1.5}, {"shrink": 1.0}, {"stretch": 1.0}, {"alpha": 0.0}]
-    + [{"beta": -0.1}, {"alpha": float("nan")}],
+    [
+        {"safety": 0.0},
+        {"safety": 1.5},
+        {"shrink": 1.0},
+        {"stretch": 1.0},
+        {"alpha": 0.0},
+        {"beta": -0.1},
+        {"alpha": float("nan")},
+    ],
 )
 def test_a_controller_refuses_numbers_out_of_range(given):
     with pytest.raises(odeopt.InputError, match="expected 0 < safety <= 1"):
