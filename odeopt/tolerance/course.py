@@ -1,24 +1,26 @@
 """Deciding on a setting, and what was learnt from the calls before.
 
-Fixed steps are judged by pairs: a setting and its partner, with half as many steps again. Their
-difference says how far either is from the flow, so that the coarser one, once it is known to be
-good enough, does for the calls that follow. The stabilised solver is judged by an estimate of its
-own.
+Fixed steps are judged by pairs: a setting and a finer one, with half as many steps again at first.
+Their difference says how far either is from the flow, so that the coarser one, once it is known to
+be good enough, does for the calls that follow; and where both are too coarse, how many steps do,
+whose solve is compared with one that has been made. The stabilised solver is judged by an estimate
+of its own.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from odeopt.result import ErrorEstimate
+from odeopt.tolerance.guess import coarsest, first_setting, stabilized, stiff_from
+from odeopt.tolerance.leftover import bound_of, next_term_of, size_of
 from odeopt.tolerance.setting import FIXED, RTOL_POWER, STABILIZED, Setting
 
 AIM = 0.7
 """The share of the tolerance that is aimed at."""
 
-FIRST_AIM = 0.25
-"""The same for the first step of the stabilised solver: a second attempt costs more."""
+CLOSE_AIM = 0.85
+"""The same where the terms that an estimate leaves out are counted as well."""
 
 ENOUGH = 0.8
 """The share of the tolerance up to which the coarser setting of a pair does for later calls."""
@@ -26,22 +28,17 @@ ENOUGH = 0.8
 WORTHWHILE = 0.75
 """A coarser setting is tried if it takes less than this share of the steps."""
 
-STIFF, STIFF_FOR_RK4 = 60.0, 200.0
-r"""$\rho T$ from which on the stabilised solver is taken, and for tolerances so tight that its
-order of 2 costs more than the stability of RK4."""
-
 AUDIT = 10
 """So many calls with one setting have one error estimate."""
 
 WIDEST_GAP = 0.3
 """A larger change of the gradient with steps twice as long says nothing about its error."""
 
-NEXT_TERM, NEXT_TERM_OF_EULER = 15.0, 5.0
-"""The terms that an estimate leaves out, as a share of it and in units of the gap: they were up to
-4.3 on random quadratic problems, and 14 for a small network by a method of order 2."""
+CLEAR_GAP = 0.1
+"""A larger one tells that more steps are needed, but hardly how many."""
 
-CHEAP = 1e-3
-"""A tolerance that the stabilised solver, of order 2, meets for little more than its stability."""
+PATIENCE = 3
+"""So many settings with fixed steps are tried before the stabilised solver takes over."""
 
 LARGEST_GAIN = 1e3
 """By how much the error is to fall from one setting to a finer one."""
@@ -53,54 +50,12 @@ APART = 1.25
 """A setting is not tried that has fewer steps than this multiple of one that was too coarse."""
 
 
-def first_setting(stiffness: float, tol: float, real_spectrum: bool) -> Setting:
-    r"""A guess, made before anything has been solved.
-
-    The lengths of steps, in units of $1/\rho$, are twice those with which a small network was
-    within the tolerance, and such that they are stable.
-
-    Args:
-        stiffness: $\rho T$, with the spectral radius at the start.
-        tol: the tolerance.
-        real_spectrum: whether the stabilised solver may be used.
-    """
-    if real_spectrum and stiffness > stiff_from(tol):
-        return stabilized(tol)
-    if tol >= 0.05:
-        method, length = "euler", 1.0
-    elif tol >= 0.002:
-        method, length = "modified-euler", min(1.0, (tol / 0.005) ** 0.5)
-    else:
-        method, length = "rk4", 1.8 * min(1.0, (tol / 0.001) ** 0.25)
-    return Setting(method, max(stiffness / length, 2.0)).finer(1.0)
-
-
-def stiff_from(tol: float) -> float:
-    r"""$\rho T$ above which the stabilised solver is the first choice."""
-    return STIFF if tol >= CHEAP else STIFF_FOR_RK4
-
-
-def stabilized(tol: float) -> Setting:
-    """The stabilised solver, with the tolerance of a step that nearly always does."""
-    return Setting(STABILIZED, 1.0).finer(1 / (FIRST_AIM * tol))
-
-
-def coarsest(method: str, stiffness: float, tol: float) -> Setting:
-    """The coarsest setting whose errors mean something.
-
-    Pairs of unstable steps can have equal errors by chance, and so can a handful of steps that grew
-    with a loose tolerance.
-    """
-    if method == STABILIZED:
-        return Setting(STABILIZED, 1.0).finer(1 / tol)
-    return Setting(method, stiffness / FIXED[method].stability_limit).finer(1.0)
-
-
 class Course:
     """What is known of solves over one horizon.
 
     Attributes:
-        setting: what is judged next; with fixed steps, the coarser of the pair.
+        setting: what is judged next; with fixed steps, the coarser of a pair.
+        finer: the finer one of the pair; with the stabilised solver the same.
         working: what calls use that judge nothing; None before the first setting is found.
         error: what is known of the error of `working`.
         why: why this method was taken, in words.
@@ -108,7 +63,7 @@ class Course:
     """
 
     def __init__(self, stiffness: float, tol: float, real_spectrum: bool) -> None:
-        self.setting = first_setting(stiffness, tol, real_spectrum)
+        self._judge(first_setting(stiffness, tol, real_spectrum))
         self.working: Setting | None = None
         self.error: ErrorEstimate | None = None
         stiff = self.setting.method == STABILIZED
@@ -117,7 +72,7 @@ class Course:
         if not real_spectrum and stiffness > limit:
             self.why += ", but the Jacobian may not be symmetric"
         self._tol, self._stiffness, self._real_spectrum = tol, stiffness, real_spectrum
-        self._judged: Setting | None = None
+        self._judged: tuple[Setting, Setting] | None = None
         self._too_coarse: Setting | None = None
         self._calls = self._failures = 0
         self._missed: tuple[str, float] | None = None
@@ -126,7 +81,7 @@ class Course:
     @property
     def due(self) -> bool:
         """Whether the next call is to judge a setting."""
-        return self.working is None or self.setting != self._judged or self._calls >= AUDIT
+        return self.working is None or self._pair != self._judged or self._calls >= AUDIT
 
     def note_call(self) -> None:
         """Take note of a call that judged nothing."""
@@ -149,7 +104,7 @@ class Course:
         if before is not None and working.fineness >= before.fineness:  # nothing is gained
             self._go_back()
             return True
-        self.working, self.error, self._judged, self._calls = working, own, self.setting, 0
+        self.working, self.error, self._judged, self._calls = working, own, self._pair, 0
         if working != self.setting:
             self._too_coarse = self.setting
         self._relax(working, own)
@@ -161,40 +116,49 @@ class Course:
 
     def _meets(self, error: ErrorEstimate) -> bool:
         """Whether the tolerance is met, with room for the terms that the estimate leaves out."""
-        return error.gap <= WIDEST_GAP and _bound(error) <= self._tol
+        return error.gap <= WIDEST_GAP and bound_of(error) <= self._tol
 
     def _choose(self, error: ErrorEstimate, change: float) -> tuple[Setting, ErrorEstimate]:
         """What calls are to use, and its error: the coarser of a pair, if that meets it too."""
         if self.setting.method == STABILIZED:
             return self.setting, error
-        if change + _bound(error) > ENOUGH * self._tol:
-            return self.setting.partner, error
-        size = _size(error)
+        if change + bound_of(error) > ENOUGH * self._tol:
+            return self.finer, error
+        size = size_of(error)
         return self.setting, _scaled(error, (size + change) / size if size > 0 else 1.0)
+
+    def _judge(self, setting: Setting, finer: Setting | None = None) -> None:
+        """What is judged next."""
+        self.setting, self.finer = setting, finer or setting.partner
+
+    @property
+    def _pair(self) -> tuple[Setting, Setting]:
+        return self.setting, self.finer
 
     @property
     def _is_trial(self) -> bool:
         """Whether a coarser setting is tried while another one is known to do."""
-        return self._judged is not None and self._judged != self.setting
+        return self._judged is not None and self._judged != self._pair
 
     def _go_back(self) -> None:
-        """To the setting before the one that was tried."""
+        """To the pair before the one that was tried."""
         assert self._judged is not None, "only then is another one tried"
-        self._too_coarse, self.setting = self.setting, self._judged
+        self._too_coarse = self.setting
+        self._judge(*self._judged)
 
     def _relax(self, working: Setting, own: ErrorEstimate) -> None:
         """Try less the next time if the error is much smaller than it needs to be."""
         fixed, known = working.method in FIXED, self._too_coarse
         proposals = [
-            working.finer(max(_size(own) / (AIM * self._tol), 1 / LARGEST_LEAP)),
+            working.finer(max(size_of(own) / (AIM * self._tol), 1 / LARGEST_LEAP)),
             coarsest(working.method, self._stiffness, self._tol),
         ]
         if known is not None and known.method == working.method:
             proposals.append(known.finer(APART**known.solver.order if fixed else 2.0))
-        proposal = max(proposals, key=lambda setting: setting.fineness)
+        proposal = max(proposals, key=_fineness)
         share = WORTHWHILE if fixed else WORTHWHILE ** (working.solver.order * RTOL_POWER)
         if proposal.fineness < share * working.fineness:
-            self.setting = proposal
+            self._judge(proposal)
 
     def _refine(self, error: ErrorEstimate | None) -> None:
         if self._is_trial:
@@ -204,25 +168,30 @@ class Course:
         self._failures += 1
         known = error is not None and error.gap <= WIDEST_GAP
         if not known and self._can_stabilize():
-            self.setting = stabilized(self._tol)
+            self._judge(stabilized(self._tol))
             self.why = "fixed steps were unstable"
-        elif error is not None and known and (error.trusted or self.setting.method == STABILIZED):
+        elif error is not None and known:
             self._notice(error)
-            factor = _size(error) / (AIM * self._tol)
-            self.setting = self._next(min(factor, LARGEST_GAIN))
+            self._judge(*self._next(error))
         else:
             self._missed = None
-            self.setting = self._next(1.0)
+            self._judge(self.finer if self.setting.method in FIXED else self.setting.finer(4.0))
 
-    def _next(self, factor: float) -> Setting:
-        """A finer setting; of fixed steps the partner, which has been solved, if that does.
+    def _next(self, error: ErrorEstimate) -> tuple[Setting, Setting | None]:
+        """What is to be judged after an error that was too large.
 
-        The factor is that by which the error of the partner is to fall.
+        Of fixed steps the solve that is wanted, beside the finer one of the pair, whose error is
+        all but the change between the two.
         """
+        size = size_of(error)
         if self.setting.method == STABILIZED:
-            return self.setting.finer(max(factor, 2.0**self.setting.solver.order))
-        finer, partner = self.setting.finer(factor), self.setting.partner
-        return max(finer, partner, key=lambda setting: setting.fineness)
+            gain = min(size / (AIM * self._tol), LARGEST_GAIN)
+            return self.setting.finer(max(gain, 2.0**self.setting.solver.order)), None
+        if error.gap > CLEAR_GAP:
+            return self.finer, None
+        gain = size * (1 + next_term_of(error.order) * size) / (CLOSE_AIM * self._tol)
+        wanted = self.finer.finer(min(gain, LARGEST_GAIN))
+        return self.finer, max(wanted, self.finer.partner, key=_fineness)
 
     def _notice(self, error: ErrorEstimate) -> None:
         """Compare an error that was too large with the one before, of a coarser setting.
@@ -233,26 +202,19 @@ class Course:
         before, self._missed = self._missed, None
         if not error.trusted:
             return
-        self._missed = (self.setting.method, _size(error))
+        self._missed = (self.setting.method, size_of(error))
         if before is not None and before[0] == self.setting.method:
-            self.stalled = _size(error) > 0.5 * before[1]
+            self.stalled = size_of(error) > 0.5 * before[1]
 
     def _can_stabilize(self) -> bool:
         """Whether the stabilised solver is to take over from steps that were too long."""
-        suits = self._tol >= CHEAP and self._stiffness > STIFF / 2
+        suits = self._stiffness > stiff_from(self._tol) / 2
         fixed = self.setting.method in FIXED
-        return fixed and self._real_spectrum and (self._failures > 1 or suits)
+        return fixed and self._real_spectrum and (self._failures > PATIENCE or suits)
 
 
-def _bound(error: ErrorEstimate) -> float:
-    """The error with room for the terms that its estimate leaves out."""
-    next_term = NEXT_TERM_OF_EULER if error.order == 1 else NEXT_TERM
-    return _size(error) * (1 + next_term * error.gap)
-
-
-def _size(error: ErrorEstimate) -> float:
-    size = max(error.params, error.hparams)
-    return size if math.isfinite(size) else math.inf
+def _fineness(setting: Setting) -> float:
+    return setting.fineness
 
 
 def _scaled(error: ErrorEstimate, factor: float) -> ErrorEstimate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from odeopt.stats import Stats
 from odeopt.stream import Stream
 from odeopt.sweep.power import PowerIteration
 from odeopt.tolerance.course import Course
-from odeopt.tolerance.setting import STABILIZED, Setting, divided, gather_dt, more
+from odeopt.tolerance.setting import STABILIZED, Setting, divided, gather_dt
 from odeopt.tolerance.tuning import Tuning, longest
 from odeopt.types import PyTree
 
@@ -81,7 +82,7 @@ class TunedValueAndGrad(ValueAndGrad):
                 if course.working is not None and not (course.due or self.estimate_error):
                     course.note_call()
                     return solves.settled(course.working, course.error)
-                judged = solves.judged(course.setting)
+                judged = solves.judged(course.setting, course.finer)
             except (DivergenceError, StabilityError, StepLimitError) as error:
                 trouble = error
                 course.fail()
@@ -142,19 +143,20 @@ class _Solves:
         made = setting.grid(self._grid)
         return self.answer(replace(self._run(setting, made), error=error), made)
 
-    def judged(self, setting: Setting) -> _Judged:
-        """With an estimate of its error."""
+    def judged(self, setting: Setting, finer: Setting) -> _Judged:
+        """With an estimate of its error; of fixed steps by comparison with a finer setting."""
         if setting.method == STABILIZED:
             made = setting.grid(self._grid)
             result = self._run(setting, made, estimate=True)
             assert result.error is not None, "asked for"
             return _Judged(result, made, result.error, 0.0)
         parts, coarse = self._begun(setting)
-        finer = [more(count) for count in parts]
-        made = divided(self._grid, finer)
-        fine = self._run(setting.partner, made)
-        self._last = (setting.partner, finer, fine)
-        ratio = min(own / other for own, other in zip(finer, parts, strict=True))
+        more = finer.fineness / setting.fineness
+        counts = [math.ceil(more * count - 1e-9) for count in parts]
+        made = divided(self._grid, counts)
+        fine = self._run(finer, made)
+        self._last = (finer, counts, fine)
+        ratio = min(own / other for own, other in zip(counts, parts, strict=True))
         return _Judged(fine, made, *_compare(fine, coarse, setting.solver.order, ratio))
 
     def _begun(self, setting: Setting) -> tuple[list[int], Result]:
@@ -187,9 +189,12 @@ class _Solves:
 
 
 def _compare(fine: Result, coarse: Result, order: int, ratio: float) -> tuple[ErrorEstimate, float]:
-    """The error of the finer of two results, with the gap of steps twice as long; their change."""
+    """The error of the finer of two results, with the gap of steps twice as long; their change.
+
+    The gap is that of the pair if its steps are further apart than that.
+    """
     factor = ratio**order
-    longer = (2.0**order - 1) / (factor - 1)
+    longer = max((2.0**order - 1) / (factor - 1), 1.0)
     found = richardson(fine, coarse, order, factor, largest_gap(order) / longer)
     return replace(found, gap=found.gap * longer), found.gap
 

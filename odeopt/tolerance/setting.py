@@ -65,8 +65,10 @@ class Setting:
 
     @property
     def partner(self) -> Setting:
-        """The finer one of the pair that this one begins, by which fixed steps are judged."""
-        return replace(self, fineness=float(more(round(self.fineness))))
+        """What fixed steps are compared with; the stabilised solver has an estimate of its own."""
+        if self.method == STABILIZED:
+            return self
+        return replace(self, fineness=float(math.ceil(PAIR * round(self.fineness))))
 
     def parts(self, grid: TimeGrid) -> list[int]:
         """The numbers of steps between the ends and the observed states of a grid."""
@@ -104,11 +106,6 @@ def divided(grid: TimeGrid, parts: Sequence[int]) -> TimeGrid:
     at = [observe[index] for index in grid.observe]
     begin, dt = times[..., :1], torch.cat(pieces, dim=-1)
     return TimeGrid(torch.cat([begin, begin + dt.cumsum(-1)], dim=-1), at, dt=dt)
-
-
-def more(count: int) -> int:
-    """How many steps the finer setting of a pair makes where the coarser one makes `count`."""
-    return math.ceil(PAIR * count)
 
 
 def landmarks(grid: TimeGrid) -> list[int]:
