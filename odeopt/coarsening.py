@@ -53,7 +53,7 @@ def largest_gap(order: int) -> float:
     Beyond, the longer steps are near the limit of stability or the terms of higher order count;
     such adjoints have no guard that would notice the first.
     """
-    return {1: 0.05, 2: 0.002, 3: 0.003, 4: 0.005}.get(order, 0.0005)
+    return {1: 0.05, 2: 0.0015, 3: 0.0015, 4: 0.0012}.get(order, 0.00005)
 
 
 def check_estimable(choices: Choices, stop: object) -> None:

@@ -38,7 +38,7 @@ from odeopt.testing.problems import Quadratic, relative_error, smooth_problem
 CHOICES = {
     "euler": (400, {"solver": Euler()}),
     "heun": (240, {"solver": ModifiedEuler()}),
-    "rk4": (40, {"solver": RK4()}),
+    "rk4": (60, {"solver": RK4()}),
     "odd": (241, {"solver": ModifiedEuler()}),
     "mesh": (
         240,
