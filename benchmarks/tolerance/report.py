@@ -22,6 +22,10 @@ REVISION = 5
 
 LIMITS = {"cold": 3.0, "warm": 2.0}
 SHARE = 0.95
+
+RESOLVED, ROUNDING = 10.0, 1e-12
+"""A true error is known if it is so many times that of the reference, and above this."""
+
 Rows = Sequence[dict[str, Any]]
 
 
@@ -32,9 +36,10 @@ def run(settings: Settings) -> None:
     mark = outline.mark(settings, REVISION, sizes)
     done = outline.compute(settings, NAME, measure.cells(sizes), mark)
     problems = list(done.cells.values())
-    found = flatten(problems, "estimates")
+    found = [row for problem in problems for row in known_estimates(problem)]
     _scatter(settings, [row for row in found if not row["failure"]])
-    sections = [head(sizes, problems), choices(problems, sizes), estimates(found)]
+    left_out = sum(len(problem["estimates"]) for problem in problems) - len(found)
+    sections = [head(sizes, problems), choices(problems, sizes), estimates(found, left_out)]
     outline.write(settings, "Tolerances and error estimates", done, sections)
 
 
@@ -45,6 +50,13 @@ def flatten(problems: Rows, part: str) -> list[dict[str, Any]]:
         for problem in problems
         for row in problem[part]
     ]
+
+
+def known_estimates(problem: dict[str, Any]) -> list[dict[str, Any]]:
+    """Its estimates, without those whose true errors the reference is too inaccurate to tell."""
+    least = max(RESOLVED * problem["reference_error"], ROUNDING)
+    rows = flatten([problem], "estimates")
+    return [row for row in rows if row["failure"] or row["true"] >= least]
 
 
 def met(row: dict[str, Any], when: str) -> bool:
@@ -159,7 +171,7 @@ def within_two(row: dict[str, Any]) -> bool:
     return 0.5 <= ratio_of(row) <= 2
 
 
-def estimates(rows: Rows) -> str:
+def estimates(rows: Rows, left_out: int) -> str:
     """Part 2: a table by configuration, the criterion and the worst cases."""
     labels = dict.fromkeys(row["label"] for row in rows)
     table = [_estimate_row("all", rows)]
@@ -178,6 +190,8 @@ def estimates(rows: Rows) -> str:
         "## estimate_error", "", markdown.table(headers, table),
         f"- {verdict(good == len(trusted))}: within a factor of two of the true error wherever it"
         f" is not flagged: {good} of {len(trusted)}.", "",
+        f"Left out are {left_out} whose true errors are less than {RESOLVED:g} times that of the"
+        " reference, so that nobody knows them.", "",
         "The last three columns are quantiles of estimate / true error among the trusted. The"
         " trusted estimates that were furthest off:", "", *lines, "",
         "![estimates against true errors](estimates.png)",

@@ -85,3 +85,17 @@ def test_smoke_run_reports_both_parts(smoke):
         assert cell["reference_error"] < min(SMALL.tolerances) / 100
         for row in cell["choices"]:
             assert row["warm_cost"] <= row["cold_cost"]
+
+
+def test_estimates_of_errors_that_the_reference_cannot_tell_are_left_out():
+    rows = [
+        {"label": "refused", "failure": "StabilityError"},
+        {"label": "known", "failure": "", "true": 1e-6, "estimate": 1e-6, "trusted": True},
+        {"label": "too small", "failure": "", "true": 9e-8, "estimate": 1e-6, "trusted": True},
+        {"label": "rounding", "failure": "", "true": 1e-13, "estimate": 1e-6, "trusted": True},
+    ]
+    problem = {"family": "alpine", "seed": 0, "reference_error": 1e-8, "estimates": rows}
+    kept = [row["label"] for row in report.known_estimates(problem)]
+    assert kept == ["refused", "known"]
+    exact = [row["label"] for row in report.known_estimates(problem | {"reference_error": 0.0})]
+    assert exact == ["refused", "known", "too small"]
