@@ -25,7 +25,7 @@ INSIDE_LEGEND = 4
 
 @dataclass(frozen=True)
 class Series:
-    """One line: points that are not finite and positive are left out."""
+    """One line, or points if the style is empty; those not finite and positive are left out."""
 
     label: str
     x: Sequence[float]
@@ -81,7 +81,8 @@ def loglog(
 def _draw(axes: Axes, series: Sequence[Series], slopes: Sequence[Slope]) -> None:
     for line, colour, marker in zip(series, cycle(PALETTE), cycle(MARKERS), strict=False):
         x, y = _drawable(line)
-        axes.plot(x, y, line.style, label=line.label, color=colour, marker=marker, ms=4.5, lw=1.4)
+        style = {"linestyle": line.style, "color": colour, "marker": marker, "ms": 4.5, "lw": 1.4}
+        axes.plot(x, y, label=line.label, **style)
     for slope in slopes:
         x0, y0 = slope.start
         y_end = y0 * (slope.x_end / x0) ** slope.exponent

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness import markdown, outline
-from benchmarks.harness.plots import Labels, Series, loglog
+from benchmarks.harness.plots import Labels, Series, Slope, loglog
 from benchmarks.harness.registry import Settings
 from benchmarks.tolerance import measure
 from benchmarks.tolerance.sizes import SIZES, Sizes
@@ -25,6 +25,9 @@ SHARE = 0.95
 
 RESOLVED, ROUNDING = 10.0, 1e-12
 """A true error is known if it is so many times that of the reference, and above this."""
+
+DRAWN = 10.0
+"""Larger errors and estimates are drawn as this."""
 
 Rows = Sequence[dict[str, Any]]
 
@@ -194,6 +197,7 @@ def estimates(rows: Rows, left_out: int) -> str:
         " reference, so that nobody knows them.", "",
         "The last three columns are quantiles of estimate / true error among the trusted. The"
         " trusted estimates that were furthest off:", "", *lines, "",
+        f"Both are drawn at {DRAWN:g} where they are larger.", "",
         "![estimates against true errors](estimates.png)",
     ])  # fmt: skip
 
@@ -214,17 +218,16 @@ def _estimate_row(label: str, rows: Rows) -> list[markdown.Entry]:
 
 
 def _scatter(settings: Settings, rows: Rows) -> None:
-    series = [
-        Series(
-            name,
-            [row["true"] for row in rows if row["trusted"] is kept],
-            [row["estimate"] for row in rows if row["trusted"] is kept],
-            "",
-        )
-        for name, kept in (("trusted", True), ("flagged", False))
-    ]
+    """Estimates against true errors; both are drawn at `DRAWN` where they are larger."""
+    series: list[Series] = []
+    for name, trusted in (("flagged", False), ("trusted", True)):
+        part = [row for row in rows if row["trusted"] is trusted]
+        true, estimate = ([min(row[key], DRAWN) for row in part] for key in ("true", "estimate"))
+        series.append(Series(name, true, estimate, ""))
+    least = min((row["true"] for row in rows), default=ROUNDING)
+    line = Slope("the true error", 1.0, (least, least), DRAWN)
     labels = Labels("error estimates", "true relative error", "estimate")
-    loglog(settings.store.directory / "estimates.png", labels, series)
+    loglog(settings.store.directory / "estimates.png", labels, series, [line])
 
 
 def head(sizes: Sizes, problems: Rows) -> str:
