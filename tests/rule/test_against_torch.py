@@ -13,6 +13,9 @@ DECAYS = st.sampled_from([0.0, 0.01, 0.3])
 MOMENTA = st.sampled_from([0.0, 0.5, 0.9])
 BETAS = st.tuples(st.sampled_from([0.0, 0.5, 0.9]), st.sampled_from([0.5, 0.9, 0.999]))
 
+CHAOTIC = 1e-11
+"""Where a nudge moves a result by more than this, two ways to the same numbers need not agree."""
+
 
 def by_torch(make, regression, lrs):
     params, batch = regression.params, regression.data[:2]
@@ -39,8 +42,7 @@ def rounding(make, regression, lrs, expected):
     With little momentum and long steps Adam is chaotic: rounding grows a million times.
     """
     nudged = odeopt.tree.map_tensors(lambda leaf: leaf * (1 + 2**-51), regression.params)
-    moved = by_torch(make, regression._replace(params=nudged), lrs)
-    return max(1e-13, 2 * relative_error(moved, expected))
+    return relative_error(by_torch(make, regression._replace(params=nudged), lrs), expected)
 
 
 def schedule(lr, steps=100):
@@ -67,6 +69,7 @@ def test_sgd_bit_for_bit(regression, lr, momentum, decay, nesterov, damp):
 
 
 @example(lr=0.0625, betas=(0.5, 0.5), decay=0.0, amsgrad=False, decoupled=False)  # chaotic
+@example(lr=0.044921875, betas=(0.5, 0.5), decay=0.01, amsgrad=False, decoupled=False)  # chaotic
 @given(lr=RATES, betas=BETAS, decay=DECAYS, amsgrad=st.booleans(), decoupled=st.booleans())
 def test_adam_and_adamw(regression, lr, betas, decay, amsgrad, decoupled):
     own = {"betas": betas, "weight_decay": decay, "amsgrad": amsgrad, "eps": 1e-6}
@@ -77,9 +80,14 @@ def test_adam_and_adamw(regression, lr, betas, decay, amsgrad, decoupled):
     def make(leaves, rate):
         return theirs(leaves, rate, **own)
 
-    expected = by_torch(make, regression, lrs)
-    found = by_rule(ours(regression.plain_loss, **own), regression, torch.tensor(lrs))
-    assert relative_error(found, expected) < rounding(make, regression, lrs, expected)
+    rule = ours(regression.plain_loss, **own)
+    for steps, known in ((10, 1e-12), (100, 1e-13)):
+        expected = by_torch(make, regression, lrs[:steps])
+        moved = rounding(make, regression, lrs[:steps], expected)
+        if steps == 100 and moved > CHAOTIC:
+            return  # of so many steps rounding decides
+        found = by_rule(rule, regression, torch.tensor(lrs[:steps]))
+        assert relative_error(found, expected) < max(known, 10 * moved)
 
 
 def test_one_step_of_adam_needs_no_such_allowance(regression):
