@@ -9,13 +9,12 @@ from typing import Any
 
 import odeopt
 from benchmarks.harness.runner import Cell
-from benchmarks.tolerance.problems import FIXED, Problem, draw
+from benchmarks.tolerance.problems import FIXED, MOST_STEPS, Problem, draw
 from benchmarks.tolerance.sizes import Sizes
 from odeopt.testing.problems import relative_error
 
 STABILIZED = "StabilizedRK"
 FINEST, COARSEST = 1e-9, 1.0
-MOST_STEPS = 20_000
 
 
 def cells(sizes: Sizes) -> list[Cell]:

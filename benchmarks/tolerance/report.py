@@ -197,7 +197,7 @@ def estimates(rows: Rows, left_out: int) -> str:
         " reference, so that nobody knows them.", "",
         "The last three columns are quantiles of estimate / true error among the trusted. The"
         " trusted estimates that were furthest off:", "", *lines, "",
-        f"Both are drawn at {DRAWN:g} where they are larger.", "",
+        f"In the plot errors and estimates beyond {DRAWN:g} are drawn there.", "",
         "![estimates against true errors](estimates.png)",
     ])  # fmt: skip
 

@@ -166,41 +166,38 @@ class Course:
             return
         self.working = self._judged = None
         self._failures += 1
-        known = error is not None and error.gap <= WIDEST_GAP
-        if not known and self._can_stabilize():
+        known = error if error is not None and error.gap <= WIDEST_GAP else None
+        if known is None and self._can_stabilize():
             self._judge(stabilized(self._tol))
             self.why = "fixed steps were unstable"
-        elif error is not None and known:
-            self._notice(error)
-            self._judge(*self._next(error))
-        else:
-            self._missed = None
-            self._judge(self.finer if self.setting.method in FIXED else self.setting.finer(4.0))
+            return
+        self._notice(known)
+        self._judge(*self._next(known))
 
-    def _next(self, error: ErrorEstimate) -> tuple[Setting, Setting | None]:
-        """What is to be judged after an error that was too large.
+    def _next(self, error: ErrorEstimate | None) -> tuple[Setting, Setting | None]:
+        """What is to be judged after an error that was too large, or is not known.
 
         Of fixed steps the solve that is wanted, beside the finer one of the pair, whose error is
         all but the change between the two.
         """
-        size = size_of(error)
+        size = 0.0 if error is None else size_of(error)
         if self.setting.method == STABILIZED:
             gain = min(size / (AIM * self._tol), LARGEST_GAIN)
             return self.setting.finer(max(gain, 2.0**self.setting.solver.order)), None
-        if error.gap > CLEAR_GAP:
+        if error is None or error.gap > CLEAR_GAP:
             return self.finer, None
         gain = size * (1 + next_term_of(error.order) * size) / (CLOSE_AIM * self._tol)
         wanted = self.finer.finer(min(gain, LARGEST_GAIN))
         return self.finer, max(wanted, self.finer.partner, key=_fineness)
 
-    def _notice(self, error: ErrorEstimate) -> None:
+    def _notice(self, error: ErrorEstimate | None) -> None:
         """Compare an error that was too large with the one before, of a coarser setting.
 
         Only estimates that can be trusted say that rounding limits the error: steps that are far
         too long can have equal errors by chance.
         """
         before, self._missed = self._missed, None
-        if not error.trusted:
+        if error is None or not error.trusted:
             return
         self._missed = (self.setting.method, size_of(error))
         if before is not None and before[0] == self.setting.method:
