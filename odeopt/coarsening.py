@@ -20,6 +20,12 @@ from odeopt.solver.base import GridSolver
 from odeopt.solver.stabilized import StabilizedRK
 from odeopt.sweep.adaptive import RefinedStepper, Refinement
 
+LARGEST_GAP_OF_INTERPOLATED, LARGEST_GAP_OF_CHOSEN_STAGES = 0.01, 5e-4
+"""Of gradients of order 2 along interpolated states, and with numbers of stages that are chosen."""
+
+LARGEST_GAP_OF_CHOSEN_STEPS = 1e-6
+"""The same where chosen steps, of a fixed number of stages, are as long as is stable."""
+
 
 @dataclass(frozen=True)
 class Coarser:
@@ -42,8 +48,12 @@ class Coarser:
     @property
     def largest_gap(self) -> float:
         """The relative change up to which it can be trusted to be due to the leading term."""
-        if self.choices.adjoint.needs_velocity or self.choices.solver.real_spectrum:
-            return 0.01
+        if self.choices.solver.real_spectrum:
+            return LARGEST_GAP_OF_CHOSEN_STAGES
+        if self.refinement is not None:
+            return LARGEST_GAP_OF_CHOSEN_STEPS
+        if self.choices.adjoint.needs_velocity and self.order <= 2:
+            return LARGEST_GAP_OF_INTERPOLATED
         return largest_gap(self.order)
 
 
@@ -53,7 +63,7 @@ def largest_gap(order: int) -> float:
     Beyond, the longer steps are near the limit of stability or the terms of higher order count;
     such adjoints have no guard that would notice the first.
     """
-    return {1: 0.05, 2: 0.0015, 3: 0.0015, 4: 0.0012}.get(order, 0.00005)
+    return {1: 0.05, 2: 0.001, 3: 0.001, 4: 0.0005}.get(order, 0.00005)
 
 
 def check_estimable(choices: Choices, stop: object) -> None:

@@ -130,6 +130,7 @@ def estimates(problem: Problem, truth: Any) -> list[dict[str, Any]]:
                 "failure": "",
                 "estimate": result.error.params,
                 "true": relative_error(result.grads.params, truth),
+                "gap": result.error.gap,
                 "trusted": result.error.trusted,
             }
         )

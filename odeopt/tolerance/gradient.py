@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -28,15 +27,15 @@ from odeopt.stats import Stats
 from odeopt.stream import Stream
 from odeopt.sweep.power import PowerIteration
 from odeopt.tolerance.course import Course
-from odeopt.tolerance.setting import STABILIZED, Setting, divided, gather_dt
+from odeopt.tolerance.setting import Setting, divided, gather_dt
 from odeopt.tolerance.tuning import Tuning, longest
 from odeopt.types import PyTree
 
 ATTEMPTS = 8
 """The most settings that one call tries."""
 
-ROUGH = 0.1
-"""To what share the spectral radius is estimated."""
+ROUGH = 0.2
+"""To what share the spectral radius is estimated: it changes by more on the way."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +120,13 @@ class TunedValueAndGrad(ValueAndGrad):
 
 
 class _Judged(NamedTuple):
-    """A solve whose error has been estimated; of fixed steps the finer one of a pair."""
+    """The finer solve of a pair, whose error has been estimated."""
 
     result: Result
     made: TimeGrid
     error: ErrorEstimate
     change: float
-    """The relative change of the gradient between the two of the pair; 0 if there is none."""
+    """The relative change of the gradient between the two."""
 
 
 class _Solves:
@@ -136,7 +135,7 @@ class _Solves:
     def __init__(self, owner: TunedValueAndGrad, tuning: Tuning, inputs: Any, spent: Stats) -> None:
         self._owner, self._tuning, self._spent = owner, tuning, spent
         self._params, self._batch, self._grid, *self._rest = inputs
-        self._last: tuple[Setting, list[int], Result] | None = None
+        self._made: dict[Setting, tuple[list[int], Result]] = {}
 
     def settled(self, setting: Setting, error: ErrorEstimate | None) -> Result:
         """With a setting that is known to do, and what is known of its error."""
@@ -144,27 +143,20 @@ class _Solves:
         return self.answer(replace(self._run(setting, made), error=error), made)
 
     def judged(self, setting: Setting, finer: Setting) -> _Judged:
-        """With an estimate of its error; of fixed steps by comparison with a finer setting."""
-        if setting.method == STABILIZED:
-            made = setting.grid(self._grid)
-            result = self._run(setting, made, estimate=True)
-            assert result.error is not None, "asked for"
-            return _Judged(result, made, result.error, 0.0)
+        """The finer of two settings, with its error from a comparison with the other one."""
         parts, coarse = self._begun(setting)
-        more = finer.fineness / setting.fineness
-        counts = [math.ceil(more * count - 1e-9) for count in parts]
+        counts, factor = finer.beside(setting, parts)
         made = divided(self._grid, counts)
         fine = self._run(finer, made)
-        self._last = (finer, counts, fine)
-        ratio = min(own / other for own, other in zip(counts, parts, strict=True))
-        return _Judged(fine, made, *_compare(fine, coarse, setting.solver.order, ratio))
+        self._made[finer] = counts, fine
+        return _Judged(fine, made, *_compare(fine, coarse, setting.solver.order, factor))
 
     def _begun(self, setting: Setting) -> tuple[list[int], Result]:
-        """The first solve of a pair and its numbers of steps: the last one, if it is that."""
-        if self._last is not None and self._last[0] == setting:
-            return self._last[1:]
-        parts = setting.parts(self._grid)
-        return parts, self._run(setting, divided(self._grid, parts))
+        """The coarser solve of a pair and its numbers of steps; it may have been made before."""
+        if setting not in self._made:
+            parts = setting.parts(self._grid)
+            self._made[setting] = parts, self._run(setting, divided(self._grid, parts))
+        return self._made[setting]
 
     def answer(self, result: Result, made: TimeGrid) -> Result:
         """The result in terms of the grid that was asked for, with all that was spent."""
@@ -175,30 +167,28 @@ class _Solves:
         )
         return replace(result, grads=replace(result.grads, dt=dt), stats=stats)
 
-    def _run(self, setting: Setting, made: TimeGrid, estimate: bool = False) -> Result:
-        owner = self._owner
-        path = ValueAndGrad(
-            self._tuning.choices(setting), owner.outer, owner.tasks, owner.on_failure, None,
-            estimate,
-        )  # fmt: skip
+    def _run(self, setting: Setting, made: TimeGrid) -> Result:
+        owner, choices = self._owner, self._tuning.choices(setting)
+        path = ValueAndGrad(choices, owner.outer, owner.tasks, owner.on_failure)
         result = path(self._params, self._batch, made, *self._rest)
-        _add(self._spent, result.stats)
-        if result.error is not None:
-            _add(self._spent, result.error.stats)
+        self._spent.gradient_evaluations += result.stats.gradient_evaluations
+        self._spent.hvps += result.stats.hvps
         return result
 
 
-def _compare(fine: Result, coarse: Result, order: int, ratio: float) -> tuple[ErrorEstimate, float]:
+def _compare(
+    fine: Result, coarse: Result, order: int, factor: float
+) -> tuple[ErrorEstimate, float]:
     """The error of the finer of two results, with the gap of steps twice as long; their change.
 
     The gap is that of the pair if its steps are further apart than that.
+
+    Args:
+        fine: the finer result.
+        coarse: the other one.
+        order: of the method.
+        factor: by how much the error of the other one is larger.
     """
-    factor = ratio**order
     longer = max((2.0**order - 1) / (factor - 1), 1.0)
     found = richardson(fine, coarse, order, factor, largest_gap(order) / longer)
     return replace(found, gap=found.gap * longer), found.gap
-
-
-def _add(total: Stats, part: Stats) -> None:
-    total.gradient_evaluations += part.gradient_evaluations
-    total.hvps += part.hvps

@@ -8,8 +8,9 @@ import pytest
 
 from odeopt.result import ErrorEstimate
 from odeopt.stats import Stats
-from odeopt.tolerance.course import Course
-from odeopt.tolerance.leftover import bound_of, leading
+from odeopt.tolerance.course import ROOM, Course
+from odeopt.tolerance.guess import SHARE, SPREAD, stabilized
+from odeopt.tolerance.setting import MOST_STEPS
 
 STIFFNESS = 9.0
 
@@ -18,27 +19,51 @@ def error(size, gap, order=4):
     return ErrorEstimate(size, size, 0.0, gap, order, (), Stats())
 
 
-def test_fixed_steps_begin_with_half_as_many_again_beside_them():
+def test_a_pair_begins_with_more_steps_beside_the_first_guess():
     course = Course(STIFFNESS, 1e-3, real_spectrum=True)
-    assert course.setting.steps == math.ceil(STIFFNESS / 1.8)
-    assert course.finer.steps == math.ceil(1.5 * course.setting.steps)
+    assert course.setting.steps == math.ceil(STIFFNESS / 1.5)
+    assert course.finer.steps == math.ceil(1.4 * course.setting.steps)
 
 
-def test_a_miss_is_followed_by_one_solve_beside_the_one_that_has_been_made():
+@pytest.mark.parametrize("size", [6e-3, 24e-3])
+def test_a_miss_is_followed_by_one_solve_beside_the_finer_one(size):
     course = Course(STIFFNESS, 1e-3, real_spectrum=True)
     made = course.finer
-    assert not course.accept(error(2e-3, gap=0.03))
+    assert not course.accept(error(size, gap=0.03))
     assert course.setting == made
-    # the error of RK4 is to fall to 0.85e-3, with room for the terms that the estimate leaves out
-    wanted = made.steps * (2e-3 * (1 + 15 * 2e-3) / 0.85e-3) ** 0.25
-    assert course.finer.steps == max(math.ceil(wanted), math.ceil(1.5 * made.steps))
+    # the error of RK4 is to fall to 0.9e-3
+    assert course.finer.steps == math.ceil(made.steps * (size / 0.9e-3) ** 0.25)
 
 
-def test_an_unclear_miss_is_followed_by_half_as_many_steps_again():
+def test_a_near_miss_is_followed_by_one_solve_beside_the_coarser_one():
+    course = Course(STIFFNESS, 1e-3, real_spectrum=True)
+    coarse, made = course.setting, course.finer
+    assert not course.accept(error(1.2e-3, gap=0.03))
+    assert course.setting == coarse
+    assert made.steps < course.finer.steps < made.partner.steps
+
+
+@pytest.mark.parametrize(("order", "gap"), [(1, 0.6), (2, 0.3), (4, 0.2)])
+def test_an_unclear_miss_is_followed_by_half_as_many_steps_again(order, gap):
     course = Course(STIFFNESS, 1e-3, real_spectrum=True)
     made = course.finer
-    assert not course.accept(error(0.015, gap=0.2))
-    assert (course.setting, course.finer) == (made, made.partner)
+    assert not course.accept(error(0.015, gap=gap, order=order))
+    assert (course.setting, course.finer) == (made, made.with_steps(1.5))
+
+
+def test_steps_beyond_the_most_that_are_tried_still_make_a_pair():
+    course = Course(1.4 * MOST_STEPS, 1e-3, real_spectrum=False)
+    for _ in range(3):
+        assert not course.accept(error(5e-3, gap=0.03))
+        assert course.finer.fineness > course.setting.fineness
+
+
+def test_the_stabilised_solver_is_judged_by_a_pair_with_room_for_its_own_steps():
+    course = Course(100.0, 1e-2, real_spectrum=True)
+    assert course.setting == stabilized(1e-2)
+    assert course.finer.fineness == pytest.approx(7 * course.setting.fineness)
+    assert not course.accept(error(1e-2 / ROOM * 1.01, gap=0.03, order=2))
+    assert course.accept(error(1e-2 / ROOM * 0.99, gap=0.03, order=2))
 
 
 def test_the_stabilised_solver_takes_over_after_four_settings_that_were_unstable():
@@ -57,13 +82,7 @@ def test_it_never_takes_over_where_the_spectrum_may_be_complex():
     assert course.setting.method == "rk4"
 
 
-@pytest.mark.parametrize("spread", [0.0, 3.0, 200.0])
-def test_an_error_is_found_from_its_bound(spread):
-    found = leading(1e-2, spread)
-    assert found * (1 + spread * found) == pytest.approx(1e-2)
-
-
-def test_a_bound_leaves_room_by_the_gap():
-    assert bound_of(error(1e-2, gap=0.1)) == pytest.approx(1e-2 * 2.5)
-    assert bound_of(error(1e-2, gap=0.1, order=1)) == pytest.approx(1e-2 * 1.5)
-    assert bound_of(error(math.nan, gap=0.1)) == math.inf
+@pytest.mark.parametrize("tol", [1e-1, 1e-2, 1e-4])
+def test_the_stabilised_solver_aims_at_less_of_a_loose_tolerance(tol):
+    aim = 1 / stabilized(tol).fineness ** 0.6
+    assert aim * (1 + SPREAD * aim) == pytest.approx(SHARE * tol)

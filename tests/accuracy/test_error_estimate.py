@@ -57,7 +57,7 @@ CHOICES = {
         80,
         {"solver": Torchdiffeq("rk4"), "adjoint": ContinuousAdjoint(ModifiedEuler())},
     ),
-    "stabilized": (1, {"solver": StabilizedRK(1e-5, 1e-5)}),
+    "stabilized": (1, {"solver": StabilizedRK(1e-7, 1e-7)}),
     "adaptive": (1, {"solver": Adaptive(1e-9, 1e-9)}),
 }
 
