@@ -22,8 +22,8 @@ CLOSE_AIM = 0.9
 
 ROOM = 1.35
 """The estimates of the stabilised solver are raised by this, since the steps of two solves that
-choose them do not differ by one factor. Those of fixed steps of gradient flows were too large
-rather than too small in 500 pairs of the benchmark `tolerance`."""
+choose them do not differ by one factor: 1006 of 1090 pairs of the benchmark `tolerance` needed no
+more. Of 1728 pairs with fixed steps 5, by Euler, would have needed it."""
 
 NEXT_TERM_OF_EULER, NEXT_TERM = 3.0, 18.0
 """The terms that an estimate leaves out where solutions may oscillate, as a share of it and in
@@ -193,12 +193,13 @@ class Course:
         finer is too near.
         """
         if error is None:
-            return self.finer, self.finer.with_steps(FURTHER)
-        gain = self._bound(error) / (CLOSE_AIM * self._tol)
-        wanted = self.finer.finer(min(gain, LARGEST_GAIN))
+            wanted = self.finer.with_steps(FURTHER)
+        else:
+            gain = self._bound(error) / (CLOSE_AIM * self._tol)
+            wanted = self.finer.finer(min(gain, LARGEST_GAIN))
         if wanted.fineness <= self.finer.fineness:  # as fine as anything that is tried
             return self.finer, self.finer.partner
-        near = wanted.fineness < self.finer.partner.fineness
+        near = error is not None and wanted.fineness < self.finer.partner.fineness
         return self.setting if near else self.finer, wanted
 
     def _notice(self, error: ErrorEstimate | None) -> None:

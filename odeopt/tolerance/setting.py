@@ -78,9 +78,9 @@ class Setting:
     def partner(self) -> Setting:
         """What it is compared with at first."""
         fineness = self.fineness * PAIRS[self.method]
-        return replace(
-            self, fineness=fineness if self.steps is None else float(math.ceil(fineness))
-        )
+        if self.steps is not None:
+            fineness = float(math.ceil(fineness))
+        return replace(self, fineness=fineness)
 
     def beside(self, coarser: Setting, parts: Sequence[int]) -> tuple[list[int], float]:
         """Its numbers of steps beside those of a coarser setting; how much smaller its error is."""

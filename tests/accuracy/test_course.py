@@ -53,8 +53,8 @@ def test_an_unclear_miss_is_followed_by_half_as_many_steps_again(order, gap):
 
 def test_steps_beyond_the_most_that_are_tried_still_make_a_pair():
     course = Course(1.4 * MOST_STEPS, 1e-3, real_spectrum=False)
-    for _ in range(3):
-        assert not course.accept(error(5e-3, gap=0.03))
+    for gap in (0.03, 3.0, 0.03, 3.0):
+        assert not course.accept(error(5e-3, gap=gap))
         assert course.finer.fineness > course.setting.fineness
 
 
