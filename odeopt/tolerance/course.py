@@ -11,7 +11,13 @@ import math
 from dataclasses import replace
 
 from odeopt.result import ErrorEstimate
-from odeopt.tolerance.guess import coarsest, first_setting, stabilized, stiff_from
+from odeopt.tolerance.guess import (
+    coarsest,
+    first_setting,
+    fixed_steps,
+    stabilized,
+    stiff_from,
+)
 from odeopt.tolerance.setting import FIXED, STABILIZED, Setting
 
 AIM = 0.7
@@ -82,6 +88,8 @@ class Course:
         self._tol, self._stiffness, self._real_spectrum = tol, stiffness, real_spectrum
         self._judged: tuple[Setting, Setting] | None = None
         self._too_coarse: Setting | None = None
+        self._other = fixed_steps(stiffness, tol) if stiff else None
+        self._cost = math.inf
         self._calls = self._failures = 0
         self._missed: tuple[str, float] | None = None
         self.stalled = False
@@ -95,27 +103,31 @@ class Course:
         """Take note of a call that judged nothing."""
         self._calls += 1
 
-    def accept(self, error: ErrorEstimate, change: float = 0.0) -> bool:
+    def accept(
+        self, error: ErrorEstimate, change: float = 0.0, costs: tuple[float, float] = (0.0, 0.0)
+    ) -> bool:
         """Take note of an error; whether it will do.
 
         Args:
             error: of the finer of the pair; its gap is the change that steps twice as long would
                 make.
             change: the relative change of the gradient between the two of a pair.
+            costs: those of the coarser and of the finer solve.
         """
         if not self._meets(error):
             self._refine(error)
             return False
         self._failures, self._missed = 0, None
         working, own = self._choose(error, change)
-        before = self.working if self._is_trial else None
-        if before is not None and working.fineness >= before.fineness:  # nothing is gained
+        cost = costs[working == self.finer]
+        if self._is_trial and cost >= self._cost:  # nothing is gained
             self._go_back()
             return True
         self.working, self.error, self._judged, self._calls = working, own, self._pair, 0
+        self._cost = cost
         if working != self.setting:
             self._too_coarse = self.setting
-        self._relax(working, own)
+        self._try_less(working, own)
         return True
 
     def fail(self) -> None:
@@ -154,9 +166,24 @@ class Course:
 
     def _go_back(self) -> None:
         """To the pair before the one that was tried."""
-        assert self._judged is not None, "only then is another one tried"
-        self._too_coarse = self.setting
+        working, error = self.working, self.error
+        assert self._judged, "only then is another one tried"
+        assert working, "likewise"
+        assert error, "likewise"
+        same = self.setting.method == working.method
+        if same:
+            self._too_coarse = self.setting
         self._judge(*self._judged)
+        if not same:
+            self._relax(working, error)
+
+    def _try_less(self, working: Setting, own: ErrorEstimate) -> None:
+        """Try fixed steps the next time if that may be cheaper, once, or else a coarser setting."""
+        other, self._other = self._other, None
+        if other is not None and other.cost < self._cost:
+            self._judge(other)
+        else:
+            self._relax(working, own)
 
     def _relax(self, working: Setting, own: ErrorEstimate) -> None:
         """Try less the next time if the error is much smaller than it needs to be."""

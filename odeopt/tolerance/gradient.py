@@ -86,7 +86,7 @@ class TunedValueAndGrad(ValueAndGrad):
                 trouble = error
                 course.fail()
                 continue
-            if course.accept(judged.error, judged.change):
+            if course.accept(judged.error, judged.change, judged.costs):
                 return solves.answer(replace(judged.result, error=judged.error), judged.made)
         tuning.forget(grid, self.tasks)
         reason = (
@@ -127,6 +127,8 @@ class _Judged(NamedTuple):
     error: ErrorEstimate
     change: float
     """The relative change of the gradient between the two."""
+    costs: tuple[int, int]
+    """Gradients and Hessian-vector products of the coarser and of the finer solve."""
 
 
 class _Solves:
@@ -149,7 +151,8 @@ class _Solves:
         made = divided(self._grid, counts)
         fine = self._run(finer, made)
         self._made[finer] = counts, fine
-        return _Judged(fine, made, *_compare(fine, coarse, setting.solver.order, factor))
+        error, change = _compare(fine, coarse, setting.solver.order, factor)
+        return _Judged(fine, made, error, change, (_cost(coarse), _cost(fine)))
 
     def _begun(self, setting: Setting) -> tuple[list[int], Result]:
         """The coarser solve of a pair and its numbers of steps; it may have been made before."""
@@ -174,6 +177,10 @@ class _Solves:
         self._spent.gradient_evaluations += result.stats.gradient_evaluations
         self._spent.hvps += result.stats.hvps
         return result
+
+
+def _cost(result: Result) -> int:
+    return result.stats.gradient_evaluations + result.stats.hvps
 
 
 def _compare(

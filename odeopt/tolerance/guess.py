@@ -25,17 +25,22 @@ pays."""
 def first_setting(stiffness: float, tol: float, real_spectrum: bool) -> Setting:
     r"""A guess, made before anything has been solved.
 
-    The lengths of steps, in units of $1/\rho$, are such that most of the problems of the benchmark
-    `tolerance` were within the tolerance with that or with half as many steps again, and were
-    stable.
-
     Args:
         stiffness: $\rho T$, with the spectral radius at the start.
         tol: the tolerance.
         real_spectrum: whether the stabilised solver may be used.
     """
-    if real_spectrum and stiffness > stiff_from(tol):
-        return stabilized(tol)
+    stiff = real_spectrum and stiffness > stiff_from(tol)
+    return stabilized(tol) if stiff else fixed_steps(stiffness, tol)
+
+
+def fixed_steps(stiffness: float, tol: float) -> Setting:
+    r"""The first guess with fixed steps.
+
+    The lengths of steps, in units of $1/\rho$, are such that most of the problems of the benchmark
+    `tolerance` were within the tolerance with that or with half as many steps again, and were
+    stable.
+    """
     if tol >= LOOSE:
         method, length = "euler", 1.2
     elif tol >= 0.002 and stiffness >= SHORT:

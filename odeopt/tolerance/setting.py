@@ -75,6 +75,11 @@ class Setting:
         return self.at(self.fineness * factor ** (self.solver.order / self.power))
 
     @property
+    def cost(self) -> float:
+        """Gradients and Hessian-vector products of fixed steps; infinite where steps are chosen."""
+        return math.inf if self.steps is None else 2.0 * self.solver.order * self.steps
+
+    @property
     def partner(self) -> Setting:
         """What it is compared with at first."""
         fineness = self.fineness * PAIRS[self.method]
