@@ -86,3 +86,41 @@ def test_it_never_takes_over_where_the_spectrum_may_be_complex():
 def test_the_stabilised_solver_aims_at_less_of_a_loose_tolerance(tol):
     aim = 1 / stabilized(tol).fineness ** 0.6
     assert aim * (1 + SPREAD * aim) == pytest.approx(SHARE * tol)
+
+
+def settled(cost, size=0.03):
+    """A course with the stabilised solver, and what its calls cost."""
+    course = Course(100.0, 0.1, real_spectrum=True)
+    assert course.accept(error(size, gap=0.02, order=2), 0.02, (cost, 1.5 * cost))
+    return course
+
+
+def test_fixed_steps_are_tried_once_where_they_may_cost_less():
+    course = settled(1000)
+    stabilised = course.working
+    assert course.setting.method == "euler"
+    assert course.setting.cost == 2 * course.setting.steps < 1000
+    course.fail()
+    assert course.working == course.setting == stabilised
+    assert not course.due
+
+
+@pytest.mark.parametrize(("cost", "method"), [(168, "euler"), (1200, "stabilized-rk")])
+def test_the_method_that_costs_less_is_kept(cost, method):
+    course = settled(1000)
+    assert course.accept(error(0.04, gap=0.04, order=1), 0.01, (cost, 1.25 * cost))
+    assert course.working.method == method
+
+
+def test_fixed_steps_are_not_tried_where_they_cost_more():
+    assert settled(100).setting.method == "stabilized-rk"
+
+
+def test_a_coarser_setting_is_still_tried_after_fixed_steps_were_in_vain():
+    course = settled(1000, size=1e-3)
+    before = course.working
+    course.fail()
+    assert course.working == before
+    assert course.setting.method == "stabilized-rk"
+    assert course.setting.fineness < before.fineness
+    assert course.due
