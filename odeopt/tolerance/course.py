@@ -103,9 +103,7 @@ class Course:
         """Take note of a call that judged nothing."""
         self._calls += 1
 
-    def accept(
-        self, error: ErrorEstimate, change: float = 0.0, costs: tuple[float, float] = (0.0, 0.0)
-    ) -> bool:
+    def accept(self, error: ErrorEstimate, change: float, costs: tuple[float, float]) -> bool:
         """Take note of an error; whether it will do.
 
         Args:
@@ -123,6 +121,8 @@ class Course:
         if self._is_trial and cost >= self._cost:  # nothing is gained
             self._go_back()
             return True
+        if self.working is not None and self.working.method != working.method:
+            self.why += ", but fixed steps cost less"
         self.working, self.error, self._judged, self._calls = working, own, self._pair, 0
         self._cost = cost
         if working != self.setting:

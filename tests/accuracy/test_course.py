@@ -19,6 +19,10 @@ def error(size, gap, order=4):
     return ErrorEstimate(size, size, 0.0, gap, order, (), Stats())
 
 
+def judged(course, found, change=0.0, costs=(0.0, 0.0)):
+    return course.accept(found, change, costs)
+
+
 def test_a_pair_begins_with_more_steps_beside_the_first_guess():
     course = Course(STIFFNESS, 1e-3, real_spectrum=True)
     assert course.setting.steps == math.ceil(STIFFNESS / 1.5)
@@ -29,7 +33,7 @@ def test_a_pair_begins_with_more_steps_beside_the_first_guess():
 def test_a_miss_is_followed_by_one_solve_beside_the_finer_one(size):
     course = Course(STIFFNESS, 1e-3, real_spectrum=True)
     made = course.finer
-    assert not course.accept(error(size, gap=0.03))
+    assert not judged(course, error(size, gap=0.03))
     assert course.setting == made
     # the error of RK4 is to fall to 0.9e-3
     assert course.finer.steps == math.ceil(made.steps * (size / 0.9e-3) ** 0.25)
@@ -38,7 +42,7 @@ def test_a_miss_is_followed_by_one_solve_beside_the_finer_one(size):
 def test_a_near_miss_is_followed_by_one_solve_beside_the_coarser_one():
     course = Course(STIFFNESS, 1e-3, real_spectrum=True)
     coarse, made = course.setting, course.finer
-    assert not course.accept(error(1.2e-3, gap=0.03))
+    assert not judged(course, error(1.2e-3, gap=0.03))
     assert course.setting == coarse
     assert made.steps < course.finer.steps < made.partner.steps
 
@@ -47,14 +51,14 @@ def test_a_near_miss_is_followed_by_one_solve_beside_the_coarser_one():
 def test_an_unclear_miss_is_followed_by_half_as_many_steps_again(order, gap):
     course = Course(STIFFNESS, 1e-3, real_spectrum=True)
     made = course.finer
-    assert not course.accept(error(0.015, gap=gap, order=order))
+    assert not judged(course, error(0.015, gap=gap, order=order))
     assert (course.setting, course.finer) == (made, made.with_steps(1.5))
 
 
 def test_steps_beyond_the_most_that_are_tried_still_make_a_pair():
     course = Course(1.4 * MOST_STEPS, 1e-3, real_spectrum=False)
     for gap in (0.03, 3.0, 0.03, 3.0):
-        assert not course.accept(error(5e-3, gap=gap))
+        assert not judged(course, error(5e-3, gap=gap))
         assert course.finer.fineness > course.setting.fineness
 
 
@@ -62,8 +66,8 @@ def test_the_stabilised_solver_is_judged_by_a_pair_with_room_for_its_own_steps()
     course = Course(100.0, 1e-2, real_spectrum=True)
     assert course.setting == stabilized(1e-2)
     assert course.finer.fineness == pytest.approx(7 * course.setting.fineness)
-    assert not course.accept(error(1e-2 / ROOM * 1.01, gap=0.03, order=2))
-    assert course.accept(error(1e-2 / ROOM * 0.99, gap=0.03, order=2))
+    assert not judged(course, error(1e-2 / ROOM * 1.01, gap=0.03, order=2))
+    assert judged(course, error(1e-2 / ROOM * 0.99, gap=0.03, order=2))
 
 
 def test_the_stabilised_solver_takes_over_after_four_settings_that_were_unstable():
@@ -91,7 +95,7 @@ def test_the_stabilised_solver_aims_at_less_of_a_loose_tolerance(tol):
 def settled(cost, size=0.03):
     """A course with the stabilised solver, and what its calls cost."""
     course = Course(100.0, 0.1, real_spectrum=True)
-    assert course.accept(error(size, gap=0.02, order=2), 0.02, (cost, 1.5 * cost))
+    assert judged(course, error(size, gap=0.02, order=2), 0.02, (cost, 1.5 * cost))
     return course
 
 
@@ -108,8 +112,9 @@ def test_fixed_steps_are_tried_once_where_they_may_cost_less():
 @pytest.mark.parametrize(("cost", "method"), [(168, "euler"), (1200, "stabilized-rk")])
 def test_the_method_that_costs_less_is_kept(cost, method):
     course = settled(1000)
-    assert course.accept(error(0.04, gap=0.04, order=1), 0.01, (cost, 1.25 * cost))
+    assert judged(course, error(0.04, gap=0.04, order=1), 0.01, (cost, 1.25 * cost))
     assert course.working.method == method
+    assert ("fixed steps cost less" in course.why) == (method == "euler")
 
 
 def test_fixed_steps_are_not_tried_where_they_cost_more():
