@@ -82,15 +82,9 @@ def _draw(axes: Axes, series: Sequence[Series], slopes: Sequence[Slope]) -> None
     for line, colour, marker in zip(series, cycle(PALETTE), cycle(MARKERS), strict=False):
         x, y = _drawable(line)
         axes.plot(
-            x,
-            y,
-            label=line.label,
-            linestyle=line.style,
-            color=colour,
-            marker=marker,
-            ms=4.5,
-            lw=1.4,
-        )
+            x, y, label=line.label, linestyle=line.style, color=colour, marker=marker,
+            ms=4.5, lw=1.4,
+        )  # fmt: skip
     for slope in slopes:
         x0, y0 = slope.start
         y_end = y0 * (slope.x_end / x0) ** slope.exponent

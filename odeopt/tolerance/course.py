@@ -9,15 +9,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import NamedTuple
 
 from odeopt.result import ErrorEstimate
-from odeopt.tolerance.guess import (
-    coarsest,
-    first_setting,
-    fixed_steps,
-    stabilized,
-    stiff_from,
-)
+from odeopt.tolerance.guess import coarsest, first_setting, fixed_steps, stabilized, stiff_from
 from odeopt.tolerance.setting import FIXED, STABILIZED, Setting
 
 AIM = 0.7
@@ -64,46 +59,60 @@ APART = 1.25
 """A setting is not tried that has fewer steps than this multiple of one that was too coarse."""
 
 
+class _Found(NamedTuple):
+    """A setting that does: the one of a judged pair that calls use, its error and its cost."""
+
+    pair: tuple[Setting, Setting]
+    working: Setting
+    error: ErrorEstimate
+    cost: int
+
+
 class Course:
     """What is known of solves over one horizon.
 
     Attributes:
         setting: the coarser of the pair that is judged next.
         finer: the finer one.
-        working: what calls use that judge nothing; None before the first setting is found.
-        error: what is known of the error of `working`.
         why: why this method was taken, in words.
         stalled: whether a finer setting has not made the error smaller.
     """
 
     def __init__(self, stiffness: float, tol: float, real_spectrum: bool) -> None:
         self._judge(first_setting(stiffness, tol, real_spectrum))
-        self.working: Setting | None = None
-        self.error: ErrorEstimate | None = None
+        self._found: _Found | None = None
         stiff = self.setting.method == STABILIZED
         limit = stiff_from(tol)
         self.why = f"rho * T is about {stiffness:.3g}, {'above' if stiff else 'below'} {limit:g}"
         if not real_spectrum and stiffness > limit:
             self.why += ", but the Jacobian may not be symmetric"
         self._tol, self._stiffness, self._real_spectrum = tol, stiffness, real_spectrum
-        self._judged: tuple[Setting, Setting] | None = None
         self._too_coarse: Setting | None = None
         self._other = fixed_steps(stiffness, tol) if stiff else None
-        self._cost = math.inf
         self._calls = self._failures = 0
         self._missed: tuple[str, float] | None = None
         self.stalled = False
 
     @property
+    def working(self) -> Setting | None:
+        """What calls use that judge nothing; None before the first setting is found."""
+        return None if self._found is None else self._found.working
+
+    @property
+    def error(self) -> ErrorEstimate | None:
+        """What is known of the error of `working`."""
+        return None if self._found is None else self._found.error
+
+    @property
     def due(self) -> bool:
         """Whether the next call is to judge a setting."""
-        return self.working is None or self._pair != self._judged or self._calls >= AUDIT
+        return self._found is None or self._fallback is not None or self._calls >= AUDIT
 
     def note_call(self) -> None:
         """Take note of a call that judged nothing."""
         self._calls += 1
 
-    def accept(self, error: ErrorEstimate, change: float, costs: tuple[float, float]) -> bool:
+    def accept(self, error: ErrorEstimate, change: float, costs: tuple[int, int]) -> bool:
         """Take note of an error; whether it will do.
 
         Args:
@@ -116,18 +125,16 @@ class Course:
             self._refine(error)
             return False
         self._failures, self._missed = 0, None
-        working, own = self._choose(error, change)
-        cost = costs[working == self.finer]
-        if self._is_trial and cost >= self._cost:  # nothing is gained
-            self._go_back()
+        found, before = self._choose(error, change, costs), self._fallback
+        if before is not None and found.cost >= before.cost:  # nothing is gained
+            self._go_back(before)
             return True
-        if self.working is not None and self.working.method != working.method:
+        if before is not None and found.working.method != before.working.method:
             self.why += ", but fixed steps cost less"
-        self.working, self.error, self._judged, self._calls = working, own, self._pair, 0
-        self._cost = cost
-        if working != self.setting:
+        self._found, self._calls = found, 0
+        if found.working != self.setting:
             self._too_coarse = self.setting
-        self._try_less(working, own)
+        self._try_less(found)
         return True
 
     def fail(self) -> None:
@@ -144,12 +151,13 @@ class Course:
             return (1 + next_term * error.gap) * _size(error)
         return _size(error) if self.setting.method in FIXED else ROOM * _size(error)
 
-    def _choose(self, error: ErrorEstimate, change: float) -> tuple[Setting, ErrorEstimate]:
-        """What calls are to use, and its error: the coarser of a pair, if that meets it too."""
+    def _choose(self, error: ErrorEstimate, change: float, costs: tuple[int, int]) -> _Found:
+        """What calls are to use: the coarser of a pair, if that meets the tolerance too."""
         if change + self._bound(error) > ENOUGH * self._tol:
-            return self.finer, error
+            return _Found(self._pair, self.finer, error, costs[1])
         size = _size(error)
-        return self.setting, _scaled(error, (size + change) / size if size > 0 else 1.0)
+        own = _scaled(error, (size + change) / size if size > 0 else 1.0)
+        return _Found(self._pair, self.setting, own, costs[0])
 
     def _judge(self, setting: Setting, finer: Setting | None = None) -> None:
         """What is judged next."""
@@ -160,36 +168,33 @@ class Course:
         return self.setting, self.finer
 
     @property
-    def _is_trial(self) -> bool:
-        """Whether a coarser setting is tried while another one is known to do."""
-        return self._judged is not None and self._judged != self._pair
+    def _fallback(self) -> _Found | None:
+        """What is known to do while another pair is tried; None if none is."""
+        tried = self._found is not None and self._found.pair != self._pair
+        return self._found if tried else None
 
-    def _go_back(self) -> None:
-        """To the pair before the one that was tried."""
-        working, error = self.working, self.error
-        assert self._judged, "only then is another one tried"
-        assert working, "likewise"
-        assert error, "likewise"
-        same = self.setting.method == working.method
-        if same:
-            self._too_coarse = self.setting
-        self._judge(*self._judged)
-        if not same:
-            self._relax(working, error)
+    def _go_back(self, before: _Found) -> None:
+        """To what is known to do, from a pair that was tried in vain."""
+        tried = self.setting
+        self._judge(*before.pair)
+        if tried.method == before.working.method:
+            self._too_coarse = tried
+        else:
+            self._relax(before)
 
-    def _try_less(self, working: Setting, own: ErrorEstimate) -> None:
+    def _try_less(self, found: _Found) -> None:
         """Try fixed steps the next time if that may be cheaper, once, or else a coarser setting."""
         other, self._other = self._other, None
-        if other is not None and other.cost < self._cost:
+        if other is not None and other.cost < found.cost:
             self._judge(other)
         else:
-            self._relax(working, own)
+            self._relax(found)
 
-    def _relax(self, working: Setting, own: ErrorEstimate) -> None:
+    def _relax(self, found: _Found) -> None:
         """Try less the next time if the error is much smaller than it needs to be."""
-        known = self._too_coarse
+        working, known = found.working, self._too_coarse
         proposals = [
-            working.finer(max(_size(own) / (AIM * self._tol), 1 / LARGEST_LEAP)),
+            working.finer(max(_size(found.error) / (AIM * self._tol), 1 / LARGEST_LEAP)),
             coarsest(working.method, self._stiffness, self._tol),
         ]
         if known is not None and known.method == working.method:
@@ -199,10 +204,11 @@ class Course:
             self._judge(proposal)
 
     def _refine(self, error: ErrorEstimate | None) -> None:
-        if self._is_trial:
-            self._go_back()
+        before = self._fallback
+        if before is not None:
+            self._go_back(before)
             return
-        self.working = self._judged = None
+        self._found = None
         self._failures += 1
         clear = error is not None and error.gap <= WIDEST_GAP / error.order
         known = error if clear else None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from odeopt.grid import TimeGrid
-from odeopt.solver.base import Solver
+from odeopt.solver.base import StepSolver
 from odeopt.solver.runge_kutta import RK4, Euler, ModifiedEuler
 from odeopt.solver.stabilized import StabilizedRK
 
@@ -44,7 +44,7 @@ class Setting:
     fineness: float
 
     @property
-    def solver(self) -> Solver:
+    def solver(self) -> StepSolver:
         """The solver."""
         if self.method == STABILIZED:
             return StabilizedRK(1 / self.fineness, 1 / self.fineness)
@@ -62,9 +62,9 @@ class Setting:
 
     def finer(self, factor: float) -> Setting:
         """With an error that is smaller by a factor (larger if it is below 1)."""
-        return self.at(self.fineness * factor ** (1 / self.power))
+        return self._at(self.fineness * factor ** (1 / self.power))
 
-    def at(self, fineness: float) -> Setting:
+    def _at(self, fineness: float) -> Setting:
         """The same method, as fine as that within the limits of what is tried."""
         if self.method == STABILIZED:
             return replace(self, fineness=min(max(fineness, 5.0), 1e12))
@@ -72,12 +72,12 @@ class Setting:
 
     def with_steps(self, factor: float) -> Setting:
         """With that many times as many steps."""
-        return self.at(self.fineness * factor ** (self.solver.order / self.power))
+        return self._at(self.fineness * factor ** (self.solver.order / self.power))
 
     @property
     def cost(self) -> float:
-        """Gradients and Hessian-vector products of fixed steps; infinite where steps are chosen."""
-        return math.inf if self.steps is None else 2.0 * self.solver.order * self.steps
+        """Gradients and Hessian-vector products of fixed steps: one of each per stage."""
+        return 2 * self.solver.stages * self.fineness
 
     @property
     def partner(self) -> Setting:

@@ -19,7 +19,7 @@ def error(size, gap, order=4):
     return ErrorEstimate(size, size, 0.0, gap, order, (), Stats())
 
 
-def judged(course, found, change=0.0, costs=(0.0, 0.0)):
+def judged(course, found, change=0.0, costs=(0, 0)):
     return course.accept(found, change, costs)
 
 
