@@ -11,6 +11,7 @@ from torch import Tensor
 
 from odeopt.adjoint.base import LocalAdjoint
 from odeopt.choices import Choices
+from odeopt.decay import Decay, largest_gap, next_term
 from odeopt.engine import Run
 from odeopt.errors import CompatibilityError
 from odeopt.grid import TimeGrid
@@ -35,15 +36,13 @@ class Coarser:
         choices: as before, with half the nodes where kept states are the mesh.
         problem: as before, on the coarser grid.
         refinement: the steps with their stages, if the solver had chosen them.
-        order: the order at which the gradient converges to that of the flow.
-        factor: by how much its error should be larger.
+        decay: how much larger its error should be.
     """
 
     choices: Choices
     problem: Problem
     refinement: Refinement | None
-    order: int
-    factor: float
+    decay: Decay
 
     @property
     def largest_gap(self) -> float:
@@ -52,18 +51,9 @@ class Coarser:
             return LARGEST_GAP_OF_CHOSEN_STAGES
         if self.refinement is not None:
             return LARGEST_GAP_OF_CHOSEN_STEPS
-        if self.choices.adjoint.needs_velocity and self.order <= 2:
+        if self.choices.adjoint.needs_velocity and self.decay.order <= 2:
             return LARGEST_GAP_OF_INTERPOLATED
-        return largest_gap(self.order)
-
-
-def largest_gap(order: int) -> float:
-    """The same for the exact adjoint of a method with a fixed number of stages.
-
-    Beyond, the longer steps are near the limit of stability or the terms of higher order count;
-    such adjoints have no guard that would notice the first.
-    """
-    return {1: 0.05, 2: 0.001, 3: 0.001, 4: 0.0005}.get(order, 0.00005)
+        return largest_gap(self.decay.order)
 
 
 def check_estimable(choices: Choices, stop: object) -> None:
@@ -121,7 +111,17 @@ def coarsen(run: Run) -> Coarser | None:
         refinement = Refinement(half.times[..., :-1], half.dt, list(range(half.steps)), longer)
     choices = _coarser_choices(run.choices, order)
     factor = _expected_factor(nodes, order, *constants)
-    return Coarser(choices, replace(problem, grid=half), refinement, order, factor)
+    decay = Decay(order, factor, _next_term(run, order))
+    return Coarser(choices, replace(problem, grid=half), refinement, decay)
+
+
+def _next_term(run: Run, order: int) -> float:
+    """See `Decay`; known for the exact adjoint of steps that are the same in both solves."""
+    adjoint = run.choices.adjoint
+    exact = isinstance(adjoint, LocalAdjoint) and adjoint.replays
+    if not exact or isinstance(run.stepper, RefinedStepper):
+        return 0.0
+    return next_term(run.choices.field, order)
 
 
 def _expected_factor(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from odeopt import tree
 from odeopt.coarsening import Coarser
+from odeopt.decay import Decay
 from odeopt.result import ErrorEstimate, Result
 from odeopt.stats import Stats
 from odeopt.sweep.backward import Trace
@@ -31,7 +32,7 @@ def estimate(fine: Result, coarse: Result, coarser: Coarser, trace: Trace) -> Er
         coarser: what the other solve was.
         trace: what the backward sweep of the result noticed.
     """
-    found = richardson(fine, coarse, coarser.order, coarser.factor, coarser.largest_gap)
+    found = richardson(fine, coarse, coarser.decay, coarser.largest_gap)
     doubts = list(found.doubts)
     if coarser.refinement is not None and coarse.stats.steps < FEWEST_STEPS:
         doubts.append(f"there are only {fine.stats.steps} steps, of different lengths")
@@ -43,17 +44,14 @@ def estimate(fine: Result, coarse: Result, coarser: Coarser, trace: Trace) -> Er
     return replace(found, doubts=tuple(doubts), defects=defects)
 
 
-def richardson(
-    fine: Result, coarse: Result, order: int, factor: float, largest_gap: float
-) -> ErrorEstimate:
+def richardson(fine: Result, coarse: Result, decay: Decay, largest_gap: float) -> ErrorEstimate:
     """The error of a result, from another one whose error is larger by a factor.
 
     Args:
         fine: the result.
         coarse: the other one.
-        order: the order at which the error falls.
-        factor: by how much the error of the other one is larger.
-        largest_gap: the relative change up to which it is due to the leading term of the error.
+        decay: how the error falls from that to this.
+        largest_gap: the relative change up to which it is as expected.
     """
     value = _gap(fine.value, coarse.value)
     params = _gap(fine.grads.params, coarse.grads.params)
@@ -64,9 +62,9 @@ def richardson(
         doubts.append(f"the gradient changes by {gap:.1e} when steps get twice as long")
     if not torch.equal(fine.status, coarse.status):
         doubts.append("other tasks fail when steps get twice as long")
-    ahead = factor - 1
+    ahead, stats = decay.ahead(gap), coarse.stats
     return ErrorEstimate(
-        value / ahead, params / ahead, hparams / ahead, gap, order, tuple(doubts), coarse.stats
+        value / ahead, params / ahead, hparams / ahead, gap, decay.order, tuple(doubts), stats
     )
 
 

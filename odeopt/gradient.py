@@ -142,7 +142,7 @@ class _Call:
         try:
             other = call.run()
         except (DivergenceError, StabilityError):
-            return replace(result, error=no_estimate(coarser.order, _UNSTABLE))
+            return replace(result, error=no_estimate(coarser.decay.order, _UNSTABLE))
         return replace(result, error=estimate(result, other, coarser, self._trace))
 
     def _go_back(self, run: Run, stats: Stats) -> Result:

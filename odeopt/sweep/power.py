@@ -42,7 +42,7 @@ class PowerIteration:
         slope: Tensor,
         accuracy: float = TOLERANCE,
     ) -> None:
-        self._velocity, self._stats, self._accuracy = velocity, stats, accuracy
+        self._velocity, self._stats, self.accuracy = velocity, stats, accuracy
         self._generator = torch.Generator().manual_seed(0)
         self._vector = torch.zeros_like(slope)
         self._estimates = 0
@@ -77,7 +77,7 @@ class PowerIteration:
             usable = ~settled & (found > 0) & torch.isfinite(found)
             self._vector = torch.where(usable[..., None], _unit(moved), self._vector)
             found = torch.where(usable, found, radius)
-            settled = settled | ((found - radius).abs() <= self._accuracy * found)
+            settled = settled | ((found - radius).abs() <= self.accuracy * found)
             radius = found
             if bool(settled.all()):
                 break

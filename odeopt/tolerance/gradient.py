@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import torch
 from typing_extensions import override
 
 from odeopt.beginning import Beginning
-from odeopt.coarsening import largest_gap
+from odeopt.decay import Decay, largest_gap, next_term
 from odeopt.engine import make_kernels
 from odeopt.error_estimate import richardson
 from odeopt.errors import (
@@ -25,17 +24,14 @@ from odeopt.grid import TimeGrid
 from odeopt.result import ErrorEstimate, Result
 from odeopt.stats import Stats
 from odeopt.stream import Stream
-from odeopt.sweep.power import PowerIteration
 from odeopt.tolerance.course import Course
+from odeopt.tolerance.pilot import pilot
 from odeopt.tolerance.setting import Setting, divided, gather_dt
-from odeopt.tolerance.tuning import Tuning, longest
+from odeopt.tolerance.tuning import Tuning
 from odeopt.types import PyTree
 
 ATTEMPTS = 8
 """The most settings that one call tries."""
-
-ROUGH = 0.2
-"""To what share the spectral radius is estimated: it changes by more on the way."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +61,11 @@ class TunedValueAndGrad(ValueAndGrad):
         spent = Stats()
         course = self.tuning.known(grid, self.tasks)
         if course is None:
-            stiffness = self._stiffness(params, batch, grid, hparams, state, spent)
-            course = self.tuning.begin(grid, self.tasks, stiffness)
+            problem = Beginning(self.choices.field, params, hparams, state).problem(
+                batch, grid, self.tasks
+            )
+            seen = pilot(make_kernels(self.choices, problem, spent), problem, spent)
+            course = self.tuning.begin(grid, self.tasks, seen)
         inputs = (params, batch, grid, outer_batch, hparams, state)
         return self._search(course, self.tuning, inputs, spent)
 
@@ -99,24 +98,6 @@ class TunedValueAndGrad(ValueAndGrad):
             f" {reason}. The last setting was {course.setting}. Raise tol (or use float64 in place"
             " of float32), shorten the horizon, or choose a solver with ODEOptimizer."
         ) from trouble
-
-    def _stiffness(
-        self, params: PyTree, batch: PyTree, grid: TimeGrid, hparams: PyTree, state: PyTree,
-        stats: Stats,
-    ) -> float:  # fmt: skip
-        r"""$\rho T$ at the start, at most over the tasks."""
-        begin = Beginning(self.choices.field, params, hparams, state)
-        with torch.no_grad():
-            problem = begin.problem(batch, grid, self.tasks)
-            velocity = make_kernels(self.choices, problem, stats).velocity()
-            y = problem.y0
-            t = problem.grid.times[..., 0]
-            slope = velocity(t.to(y.dtype), y)
-            power = PowerIteration(velocity, stats, slope, accuracy=ROUGH)
-            everyone = torch.ones_like(t, dtype=torch.bool)
-            radius = power.estimate(t.to(y.dtype), y, slope, torch.zeros_like(t), everyone)
-            stats.gradient_evaluations += 1
-            return longest(problem.grid, radius)
 
 
 class _Judged(NamedTuple):
@@ -151,7 +132,8 @@ class _Solves:
         made = divided(self._grid, counts)
         fine = self._run(finer, made)
         self._made[finer] = counts, fine
-        error, change = _compare(fine, coarse, setting.solver.order, factor)
+        decay = Decay(setting.solver.order, factor, self._next_term(setting))
+        error, change = _compare(fine, coarse, decay)
         return _Judged(fine, made, error, change, (_cost(coarse), _cost(fine)))
 
     def _begun(self, setting: Setting) -> tuple[list[int], Result]:
@@ -160,6 +142,11 @@ class _Solves:
             parts = setting.parts(self._grid)
             self._made[setting] = parts, self._run(setting, divided(self._grid, parts))
         return self._made[setting]
+
+    def _next_term(self, setting: Setting) -> float:
+        if setting.steps is None:  # the solver chooses them anew in each solve
+            return 0.0
+        return next_term(self._owner.choices.field, setting.solver.order)
 
     def answer(self, result: Result, made: TimeGrid) -> Result:
         """The result in terms of the grid that was asked for, with all that was spent."""
@@ -183,19 +170,11 @@ def _cost(result: Result) -> int:
     return result.stats.gradient_evaluations + result.stats.hvps
 
 
-def _compare(
-    fine: Result, coarse: Result, order: int, factor: float
-) -> tuple[ErrorEstimate, float]:
+def _compare(fine: Result, coarse: Result, decay: Decay) -> tuple[ErrorEstimate, float]:
     """The error of the finer of two results, with the gap of steps twice as long; their change.
 
     The gap is that of the pair if its steps are further apart than that.
-
-    Args:
-        fine: the finer result.
-        coarse: the other one.
-        order: of the method.
-        factor: by how much the error of the other one is larger.
     """
-    longer = max((2.0**order - 1) / (factor - 1), 1.0)
-    found = richardson(fine, coarse, order, factor, largest_gap(order) / longer)
+    longer = max(decay.doubled, 1.0)
+    found = richardson(fine, coarse, decay, largest_gap(decay.order) / longer)
     return replace(found, gap=found.gap * longer), found.gap

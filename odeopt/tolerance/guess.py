@@ -3,62 +3,129 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect
 
+from odeopt.tolerance.pilot import AT_ONCE, Pilot
 from odeopt.tolerance.setting import FIXED, STABILIZED, Setting
 
-SHARE, SPREAD = 1.2, 100.0
+LOOSE, MIDDLE, TIGHT = 0.05, 0.002, 5e-4
+"""Tolerances down to which gradient descent does, and modified Euler; from the last on the
+stabilised solver has to be better to take the place of RK4."""
+
+SHORT, SHORTEST = 6.0, 3.0
+r"""$\rho T$ below which RK4 is taken where modified Euler would be, and that in place of gradient
+descent: of a few long steps high order pays, if there are more than two."""
+
+FEWEST_STEPS = 2.0
+"""Fewer steps are not tried at first."""
+
+STIFF_IF_LOOSE, STIFF, STIFF_IF_TIGHT = 60.0, 30.0, 80.0
+r"""$\rho T$ from which on the stabilised solver, of order 2, takes the place of others."""
+
+STIFF_IF_AFFINE, STIFFER = 150.0, 0.15
+"""The same for a tolerance of 0.1 where the velocity is affine, so that fixed steps do not become
+unstable; it grows with one over the tolerance to this power."""
+
+HORIZONS = (3.0, 12.0, 50.0)
+r"""$\rho T$ for which lengths of steps are given; in between they are interpolated."""
+
+LENGTHS = {
+    "euler": (0.95, 1.31, 1.02),
+    "modified-euler": (1.34, 1.0, 0.93),
+    "rk4": (0.82, 1.81, 1.5),
+}
+r"""Lengths of steps in units of $1/\rho$. Most networks of the benchmark `tolerance` were within
+the tolerance with these, or with up to three times as many: too coarse a guess costs little where
+its error can be told, and too fine a one is never made up for."""
+
+FULL_LENGTH = {"euler": 0.1, "modified-euler": 0.005, "rk4": 0.001}
+"""Tolerances of the lengths; tighter ones need shorter steps, by the order."""
+
+LONGEST = 1.59
+"""The longest steps of RK4, which are longer for looser tolerances."""
+
+AFFINE_LENGTHS = {"euler": 1.45, "modified-euler": 1.33, "rk4": 1.67}
+"""The same where the velocity is affine."""
+
+AFFINE_ERRORS = {"euler": 0.57, "modified-euler": 1.4}
+r"""With these steps the error is about $(c / \rho T)^p$ there: that of the slow modes, since the
+fast ones are gone."""
+
+SHARE, SPREAD = 1.77, 100.0
 r"""The stabilised solver aims first at an error x with $x\,(1 + \text{spread}\,x)$ at this share of
 the tolerance. Its finer partner has a third of that error."""
 
-LOOSE, TIGHT = 0.05, 1e-3
-"""Tolerances from which on gradient descent does, and below which order 4 pays."""
-
-STIFF_IF_LOOSE, STIFF, STIFF_IF_TIGHT = 60.0, 30.0, 100.0
-r"""$\rho T$ from which on the stabilised solver, of order 2, takes the place of methods of order 1,
-2 and 4."""
-
-SHORT = 6.0
-r"""$\rho T$ below which RK4 is taken where modified Euler would be: of a few long steps high order
-pays."""
+SHARE_IF_AFFINE = 0.6
+"""Of the tolerance, as the tolerance of a step, where the velocity is affine."""
 
 
-def first_setting(stiffness: float, tol: float, real_spectrum: bool) -> Setting:
-    r"""A guess, made before anything has been solved.
+def first_setting(pilot: Pilot, tol: float, real_spectrum: bool) -> Setting:
+    """A guess, made before anything has been solved.
 
     Args:
-        stiffness: $\rho T$, with the spectral radius at the start.
+        pilot: what is known of the flow.
         tol: the tolerance.
         real_spectrum: whether the stabilised solver may be used.
     """
-    stiff = real_spectrum and stiffness > stiff_from(tol)
-    return stabilized(tol) if stiff else fixed_steps(stiffness, tol)
+    stiff = real_spectrum and pilot.stiffness > stiff_from(pilot, tol)
+    return stabilized(pilot, tol) if stiff else fixed_steps(pilot, tol)
 
 
-def fixed_steps(stiffness: float, tol: float) -> Setting:
-    r"""The first guess with fixed steps.
-
-    The lengths of steps, in units of $1/\rho$, are such that most of the problems of the benchmark
-    `tolerance` were within the tolerance with that or with half as many steps again, and were
-    stable.
-    """
-    if tol >= LOOSE:
-        method, length = "euler", 1.2
-    elif tol >= 0.002 and stiffness >= SHORT:
-        method, length = "modified-euler", min(1.2, 1.2 * (tol / 0.005) ** 0.5)
+def fixed_steps(pilot: Pilot, tol: float) -> Setting:
+    """The first guess with fixed steps."""
+    stiffness = pilot.stiffness
+    if pilot.affine:
+        method = _method_if_affine(stiffness, tol)
+        length = AFFINE_LENGTHS[method]
     else:
-        method, length = "rk4", min(2.2, 1.5 * (tol / 0.001) ** 0.25)
-    return Setting(method, max(stiffness / length, 2.0)).finer(1.0)
+        method = _method(stiffness, tol)
+        length = _length(method, stiffness, tol)
+    return Setting(method, max(stiffness / length, FEWEST_STEPS)).finer(1.0)
 
 
-def stiff_from(tol: float) -> float:
+def _method(stiffness: float, tol: float) -> str:
+    if tol >= LOOSE:
+        few = SHORTEST > stiffness > AT_ONCE
+        return "modified-euler" if few else "euler"
+    return "modified-euler" if tol >= MIDDLE and stiffness >= SHORT else "rk4"
+
+
+def _length(method: str, stiffness: float, tol: float) -> float:
+    share = (tol / FULL_LENGTH[method]) ** (1 / FIXED[method].order)
+    length = _interpolated(LENGTHS[method], stiffness)
+    return min(length * share, LONGEST if method == "rk4" else length)
+
+
+def _interpolated(lengths: tuple[float, ...], stiffness: float) -> float:
+    """Between the lengths at `HORIZONS`, in powers of the horizon."""
+    stiffness = min(max(stiffness, HORIZONS[0]), HORIZONS[-1])
+    k = min(bisect(HORIZONS, stiffness), len(HORIZONS) - 1)
+    low, high = HORIZONS[k - 1 : k + 1]
+    place = math.log(stiffness / low) / math.log(high / low)
+    return lengths[k - 1] ** (1 - place) * lengths[k] ** place
+
+
+def _method_if_affine(stiffness: float, tol: float) -> str:
+    """The lowest order that does with steps that are about as long as is stable."""
+    for method, error in AFFINE_ERRORS.items():
+        if (error / stiffness) ** FIXED[method].order <= tol:
+            return method
+    return "rk4"
+
+
+def stiff_from(pilot: Pilot, tol: float) -> float:
     r"""$\rho T$ above which the stabilised solver is the first choice."""
+    if pilot.affine:
+        return STIFF_IF_AFFINE * (0.1 / tol) ** STIFFER
     if tol >= LOOSE:
         return STIFF_IF_LOOSE
     return STIFF if tol >= TIGHT else STIFF_IF_TIGHT
 
 
-def stabilized(tol: float) -> Setting:
-    """The stabilised solver, as fine as networks needed it most often."""
+def stabilized(pilot: Pilot, tol: float) -> Setting:
+    """The stabilised solver, as fine as most problems needed it."""
+    if pilot.affine:
+        return Setting(STABILIZED, 1 / (SHARE_IF_AFFINE * tol)).finer(1.0)
     bound = SHARE * tol
     return Setting(STABILIZED, 1.0).finer((1 + math.sqrt(1 + 4 * SPREAD * bound)) / (2 * bound))
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor
-
 from odeopt.adjoint.discrete import DiscreteAdjoint
 from odeopt.checkpoint.uniform import Every
 from odeopt.choices import Choices
@@ -14,7 +12,8 @@ from odeopt.field.base import Field, GradientField
 from odeopt.grid import TimeGrid
 from odeopt.safety import Safety
 from odeopt.tolerance.course import Course
-from odeopt.tolerance.setting import Setting, landmarks
+from odeopt.tolerance.pilot import Pilot
+from odeopt.tolerance.setting import Setting, landmarks, longest
 
 
 class Tuning:
@@ -34,9 +33,9 @@ class Tuning:
         """Begin anew with the next solve over such a horizon."""
         self._courses.pop(_kind(grid, tasks), None)
 
-    def begin(self, grid: TimeGrid, tasks: bool, stiffness: float) -> Course:
+    def begin(self, grid: TimeGrid, tasks: bool, pilot: Pilot) -> Course:
         """The first solve over a horizon."""
-        course = Course(stiffness, self.tol, isinstance(self._field, GradientField))
+        course = Course(pilot, self.tol, isinstance(self._field, GradientField))
         self._courses[_kind(grid, tasks)] = course
         return course
 
@@ -53,12 +52,6 @@ class Tuning:
         """A line per horizon."""
         lines = [_describe(*item) for item in self._courses.items()]
         return "\n".join(lines or ["nothing has been solved yet"])
-
-
-def longest(grid: TimeGrid, rate: Tensor | float = 1.0) -> float:
-    """The longest horizon of a task; with a rate, in units of its inverse."""
-    length = (grid.times[..., -1] - grid.times[..., 0]).detach()
-    return (length * rate).amax().item()
 
 
 def _kind(grid: TimeGrid, tasks: bool) -> tuple[object, ...]:

@@ -107,7 +107,7 @@ def test_stiff_problems_get_the_stabilised_solver(device):
         res = opt.value_and_grad(along)(start, center, TimeGrid.uniform(5.0, 2), direction)
     assert relative_error(res.grads.params, problem.flow_adjoint(direction, 5.0)) <= 1e-2
     assert "StabilizedRK" in opt.describe()
-    assert "above 30" in opt.describe()
+    assert "affine" in opt.describe()
     assert cost(res) < 3500  # gradient descent needs 5000 to be stable
 
 

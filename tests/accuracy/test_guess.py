@@ -1,0 +1,115 @@
+"""What is tried before anything has been solved, and what is looked at for it."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from odeopt import GradientFlow, TimeGrid
+from odeopt.adjoint.discrete import DiscreteAdjoint
+from odeopt.beginning import Beginning
+from odeopt.checkpoint.uniform import Every
+from odeopt.choices import Choices
+from odeopt.engine import make_kernels
+from odeopt.safety import Safety
+from odeopt.solver.runge_kutta import RK4
+from odeopt.stats import Stats
+from odeopt.testing.problems import Quadratic
+from odeopt.tolerance.guess import HORIZONS, LENGTHS, SHARE, SPREAD, first_setting, stabilized
+from odeopt.tolerance.pilot import AT_ONCE, WORTH_ASKING, Pilot, pilot
+
+TOLERANCES = [1e-1, 1e-2, 1e-3, 1e-4]
+
+
+def look(loss, params, batch, horizon, tasks=False):
+    field, stats = GradientFlow(loss), Stats()
+    problem = Beginning(field, params, None, None).problem(
+        batch, TimeGrid.uniform(horizon, 1), tasks
+    )
+    choices = Choices(field, RK4(), DiscreteAdjoint(), Every(1), Safety(), None)
+    return pilot(make_kernels(choices, problem, stats), problem, stats), stats
+
+
+def curved(params, batch):
+    return torch.cosh(params - batch).sum()
+
+
+@given(seed=st.integers(0, 10**6), horizon=st.floats(WORTH_ASKING * 1.3, 100.0))
+def test_a_quadratic_loss_is_seen_to_have_an_affine_velocity(seed, horizon):
+    known = Quadratic.from_spectrum([0.1, 0.2, 0.5, 1.0], seed)
+    start = torch.randn(4, generator=torch.Generator().manual_seed(seed))
+    found, stats = look(known.loss, start, known.center, horizon)
+    assert found.affine
+    assert 0.7 * horizon < found.stiffness <= horizon * (1 + 1e-6)
+    assert stats.gradient_evaluations <= 60
+
+
+def test_another_loss_is_not(device):
+    start = torch.linspace(-1, 1, 5, device=device)
+    found, stats = look(curved, start, torch.zeros_like(start), 20.0)
+    assert found.stiffness > WORTH_ASKING
+    assert not found.affine
+    assert stats.gradient_evaluations < 15
+
+
+def test_one_task_of_another_kind_is_enough(device):
+    def mixed(params, batch):
+        return (0.5 * params**2 + batch * params**4).sum()
+
+    start = torch.ones(3, device=device)
+    straight = torch.zeros(2, 1, device=device)
+    bent = torch.tensor([[0.0], [0.1]], device=device)
+    assert look(mixed, start, straight, 20.0, tasks=True)[0].affine
+    assert not look(mixed, start, bent, 20.0, tasks=True)[0].affine
+
+
+def test_of_a_short_horizon_little_is_asked():
+    start = torch.linspace(-1, 1, 5)
+    found, stats = look(curved, start, torch.zeros(5), 0.1)
+    assert found.stiffness < AT_ONCE
+    assert stats.gradient_evaluations == 2
+
+
+@pytest.mark.parametrize("tol", TOLERANCES)
+@pytest.mark.parametrize("affine", [False, True])
+def test_longer_horizons_and_tighter_tolerances_are_not_given_less_of_a_method(tol, affine):
+    settings = [
+        first_setting(Pilot(0.5 * 1.05**k, affine), tol, real_spectrum=False) for k in range(150)
+    ]
+    for before, after in itertools.pairwise(settings):
+        if before.method == after.method:
+            assert after.fineness >= before.fineness
+    for now in (3.0, 30.0, 300.0):
+        own, tighter = (
+            first_setting(Pilot(now, affine), share * tol, real_spectrum=False)
+            for share in (1.0, 0.5)
+        )
+        if own.method == tighter.method:
+            assert tighter.fineness >= own.fineness
+
+
+@pytest.mark.parametrize("place", range(len(HORIZONS)))
+def test_lengths_are_those_given_at_their_horizons(place):
+    horizon, length = HORIZONS[place], LENGTHS["rk4"][place]
+    found = first_setting(Pilot(horizon, affine=False), 1e-3, real_spectrum=False)
+    assert found.steps == pytest.approx(max(horizon / min(length, 1.59), 2.0), abs=1.0)
+
+
+@pytest.mark.parametrize("tol", TOLERANCES)
+def test_fixed_steps_are_kept_for_longer_where_they_stay_stable(tol):
+    stiff = 110.0
+    assert first_setting(Pilot(stiff, False), tol, True).method == "stabilized-rk"
+    assert first_setting(Pilot(stiff, True), tol, True).method != "stabilized-rk"
+    assert first_setting(Pilot(10 * stiff, True), tol, True).method == "stabilized-rk"
+    assert first_setting(Pilot(10 * stiff, True), tol, False).method != "stabilized-rk"
+
+
+@pytest.mark.parametrize("tol", TOLERANCES)
+def test_the_stabilised_solver_aims_at_less_of_a_loose_tolerance(tol):
+    aim = 1 / stabilized(Pilot(100.0, False), tol).fineness ** 0.6
+    assert aim * (1 + SPREAD * aim) == pytest.approx(SHARE * tol)
+    assert stabilized(Pilot(1000.0, True), tol).fineness > 1 / tol
