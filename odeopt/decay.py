@@ -47,8 +47,8 @@ def next_term(field: object, order: int) -> float:
 
     Where the eigenvalues $-\mu$ of the Jacobian are real and negative the terms of the error of a
     step, $\ln R(-\mu h) + \mu h$, have one sign. The numbers are what the random problems of the
-    benchmark `tolerance` have: with them the estimates for RK4 with 1 to 5 digits were within 10 %
-    in nine of ten cases, in place of 2 to 43 % too large.
+    benchmark `tolerance` have: with them estimates for RK4 were within 10 % in nine of
+    ten cases, which were 2 to 43 % too large.
     """
     return {2: 0.5, 4: 2.35}.get(order, 0.0) if isinstance(field, GradientField) else 0.0
 

@@ -57,7 +57,8 @@ class ErrorEstimate:
     r"""An estimate of the discretisation error, by Richardson's rule.
 
     The solve and its gradient are computed once more with steps (and kept nodes) twice as long;
-    with order p, $\lVert g_h - g\rVert \approx \lVert g_{2h} - g_h\rVert / (2^p - 1)$.
+    with order p, $\lVert g_h - g\rVert \approx \lVert g_{2h} - g_h\rVert / (2^p - 1)$. For gradient
+    flows the next term of the error is taken into account as well.
 
     Attributes:
         value: the relative error of the outer loss.

@@ -75,6 +75,8 @@ class Course:
     """
 
     def __init__(self, pilot: Pilot, tol: float, real_spectrum: bool) -> None:
+        if not real_spectrum:  # what is known of affine velocities is of gradient flows
+            pilot = pilot._replace(affine=False)
         self._judge(first_setting(pilot, tol, real_spectrum))
         self._found: _Found | None = None
         stiff = self.setting.method == STABILIZED

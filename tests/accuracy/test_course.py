@@ -30,6 +30,12 @@ def test_a_pair_begins_with_more_steps_beside_the_first_guess():
     assert course.finer.steps == math.ceil(PAIRS["rk4"] * course.setting.steps)
 
 
+def test_steps_that_suit_affine_gradient_flows_are_not_taken_for_other_fields():
+    other = Course(Pilot(100.0, affine=True), 1e-2, real_spectrum=False)
+    assert other.setting == fixed_steps(STIFF, 1e-2) != fixed_steps(Pilot(100.0, True), 1e-2)
+    assert "affine" not in other.why
+
+
 @pytest.mark.parametrize("size", [6e-3, 24e-3])
 def test_a_miss_is_followed_by_one_solve_beside_the_finer_one(size):
     course = Course(MILD, 1e-3, real_spectrum=True)
