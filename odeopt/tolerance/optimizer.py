@@ -36,8 +36,9 @@ def from_tolerance(
     is too large the call goes on with a finer setting. The calls that follow take the coarser of
     the two solves if that is good enough too, and try to do with less if its error is much smaller
     than `tol`. What was learnt is used for later calls over horizons within 15 %: once the setting
-    has settled one call in ten is estimated, and the others cost the plain gradient. The gradient is the exact one of the steps that are made
-    (`DiscreteAdjoint`), and every state is kept: there are few.
+    has settled one call in ten is estimated, and the others cost the plain gradient. The gradient
+    is the exact one of the steps that are made (`DiscreteAdjoint`), and every state is kept: there
+    are few.
 
     Cost: `Result.stats` counts estimates and settings that were tried as well.
 
