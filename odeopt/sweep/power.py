@@ -32,7 +32,7 @@ class PowerIteration:
         stats: gradient evaluations are added to it.
         slope: the velocity at the initial state, the first vector together with a random one;
             shape [d] or [tasks, d].
-        accuracy: the relative change at which an iteration ends.
+        accuracy: the relative change at which an iteration ends; it may be set anew later.
     """
 
     def __init__(

@@ -74,14 +74,12 @@ class Course:
         stalled: whether a finer setting has not made the error smaller.
     """
 
-    def __init__(self, pilot: Pilot, tol: float, real_spectrum: bool) -> None:
-        if not real_spectrum:  # what is known of affine velocities is of gradient flows
-            pilot = pilot._replace(affine=False)
-        self._judge(first_setting(pilot, tol, real_spectrum))
+    def __init__(self, pilot: Pilot, tol: float) -> None:
+        self._judge(first_setting(pilot, tol))
         self._found: _Found | None = None
         stiff = self.setting.method == STABILIZED
-        self.why = _reason(pilot, stiff_from(pilot, tol), stiff, real_spectrum)
-        self._tol, self._pilot, self._real_spectrum = tol, pilot, real_spectrum
+        self.why = _reason(pilot, stiff_from(pilot, tol), stiff)
+        self._tol, self._pilot = tol, pilot
         self._too_coarse: Setting | None = None
         self._other = fixed_steps(pilot, tol) if stiff else None
         self._calls = self._failures = 0
@@ -141,7 +139,7 @@ class Course:
 
     def _bound(self, error: ErrorEstimate) -> float:
         """The error, with room for what its estimate may lack."""
-        if self._real_spectrum:
+        if self._pilot.real_spectrum:
             return _size(error)
         next_term = NEXT_TERM_OF_EULER if error.order == 1 else NEXT_TERM
         return (1 + next_term * error.gap) * _size(error)
@@ -245,16 +243,16 @@ class Course:
 
     def _can_stabilize(self) -> bool:
         """Whether the stabilised solver is to take over from steps that were too long."""
-        suits = self._pilot.stiffness > stiff_from(self._pilot, self._tol)
-        fixed = self.setting.method in FIXED
-        return fixed and self._real_spectrum and (self._failures > PATIENCE or suits)
+        pilot, fixed = self._pilot, self.setting.method in FIXED
+        suits = pilot.stiffness > stiff_from(pilot, self._tol)
+        return fixed and pilot.real_spectrum and (self._failures > PATIENCE or suits)
 
 
-def _reason(pilot: Pilot, limit: float, stiff: bool, real_spectrum: bool) -> str:
+def _reason(pilot: Pilot, limit: float, stiff: bool) -> str:
     reason = f"rho * T is about {pilot.stiffness:.3g}, {'above' if stiff else 'below'} {limit:g}"
     if pilot.affine:
         reason += ", and the velocity is affine"
-    if not real_spectrum and pilot.stiffness > limit:
+    if not pilot.real_spectrum and pilot.stiffness > limit:
         reason += ", but the Jacobian may not be symmetric"
     return reason
 

@@ -64,7 +64,8 @@ class TunedValueAndGrad(ValueAndGrad):
             problem = Beginning(self.choices.field, params, hparams, state).problem(
                 batch, grid, self.tasks
             )
-            seen = pilot(make_kernels(self.choices, problem, spent), problem, spent)
+            kernels = make_kernels(self.choices, problem, spent)
+            seen = pilot(kernels, problem, spent, self.tuning.real_spectrum)
             course = self.tuning.begin(grid, self.tasks, seen)
         inputs = (params, batch, grid, outer_batch, hparams, state)
         return self._search(course, self.tuning, inputs, spent)

@@ -41,8 +41,8 @@ its error can be told, and too fine a one is never made up for."""
 FULL_LENGTH = {"euler": 0.1, "modified-euler": 0.005, "rk4": 0.001}
 """Tolerances of the lengths; tighter ones need shorter steps, by the order."""
 
-LONGEST = 1.59
-"""The longest steps of RK4, which are longer for looser tolerances."""
+LONGEST = {"rk4": 1.59}
+"""Looser ones have longer steps of a method up to this; others stay as they are."""
 
 AFFINE_LENGTHS = {"euler": 1.45, "modified-euler": 1.33, "rk4": 1.67}
 """The same where the velocity is affine."""
@@ -59,15 +59,14 @@ SHARE_IF_AFFINE = 0.6
 """Of the tolerance, as the tolerance of a step, where the velocity is affine."""
 
 
-def first_setting(pilot: Pilot, tol: float, real_spectrum: bool) -> Setting:
+def first_setting(pilot: Pilot, tol: float) -> Setting:
     """A guess, made before anything has been solved.
 
     Args:
         pilot: what is known of the flow.
         tol: the tolerance.
-        real_spectrum: whether the stabilised solver may be used.
     """
-    stiff = real_spectrum and pilot.stiffness > stiff_from(pilot, tol)
+    stiff = pilot.real_spectrum and pilot.stiffness > stiff_from(pilot, tol)
     return stabilized(pilot, tol) if stiff else fixed_steps(pilot, tol)
 
 
@@ -93,7 +92,7 @@ def _method(stiffness: float, tol: float) -> str:
 def _length(method: str, stiffness: float, tol: float) -> float:
     share = (tol / FULL_LENGTH[method]) ** (1 / FIXED[method].order)
     length = _interpolated(LENGTHS[method], stiffness)
-    return min(length * share, LONGEST if method == "rk4" else length)
+    return min(length * share, LONGEST.get(method, length))
 
 
 def _interpolated(lengths: tuple[float, ...], stiffness: float) -> float:

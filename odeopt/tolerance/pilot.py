@@ -32,24 +32,27 @@ class Pilot(NamedTuple):
     Attributes:
         stiffness: $\rho T$ at the start, at most over the tasks.
         affine: whether the velocity is affine in the state as far as one can see, so that
-            $\rho$ stays what it is: that of a linear model with a quadratic loss.
+            $\rho$ stays what it is: that of a linear model with a quadratic loss. It is asked of
+            real spectra only, whose stable steps are known.
+        real_spectrum: whether the Jacobian is symmetric.
     """
 
     stiffness: float
-    affine: bool
+    affine: bool = False
+    real_spectrum: bool = True
 
 
-def pilot(kernels: Kernels, problem: Problem, stats: Stats) -> Pilot:
+def pilot(kernels: Kernels, problem: Problem, stats: Stats, real_spectrum: bool = True) -> Pilot:
     """Look at the start of a flow; cost: some 4 gradients, 2 to 15 more where they pay."""
     with torch.no_grad():
         look = _Look(kernels, problem, stats)
         stiffness = look.stiffness(ANY)
-        if stiffness < AT_ONCE:
-            return Pilot(stiffness, affine=False)
-        stiffness = look.stiffness(ROUGH)
-        if stiffness < WORTH_ASKING or not look.affine():
-            return Pilot(stiffness, affine=False)
-        return Pilot(look.stiffness(CLOSE), affine=True)
+        if stiffness >= AT_ONCE:
+            stiffness = look.stiffness(ROUGH)
+        affine = real_spectrum and stiffness >= WORTH_ASKING and look.affine()
+        if affine:
+            stiffness = look.stiffness(CLOSE)
+        return Pilot(stiffness, affine, real_spectrum)
 
 
 class _Look:

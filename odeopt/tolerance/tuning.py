@@ -25,6 +25,11 @@ class Tuning:
         self._compilers: dict[str, Compiler] = {}
         self._courses: dict[tuple[object, ...], Course] = {}
 
+    @property
+    def real_spectrum(self) -> bool:
+        """Whether the Jacobian of the field is symmetric."""
+        return isinstance(self._field, GradientField)
+
     def known(self, grid: TimeGrid, tasks: bool) -> Course | None:
         """What is known of solves over such a horizon."""
         return self._courses.get(_kind(grid, tasks))
@@ -35,7 +40,7 @@ class Tuning:
 
     def begin(self, grid: TimeGrid, tasks: bool, pilot: Pilot) -> Course:
         """The first solve over a horizon."""
-        course = Course(pilot, self.tol, isinstance(self._field, GradientField))
+        course = Course(pilot, self.tol)
         self._courses[_kind(grid, tasks)] = course
         return course
 

@@ -13,7 +13,8 @@ from odeopt.tolerance.guess import fixed_steps, stabilized
 from odeopt.tolerance.pilot import Pilot
 from odeopt.tolerance.setting import MOST_STEPS, PAIRS
 
-MILD, STIFF = Pilot(9.0, affine=False), Pilot(100.0, affine=False)
+MILD, STIFF = Pilot(9.0), Pilot(100.0)
+MILD_COMPLEX = Pilot(9.0, real_spectrum=False)
 
 
 def error(size, gap, order=4):
@@ -25,20 +26,14 @@ def judged(course, found, change=0.0, costs=(0, 0)):
 
 
 def test_a_pair_begins_with_more_steps_beside_the_first_guess():
-    course = Course(MILD, 1e-3, real_spectrum=True)
+    course = Course(MILD, 1e-3)
     assert course.setting == fixed_steps(MILD, 1e-3)
     assert course.finer.steps == math.ceil(PAIRS["rk4"] * course.setting.steps)
 
 
-def test_steps_that_suit_affine_gradient_flows_are_not_taken_for_other_fields():
-    other = Course(Pilot(100.0, affine=True), 1e-2, real_spectrum=False)
-    assert other.setting == fixed_steps(STIFF, 1e-2) != fixed_steps(Pilot(100.0, True), 1e-2)
-    assert "affine" not in other.why
-
-
 @pytest.mark.parametrize("size", [6e-3, 24e-3])
 def test_a_miss_is_followed_by_one_solve_beside_the_finer_one(size):
-    course = Course(MILD, 1e-3, real_spectrum=True)
+    course = Course(MILD, 1e-3)
     made = course.finer
     assert not judged(course, error(size, gap=0.03))
     assert course.setting == made
@@ -47,7 +42,7 @@ def test_a_miss_is_followed_by_one_solve_beside_the_finer_one(size):
 
 
 def test_a_near_miss_is_followed_by_one_solve_beside_the_coarser_one():
-    course = Course(MILD, 1e-3, real_spectrum=True)
+    course = Course(MILD, 1e-3)
     coarse, made = course.setting, course.finer
     assert not judged(course, error(1.1e-3, gap=0.03))
     assert course.setting == coarse
@@ -56,21 +51,21 @@ def test_a_near_miss_is_followed_by_one_solve_beside_the_coarser_one():
 
 @pytest.mark.parametrize(("order", "gap"), [(1, 0.6), (2, 0.3), (4, 0.2)])
 def test_an_unclear_miss_is_followed_by_more_steps(order, gap):
-    course = Course(MILD, 1e-3, real_spectrum=True)
+    course = Course(MILD, 1e-3)
     made = course.finer
     assert not judged(course, error(0.015, gap=gap, order=order))
     assert (course.setting, course.finer) == (made, made.with_steps(FURTHER))
 
 
 def test_steps_beyond_the_most_that_are_tried_still_make_a_pair():
-    course = Course(Pilot(1.4 * MOST_STEPS, affine=False), 1e-3, real_spectrum=False)
+    course = Course(Pilot(1.4 * MOST_STEPS, real_spectrum=False), 1e-3)
     for gap in (0.03, 3.0, 0.03, 3.0):
         assert not judged(course, error(5e-3, gap=gap))
         assert course.finer.fineness > course.setting.fineness
 
 
 def test_the_stabilised_solver_is_judged_by_a_pair():
-    course = Course(STIFF, 1e-2, real_spectrum=True)
+    course = Course(STIFF, 1e-2)
     assert course.setting == stabilized(STIFF, 1e-2)
     assert course.finer.fineness == pytest.approx(7 * course.setting.fineness)
     assert not judged(course, error(1.01e-2, gap=0.03, order=2))
@@ -78,7 +73,7 @@ def test_the_stabilised_solver_is_judged_by_a_pair():
 
 
 def test_the_stabilised_solver_takes_over_after_some_settings_that_were_unstable():
-    course = Course(MILD, 1e-3, real_spectrum=True)
+    course = Course(MILD, 1e-3)
     for _ in range(PATIENCE + 1):
         assert course.setting.method == "rk4"
         course.fail()
@@ -87,7 +82,7 @@ def test_the_stabilised_solver_takes_over_after_some_settings_that_were_unstable
 
 
 def test_it_never_takes_over_where_the_spectrum_may_be_complex():
-    course = Course(MILD, 1e-3, real_spectrum=False)
+    course = Course(MILD_COMPLEX, 1e-3)
     for _ in range(10):
         course.fail()
     assert course.setting.method == "rk4"
@@ -95,7 +90,7 @@ def test_it_never_takes_over_where_the_spectrum_may_be_complex():
 
 def settled(cost, size=0.03):
     """A course with the stabilised solver, and what its calls cost."""
-    course = Course(STIFF, 0.1, real_spectrum=True)
+    course = Course(STIFF, 0.1)
     assert judged(course, error(size, gap=0.02, order=2), 0.02, (cost, 1.5 * cost))
     return course
 

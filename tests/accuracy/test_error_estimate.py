@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support.stabilized import along, stiff
 
@@ -97,8 +97,10 @@ def test_the_estimate_is_within_a_factor_of_two_of_the_true_error(device, name, 
     seed=st.integers(0, 10**6),
     horizon=st.floats(0.1, 3.0),
     smallest=st.floats(-0.3, 1.0),
-    steps=st.integers(24, 60),
+    steps=st.integers(20, 200),
 )
+@example(seed=243, horizon=3.0, smallest=1.0, steps=24)  # nearly all of it is in the fastest mode
+@example(seed=243, horizon=3.0, smallest=1.0, steps=100)
 def test_it_holds_on_random_quadratics(seed, horizon, smallest, steps):
     problem = Quadratic.from_spectrum([smallest, 1.0, 2.0, 4.0], seed)
     random = torch.Generator().manual_seed(seed)
@@ -108,8 +110,9 @@ def test_it_holds_on_random_quadratics(seed, horizon, smallest, steps):
     found = path(start, problem.center, TimeGrid.uniform(horizon, steps), direction)
     exact = problem.flow_adjoint(direction, horizon)
     true = relative_error(found.grads.params, exact)
-    assert found.error.trusted
-    if true > 1e-11:
+    if 4.0 * horizon / steps < 0.13:  # the error of the fastest mode alone is below the limit
+        assert found.error.trusted
+    if found.error.trusted and true > 1e-11:
         assert 0.5 <= found.error.params / true <= 2.0
 
 
