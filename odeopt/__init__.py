@@ -67,6 +67,8 @@ from odeopt.safety import Safety, Status
 from odeopt.solver import (
     RK4,
     Adaptive,
+    Chebyshev2,
+    Chebyshev3,
     DormandPrince,
     Euler,
     Midpoint,
@@ -98,6 +100,8 @@ __all__ = [
     "BilevelProblem",
     "Binomial",
     "CapturedTensorError",
+    "Chebyshev2",
+    "Chebyshev3",
     "CompatibilityError",
     "CompilationError",
     "ConjugateGradient",

@@ -47,7 +47,7 @@ class Coarser:
     @property
     def largest_gap(self) -> float:
         """The relative change up to which it can be trusted to be due to the leading term."""
-        if self.choices.solver.real_spectrum:
+        if isinstance(self.choices.solver, StabilizedRK):
             return LARGEST_GAP_OF_CHOSEN_STAGES
         if self.refinement is not None:
             return LARGEST_GAP_OF_CHOSEN_STEPS
@@ -111,17 +111,17 @@ def coarsen(run: Run) -> Coarser | None:
         refinement = Refinement(half.times[..., :-1], half.dt, list(range(half.steps)), longer)
     choices = _coarser_choices(run.choices, order)
     factor = _expected_factor(nodes, order, *constants)
-    decay = Decay(order, factor, _next_term(run, order))
+    decay = Decay(order, factor, _next_term(run))
     return Coarser(choices, replace(problem, grid=half), refinement, decay)
 
 
-def _next_term(run: Run, order: int) -> float:
+def _next_term(run: Run) -> float:
     """See `Decay`; known for the exact adjoint of steps that are the same in both solves."""
     adjoint = run.choices.adjoint
     exact = isinstance(adjoint, LocalAdjoint) and adjoint.replays
     if not exact or isinstance(run.stepper, RefinedStepper):
         return 0.0
-    return next_term(run.choices.field, order)
+    return next_term(run.choices.field, run.choices.solver)
 
 
 def _expected_factor(

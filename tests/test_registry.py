@@ -44,6 +44,8 @@ def _module(monkeypatch, name, **contents):
     (odeopt.SOLVERS, "modified-euler", odeopt.ModifiedEuler),
     (odeopt.SOLVERS, "midpoint", odeopt.Midpoint),
     (odeopt.SOLVERS, "rk4", odeopt.RK4),
+    (odeopt.SOLVERS, "chebyshev-2", odeopt.Chebyshev2),
+    (odeopt.SOLVERS, "chebyshev-3", odeopt.Chebyshev3),
     (odeopt.SOLVERS, "adaptive", odeopt.Adaptive),
     (odeopt.SOLVERS, "dormand-prince", odeopt.DormandPrince),
     (odeopt.SOLVERS, "torchdiffeq", odeopt.Torchdiffeq),

@@ -5,6 +5,7 @@ from odeopt.solver.base import GridSolver, Solver, StepGradient, Stepping, StepS
 from odeopt.solver.error_control import ErrorControlled, PIController
 from odeopt.solver.runge_kutta import RK4, Euler, ExplicitRungeKutta, Midpoint, ModifiedEuler
 from odeopt.solver.stabilized import StabilizedRK
+from odeopt.solver.stretched import Chebyshev2, Chebyshev3
 from odeopt.solver.tableau import BOGACKI_SHAMPINE, DORMAND_PRINCE, Tableau
 from odeopt.solver.torchdiffeq import DormandPrince, Torchdiffeq
 
@@ -13,6 +14,8 @@ __all__ = [
     "DORMAND_PRINCE",
     "RK4",
     "Adaptive",
+    "Chebyshev2",
+    "Chebyshev3",
     "DormandPrince",
     "ErrorControlled",
     "Euler",

@@ -40,6 +40,17 @@ HEUN = Tableau(a=((), (1.0,)), b=(0.5, 0.5), order=2, stability_limit=2.0)
 
 MIDPOINT = Tableau(a=((), (0.5,)), b=(0.0, 1.0), order=2, stability_limit=2.0)
 
+CHEBYSHEV_2 = Tableau(
+    a=((), (2 / 15,), (0.0, 0.5)), b=(0.0, 0.0, 1.0), order=2, stability_limit=5.8
+)
+
+CHEBYSHEV_3 = Tableau(
+    a=((), (0.12,), (0.0, 1 / 3), (0.0, 0.0, 2 / 3)),
+    b=(1 / 4, 0.0, 0.0, 3 / 4),
+    order=3,
+    stability_limit=5.4,
+)
+
 RUNGE_KUTTA_4 = Tableau(
     a=((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)),
     b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),

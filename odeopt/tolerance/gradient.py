@@ -145,9 +145,7 @@ class _Solves:
         return self._made[setting]
 
     def _next_term(self, setting: Setting) -> float:
-        if setting.steps is None:  # the solver chooses them anew in each solve
-            return 0.0
-        return next_term(self._owner.choices.field, setting.solver.order)
+        return next_term(self._owner.choices.field, setting.solver)
 
     def answer(self, result: Result, made: TimeGrid) -> Result:
         """The result in terms of the grid that was asked for, with all that was spent."""

@@ -16,10 +16,14 @@ SHORT, SHORTEST = 6.0, 3.0
 r"""$\rho T$ below which RK4 is taken where modified Euler would be, and that in place of gradient
 descent: of a few long steps high order pays, if there are more than two."""
 
+CHEBYSHEV_2_FROM, CHEBYSHEV_3_FROM = 6.0, 10.0
+r"""$\rho T$ from which on, where the spectrum is real, they are taken in place of modified Euler
+and of RK4: their steps stay stable if the curvature doubles on the way."""
+
 FEWEST_STEPS = 2.0
 """Fewer steps are not tried at first."""
 
-STIFF_IF_LOOSE, STIFF, STIFF_IF_TIGHT = 60.0, 30.0, 80.0
+STIFF_IF_LOOSE, STIFF, STIFF_IF_TIGHT = 60.0, 40.0, 80.0
 r"""$\rho T$ from which on the stabilised solver, of order 2, takes the place of others."""
 
 STIFF_IF_AFFINE, STIFFER = 150.0, 0.15
@@ -32,13 +36,21 @@ r"""$\rho T$ for which lengths of steps are given; in between they are interpola
 LENGTHS = {
     "euler": (0.95, 1.31, 1.02),
     "modified-euler": (1.34, 1.0, 0.93),
+    "chebyshev-2": (1.7, 1.7, 1.7),
+    "chebyshev-3": (1.3, 1.3, 1.3),
     "rk4": (0.82, 1.81, 1.5),
 }
 r"""Lengths of steps in units of $1/\rho$. Most networks of the benchmark `tolerance` were within
 the tolerance with these, or with up to three times as many: too coarse a guess costs little where
 its error can be told, and too fine a one is never made up for."""
 
-FULL_LENGTH = {"euler": 0.1, "modified-euler": 0.005, "rk4": 0.001}
+FULL_LENGTH = {
+    "euler": 0.1,
+    "modified-euler": 0.005,
+    "chebyshev-2": 0.01,
+    "chebyshev-3": 0.001,
+    "rk4": 0.001,
+}
 """Tolerances of the lengths; tighter ones need shorter steps, by the order."""
 
 LONGEST = {"rk4": 1.59}
@@ -77,15 +89,20 @@ def fixed_steps(pilot: Pilot, tol: float) -> Setting:
         method = _method_if_affine(stiffness, tol)
         length = AFFINE_LENGTHS[method]
     else:
-        method = _method(stiffness, tol)
+        method = _method(pilot, tol)
         length = _length(method, stiffness, tol)
     return Setting(method, max(stiffness / length, FEWEST_STEPS)).finer(1.0)
 
 
-def _method(stiffness: float, tol: float) -> str:
+def _method(pilot: Pilot, tol: float) -> str:
+    stiffness = pilot.stiffness
     if tol >= LOOSE:
         few = SHORTEST > stiffness > AT_ONCE
         return "modified-euler" if few else "euler"
+    if pilot.real_spectrum and tol >= MIDDLE and stiffness >= CHEBYSHEV_2_FROM:
+        return "chebyshev-2"
+    if pilot.real_spectrum and tol >= TIGHT and stiffness >= CHEBYSHEV_3_FROM:
+        return "chebyshev-3"
     return "modified-euler" if tol >= MIDDLE and stiffness >= SHORT else "rk4"
 
 

@@ -14,8 +14,15 @@ from odeopt.grid import TimeGrid
 from odeopt.solver.base import StepSolver
 from odeopt.solver.runge_kutta import RK4, Euler, ModifiedEuler
 from odeopt.solver.stabilized import StabilizedRK
+from odeopt.solver.stretched import Chebyshev2, Chebyshev3
 
-FIXED = {"euler": Euler(), "modified-euler": ModifiedEuler(), "rk4": RK4()}
+FIXED = {
+    "euler": Euler(),
+    "modified-euler": ModifiedEuler(),
+    "chebyshev-2": Chebyshev2(),
+    "chebyshev-3": Chebyshev3(),
+    "rk4": RK4(),
+}
 """Solvers with fixed steps."""
 
 STABILIZED = "stabilized-rk"
@@ -24,7 +31,14 @@ RTOL_POWER = 5 / 3
 """The tolerance of a step for an error in the gradient, in the stabilised solver: measured on
 regression by a small network, whose gradient error grows as the tolerance to the power of 0.6."""
 
-PAIRS = {"euler": 1.12, "modified-euler": 1.35, "rk4": 1.36, STABILIZED: 7.0}
+PAIRS = {
+    "euler": 1.12,
+    "modified-euler": 1.35,
+    "chebyshev-2": 1.7,
+    "chebyshev-3": 1.5,
+    "rk4": 1.36,
+    STABILIZED: 7.0,
+}
 """How many times as fine the finer setting of a pair is."""
 
 MOST_STEPS = 100_000
@@ -81,10 +95,14 @@ class Setting:
 
     @property
     def partner(self) -> Setting:
-        """What it is compared with at first."""
-        fineness = self.fineness * PAIRS[self.method]
+        """What it is compared with."""
+        return self.times(PAIRS[self.method])
+
+    def times(self, ratio: float) -> Setting:
+        """The setting that is so many times as fine; of fixed steps there is one more at least."""
+        fineness = self.fineness * ratio
         if self.steps is not None:
-            fineness = float(math.ceil(fineness))
+            fineness = max(round(fineness), self.fineness + 1)
         return replace(self, fineness=fineness)
 
     def beside(self, coarser: Setting, parts: Sequence[int]) -> tuple[list[int], float]:

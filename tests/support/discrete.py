@@ -9,6 +9,8 @@ from torch.utils import _pytree as pytree
 from odeopt import (
     RK4,
     Binomial,
+    Chebyshev2,
+    Chebyshev3,
     Density,
     Euler,
     Every,
@@ -22,6 +24,8 @@ SOLVERS = {
     "modified-euler": ModifiedEuler(),
     "midpoint": Midpoint(),
     "rk4": RK4(),
+    "chebyshev-2": Chebyshev2(),
+    "chebyshev-3": Chebyshev3(),
 }
 
 
