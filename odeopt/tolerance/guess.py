@@ -16,9 +16,9 @@ SHORT, SHORTEST = 6.0, 3.0
 r"""$\rho T$ below which RK4 is taken where modified Euler would be, and that in place of gradient
 descent: of a few long steps high order pays, if there are more than two."""
 
-CHEBYSHEV_2_FROM, CHEBYSHEV_3_FROM = 6.0, 10.0
-r"""$\rho T$ from which on, where the spectrum is real, they are taken in place of modified Euler
-and of RK4: their steps stay stable if the curvature doubles on the way."""
+STRETCHED = 10.0
+r"""$\rho T$ from which on, where the spectrum is real, `Chebyshev2` and `Chebyshev3` take the place
+of modified Euler and RK4: their steps stay stable if the curvature doubles on the way."""
 
 FEWEST_STEPS = 2.0
 """Fewer steps are not tried at first."""
@@ -99,10 +99,8 @@ def _method(pilot: Pilot, tol: float) -> str:
     if tol >= LOOSE:
         few = SHORTEST > stiffness > AT_ONCE
         return "modified-euler" if few else "euler"
-    if pilot.real_spectrum and tol >= MIDDLE and stiffness >= CHEBYSHEV_2_FROM:
-        return "chebyshev-2"
-    if pilot.real_spectrum and tol >= TIGHT and stiffness >= CHEBYSHEV_3_FROM:
-        return "chebyshev-3"
+    if pilot.real_spectrum and stiffness >= STRETCHED and tol >= TIGHT:
+        return "chebyshev-2" if tol >= MIDDLE else "chebyshev-3"
     return "modified-euler" if tol >= MIDDLE and stiffness >= SHORT else "rk4"
 
 
