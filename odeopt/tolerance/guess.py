@@ -9,8 +9,8 @@ from odeopt.tolerance.pilot import AT_ONCE, Pilot
 from odeopt.tolerance.setting import FIXED, STABILIZED, Setting
 
 LOOSE, MIDDLE, TIGHT = 0.05, 0.002, 5e-4
-"""Tolerances down to which gradient descent does, and modified Euler; from the last on the
-stabilised solver has to be better to take the place of RK4."""
+"""Tolerances down to which gradient descent does, methods of order 2, and one of order 3; below the
+last RK4 does longest before the stabilised solver takes its place."""
 
 SHORT, SHORTEST = 6.0, 3.0
 r"""$\rho T$ below which RK4 is taken where modified Euler would be, and that in place of gradient
