@@ -95,14 +95,10 @@ class Setting:
 
     @property
     def partner(self) -> Setting:
-        """What it is compared with."""
-        return self.times(PAIRS[self.method])
-
-    def times(self, ratio: float) -> Setting:
-        """The setting that is so many times as fine; of fixed steps there is one more at least."""
-        fineness = self.fineness * ratio
+        """What it is compared with; fixed steps with one more at least."""
+        fineness = self.fineness * PAIRS[self.method]
         if self.steps is not None:
-            fineness = max(round(fineness), self.fineness + 1)
+            fineness = max(float(round(fineness)), self.fineness + 1)
         return replace(self, fineness=fineness)
 
     def beside(self, coarser: Setting, parts: Sequence[int]) -> tuple[list[int], float]:
