@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.discrete import (
     EXACT,
-    SOLVERS,
+    FOR_ANY_FIELD,
     assert_same_as_autograd,
     autograd,
     end,
@@ -97,11 +97,11 @@ def spiral_problem(device):
 
 
 @pytest.mark.parametrize("schedule", [Every(1), Every(2), Binomial(2)])
-@pytest.mark.parametrize("method", SOLVERS)
+@pytest.mark.parametrize("method", FOR_ANY_FIELD)
 def test_a_velocity_that_depends_on_time_equals_autograd(method, schedule, reference, device):
     params, batch, outer_batch, hparams, lr = spiral_problem(device)
     batch.requires_grad_()
-    opt = ODEOptimizer(spiral, SOLVERS[method], checkpoints=schedule)
+    opt = ODEOptimizer(spiral, FOR_ANY_FIELD[method], checkpoints=schedule)
     res = opt.value_and_grad(end)(params, batch, TimeGrid.from_lr(lr), outer_batch, hparams)
 
     def objective(params, batch, hparams, dts):
@@ -135,12 +135,12 @@ def test_adaptive_steps_move_with_their_intervals(schedule, reference, device):
     assert reference.relative(found, expected) <= EXACT
 
 
-@pytest.mark.parametrize("method", SOLVERS)
+@pytest.mark.parametrize("method", FOR_ANY_FIELD)
 def test_gradient_of_the_times_of_a_grid(method, reference, device):
     """Each inner time ends one step and begins the next."""
     params, batch, outer_batch, hparams, lr = spiral_problem(device)
     times = torch.cat([lr.new_tensor([0.4]), 0.4 + lr.cumsum(0)]).requires_grad_()
-    opt = ODEOptimizer(spiral, SOLVERS[method])
+    opt = ODEOptimizer(spiral, FOR_ANY_FIELD[method])
     sol = opt.solve(params, batch, TimeGrid(times), hparams)
     (found,) = torch.autograd.grad(end(sol.params, outer_batch, hparams), times)
 

@@ -28,6 +28,8 @@ SOLVERS = {
     "chebyshev-3": Chebyshev3(),
 }
 
+FOR_ANY_FIELD = {name: solver for name, solver in SOLVERS.items() if not solver.real_spectrum}
+
 
 SCHEDULES = [
     Every(1), Every(3), Every(100), Density(1), Density(5), Graded(3),
