@@ -33,13 +33,12 @@ def from_tolerance(
     modified Euler, RK4, `Chebyshev2` or `Chebyshev3` with as many steps as that asks for, or
     `StabilizedRK` where $\rho T$ is large (far larger where the velocity is affine, as that of a
     linear model with a quadratic loss), and estimates the error by a second, finer solve, whose
-    gradient it returns. If the error
-    is too large the call goes on with a finer setting. The calls that follow take the coarser of
-    the two solves if that is good enough too, and try to do with less if its error is much smaller
-    than `tol`. What was learnt is used for later calls over horizons within 15 %: once the setting
-    has settled one call in ten is estimated, and the others cost the plain gradient. The gradient
-    is the exact one of the steps that are made (`DiscreteAdjoint`), and every state is kept: there
-    are few.
+    gradient it returns. If the error is too large the call goes on with a finer setting. The calls
+    that follow take the coarser of the two solves if that is good enough too, and try to do with
+    less if its error is much smaller than `tol`. What was learnt is used for later calls over
+    horizons within 15 %: once the setting has settled one call in ten is estimated, and the others
+    cost the plain gradient. The gradient is the exact one of the steps that are made
+    (`DiscreteAdjoint`), and every state is kept: there are few.
 
     Cost: `Result.stats` counts estimates and settings that were tried as well.
 

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from odeopt import GradientFlow, TimeGrid
@@ -46,6 +46,17 @@ def test_a_quadratic_loss_is_seen_to_have_an_affine_velocity(seed, horizon):
     found, stats = look(known.loss, start, known.center, horizon)
     assert found.affine
     assert 0.7 * horizon < found.stiffness <= horizon * (1 + 1e-6)
+    assert stats.gradient_evaluations <= 60
+
+
+@example(seed=54, horizon=16.0)  # where the power iteration stops at half the radius
+@given(seed=st.integers(0, 10**6), horizon=st.floats(WORTH_ASKING * 1.3, 100.0))
+def test_where_it_is_asked_a_close_spectrum_is_seen_too(seed, horizon):
+    known = Quadratic.from_spectrum([0.1, 0.2, 0.5, 1.0], seed)
+    start = torch.randn(4, generator=torch.Generator().manual_seed(seed))
+    found, stats = look(known.loss, start, known.center, horizon)
+    assert found.affine == (found.stiffness >= WORTH_ASKING)
+    assert 0.4 * horizon < found.stiffness <= horizon * (1 + 1e-6)
     assert stats.gradient_evaluations <= 60
 
 

@@ -22,31 +22,29 @@ POLYNOMIALS = {
     "chebyshev-3": (Chebyshev3(), [1 / 50, 1 / 6, 1 / 2, 1, 1], 0.56),
 }
 START = torch.tensor([0.8, -1.1, 0.4], dtype=torch.float64)
+TOTAL = 1.5
 
 
-def loss(params, batch):
+def loss(params, scale):
     """Not separable, with a Hessian that changes on the way; no saddle in reach."""
     a, b, c = params
-    return (a * b - c).square() + torch.cosh(a + 2 * c) + b.pow(4) / 4 + (batch * params).sum()
+    return scale * ((a * b - c).square() + torch.cosh(a + 2 * c) + b.pow(4) / 4)
 
 
 def decay(params, rate):
     return rate * params.square().sum() / 2
 
 
-def end(solver, steps, total=1.5):
-    batch = torch.zeros(3, dtype=torch.float64)
-    grid = TimeGrid.uniform(t1=total, steps=steps)
-    return ODEOptimizer(GradientFlow(loss), solver).solve(START, batch, grid).params
+def end(solver, steps):
+    grid = TimeGrid.uniform(t1=TOTAL, steps=steps)
+    return ODEOptimizer(GradientFlow(loss), solver).solve(START, torch.tensor(1.0), grid).params
 
 
-def flow(total=1.5):
-    batch = torch.zeros(3, dtype=torch.float64)
-
+def flow():
     def rhs(t, y):
-        return -torch.func.grad(loss)(torch.from_numpy(y), batch).numpy()
+        return -torch.func.grad(loss)(torch.from_numpy(y), 1.0).numpy()
 
-    found = solve_ivp(rhs, (0, total), START.numpy(), "DOP853", rtol=1e-13, atol=1e-13)
+    found = solve_ivp(rhs, (0, TOTAL), START.numpy(), "DOP853", rtol=1e-13, atol=1e-13)
     return torch.from_numpy(found.y[:, -1])
 
 
