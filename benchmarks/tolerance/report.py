@@ -14,7 +14,7 @@ from benchmarks.harness import markdown, outline
 from benchmarks.harness.plots import Labels, Series, Slope, loglog
 from benchmarks.harness.registry import Settings
 from benchmarks.tolerance import measure
-from benchmarks.tolerance.sizes import SIZES, Sizes
+from benchmarks.tolerance.sizes import LONG, SIZES, Sizes
 
 NAME = "tolerance"
 REVISION = 8
@@ -247,4 +247,6 @@ whose counts are not known; warm is the mean of the last {sizes.counted} of {siz
 calls, and a tolerance is met warm if all of these {sizes.calls} meet it. Both are in units of the
 cheapest of Euler, ModifiedEuler, RK4 (numbers of steps a factor sqrt(2) apart) and StabilizedRK
 (tolerances a factor sqrt(10) apart) whose true error meets the tolerance, without any estimate.
+Above a rho T of {LONG:g} kernels are compiled; of StabilizedRK that evaluates the gradients at the
+stages of a pull again, which counts.
 A failed call counts as a tolerance that was missed, at an infinite cost."""

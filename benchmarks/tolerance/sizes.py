@@ -28,7 +28,8 @@ class Sizes:
         counted: How many of the last of them the warm cost is the mean of.
         stiffness: The range of $\rho T$, with $\rho$ at the start.
         shots: Training points of a regression task, as many for validation.
-        compile: How kernels are run on long horizons; the counts do not depend on it.
+        compile: How kernels are run on long horizons. `StabilizedRK` makes the stages of a pull
+            again then, so that its counts are larger; others do not depend on it.
     """
 
     families: tuple[str, ...]
