@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from torch._inductor import config, cpp_builder, lowering
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import odeopt
 from odeopt import inductor
@@ -22,16 +23,56 @@ def gradients(compile):
     return call(problem.params, problem.batch, grid, problem.outer_batch).grads.params
 
 
-def test_what_is_set_for_small_kernels_is_undone():
-    def settings():
-        chosen = (torch.ops.aten.tanh.default, torch.ops.aten.bmm.default)
-        marks = config.aot_inductor.metadata
-        return config.cpp_wrapper, dict(marks), *(lowering.lowerings[name] for name in chosen)
+def settings():
+    chosen = (torch.ops.aten.bmm.default, torch.ops.aten.tanh.default)
+    marks = config.aot_inductor.metadata
+    return config.cpp_wrapper, dict(marks), *(lowering.lowerings[name] for name in chosen)
 
+
+def test_what_is_set_for_small_kernels_is_undone(monkeypatch):
+    monkeypatch.setattr(inductor, "_on_intel", lambda: True)
     before = settings()
     with inductor._for_small_kernels():
         assert all(own != other for own, other in zip(settings(), before, strict=True))
     assert settings() == before
+
+
+def test_tanh_is_mkls_on_intels_processors_and_generated_on_others(monkeypatch):
+    """And kernels on disk are not taken for those of the other kind."""
+    before, seen = settings(), []
+    for intel in (True, False):
+        monkeypatch.setattr(inductor, "_on_intel", lambda known=intel: known)
+        with inductor._for_small_kernels():
+            seen.append(settings())
+    (_, marks, bmm, tanh), (_, other_marks, other_bmm, generated) = seen
+    assert tanh != before[3]
+    assert generated == before[3]
+    assert before[2] not in (bmm, other_bmm)
+    assert marks != other_marks
+
+
+@pytest.mark.parametrize("intel", [True, False])
+def test_either_tanh_gives_the_same_numbers(monkeypatch, intel):
+    monkeypatch.setattr(inductor, "_on_intel", lambda: intel)
+    assert relative_error(gradients("inductor"), gradients(None)) <= 1e-12
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [("vendor_id\t: GenuineIntel\n", True), ("vendor_id\t: AuthenticAMD\n", False)],
+)
+def test_the_processor_is_told_by_its_vendor(monkeypatch, table, expected):
+    monkeypatch.setattr(inductor.Path, "exists", lambda path: True)
+    monkeypatch.setattr(inductor.Path, "read_text", lambda path: table)
+    assert inductor._on_intel.__wrapped__() is expected
+
+
+@pytest.mark.parametrize("expected", [True, False])
+def test_where_there_is_no_table_python_is_asked(monkeypatch, expected):
+    monkeypatch.setattr(inductor.Path, "exists", lambda path: False)
+    named = "Intel64 Family 6 Model 85, GenuineIntel" if expected else "arm"
+    monkeypatch.setattr(inductor.platform, "processor", lambda: named)
+    assert inductor._on_intel.__wrapped__() is expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -52,6 +93,51 @@ def test_products_with_one_vector(device, dtype):
         for compile in ("inductor", None)
     ]
     assert relative_error(*found) <= 100 * torch.finfo(dtype).eps
+
+
+def products(rows, inner, columns, lead=()):
+    """What is left of a product of that shape: its first operand's shape, and how far it is off."""
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(*lead, inner, rows, generator=generator).mT
+    second = torch.randn(*lead, inner, columns, generator=generator)
+    graph = make_fx(lambda a, b: (a @ b).view(*lead, -1))(first, second)
+    inductor._swap_narrow_products(graph)
+    targets = (torch.ops.aten.mm.default, torch.ops.aten.bmm.default)
+    (product,) = (node for node in graph.graph.nodes if node.target in targets)
+    swapped = product.args[0].target == torch.ops.aten.transpose.int
+    expected = (first @ second).reshape(*lead, -1)
+    return swapped, relative_error(graph(first, second), expected)
+
+
+@pytest.mark.parametrize("lead", [(), (3,)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "expected"),
+    [(8, 2, True), (40, 8, True), (40, 9, False), (40, 1, False), (7, 2, False), (2, 2, False)],
+)
+def test_narrow_products_are_swapped(rows, columns, expected, lead):
+    swapped, gap = products(rows, 5, columns, lead)
+    assert swapped is expected
+    assert gap <= 1e-14
+
+
+@pytest.mark.parametrize("intel", [True, False])
+def test_a_layer_with_few_inputs(monkeypatch, intel, device):
+    """The gradient w.r.t. its weights is narrow, and swapped unless MKL is at home."""
+    monkeypatch.setattr(inductor, "_on_intel", lambda: intel)
+
+    def loss(params, batch):
+        return (torch.tanh(batch @ params["in"].T) @ params["out"]).square().mean()
+
+    params = {"in": torch.ones(16, 2, device=device), "out": torch.ones(16, device=device) / 9}
+    batch = torch.linspace(-1, 1, 60, device=device).view(3, 10, 2)
+    grid = odeopt.TimeGrid.from_lr(0.1, 4)
+    found = [
+        odeopt.ODEOptimizer(odeopt.GradientFlow(loss), compile=compile)
+        .value_and_grad(loss, tasks=True)(params, batch, grid, batch)
+        .grads.params
+        for compile in ("inductor", None)
+    ]
+    assert relative_error(*found) <= 1e-12
 
 
 def test_kernels_that_small_ones_settings_do_not_suit_are_compiled_without_them(monkeypatch):
