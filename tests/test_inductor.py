@@ -30,18 +30,18 @@ def settings():
 
 
 def test_what_is_set_for_small_kernels_is_undone(monkeypatch):
-    monkeypatch.setattr(inductor, "_on_intel", lambda: True)
+    monkeypatch.setattr(inductor, "_on_amd", lambda: False)
     before = settings()
     with inductor._for_small_kernels():
         assert all(own != other for own, other in zip(settings(), before, strict=True))
     assert settings() == before
 
 
-def test_tanh_is_mkls_on_intels_processors_and_generated_on_others(monkeypatch):
+def test_tanh_is_generated_on_amds_processors_and_torchs_own_on_others(monkeypatch):
     """And kernels on disk are not taken for those of the other kind."""
     before, seen = settings(), []
-    for intel in (True, False):
-        monkeypatch.setattr(inductor, "_on_intel", lambda known=intel: known)
+    for amd in (False, True):
+        monkeypatch.setattr(inductor, "_on_amd", lambda known=amd: known)
         with inductor._for_small_kernels():
             seen.append(settings())
     (_, marks, bmm, tanh), (_, other_marks, other_bmm, generated) = seen
@@ -51,28 +51,28 @@ def test_tanh_is_mkls_on_intels_processors_and_generated_on_others(monkeypatch):
     assert marks != other_marks
 
 
-@pytest.mark.parametrize("intel", [True, False])
-def test_either_tanh_gives_the_same_numbers(monkeypatch, intel):
-    monkeypatch.setattr(inductor, "_on_intel", lambda: intel)
+@pytest.mark.parametrize("amd", [True, False])
+def test_either_tanh_gives_the_same_numbers(monkeypatch, amd):
+    monkeypatch.setattr(inductor, "_on_amd", lambda: amd)
     assert relative_error(gradients("inductor"), gradients(None)) <= 1e-12
 
 
 @pytest.mark.parametrize(
     ("table", "expected"),
-    [("vendor_id\t: GenuineIntel\n", True), ("vendor_id\t: AuthenticAMD\n", False)],
+    [("vendor_id\t: GenuineIntel\n", False), ("vendor_id\t: AuthenticAMD\n", True)],
 )
 def test_the_processor_is_told_by_its_vendor(monkeypatch, table, expected):
     monkeypatch.setattr(inductor.Path, "exists", lambda path: True)
     monkeypatch.setattr(inductor.Path, "read_text", lambda path: table)
-    assert inductor._on_intel.__wrapped__() is expected
+    assert inductor._on_amd.__wrapped__() is expected
 
 
 @pytest.mark.parametrize("expected", [True, False])
 def test_where_there_is_no_table_python_is_asked(monkeypatch, expected):
     monkeypatch.setattr(inductor.Path, "exists", lambda path: False)
-    named = "Intel64 Family 6 Model 85, GenuineIntel" if expected else "arm"
+    named = "AMD64 Family 25 Model 33 Stepping 0, AuthenticAMD" if expected else "arm"
     monkeypatch.setattr(inductor.platform, "processor", lambda: named)
-    assert inductor._on_intel.__wrapped__() is expected
+    assert inductor._on_amd.__wrapped__() is expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -96,7 +96,7 @@ def test_products_with_one_vector(device, dtype):
 
 
 def products(rows, inner, columns, lead=()):
-    """What is left of a product of that shape: its first operand's shape, and how far it is off."""
+    """Whether a product of that shape is swapped, and how far it is off then."""
     generator = torch.Generator().manual_seed(0)
     first = torch.randn(*lead, inner, rows, generator=generator).mT
     second = torch.randn(*lead, inner, columns, generator=generator)
@@ -120,10 +120,10 @@ def test_narrow_products_are_swapped(rows, columns, expected, lead):
     assert gap <= 1e-14
 
 
-@pytest.mark.parametrize("intel", [True, False])
-def test_a_layer_with_few_inputs(monkeypatch, intel, device):
-    """The gradient w.r.t. its weights is narrow, and swapped unless MKL is at home."""
-    monkeypatch.setattr(inductor, "_on_intel", lambda: intel)
+@pytest.mark.parametrize("amd", [True, False])
+def test_a_layer_with_few_inputs(monkeypatch, amd, device):
+    """The gradient w.r.t. its weights is narrow, and swapped on processors of AMD."""
+    monkeypatch.setattr(inductor, "_on_amd", lambda: amd)
 
     def loss(params, batch):
         return (torch.tanh(batch @ params["in"].T) @ params["out"]).square().mean()
