@@ -19,6 +19,7 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from odeopt.errors import CompilationError
+from odeopt.rewrites import spell_out_factors, swap_narrow_products
 
 Flat = Callable[..., Sequence[Tensor]]
 
@@ -31,10 +32,10 @@ def compile_graph(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Flat:
     """
     device = inputs[0].device
     _need_compiler(device)
-    _spell_out_factors(graph)
+    spell_out_factors(graph)
     if device.type == "cpu":
         if _on_amd():
-            _swap_narrow_products(graph)
+            swap_narrow_products(graph)
         with suppress(Exception), _for_small_kernels():  # not made for every operation there is
             return _compile(graph, inputs)
     return _compile(graph, inputs)
@@ -86,16 +87,18 @@ def _own_operations() -> dict[Any, Callable[..., Any]]:
     tanh: Any = torch.ops.aten.tanh.default
     bmm: Any = torch.ops.aten.bmm.default
     generated = lowering.lowerings[bmm]
-    own_tanh, own_bmm = (
-        lowering.fallback_handler(operation, add_to_fallback_set=False) for operation in (tanh, bmm)
-    )
+
+    def own(operation: Any) -> Any:
+        return lowering.fallback_handler(operation, add_to_fallback_set=False)
+
+    own_bmm = own(bmm)
 
     def product(first: Any, second: Any, **options: Any) -> Any:
         sums_rows = second.get_size()[2] == 1 and first.get_size()[1] > 1
         is_slow = sums_rows and first.get_dtype() == torch.float64
         return (own_bmm if is_slow else generated)(first, second, **options)
 
-    return {bmm: product} if _on_amd() else {bmm: product, tanh: own_tanh}
+    return {bmm: product} if _on_amd() else {bmm: product, tanh: own(tanh)}
 
 
 @cache
@@ -133,58 +136,6 @@ def _without_wrappers(run: Flat, inputs: list[Tensor], graph: torch.fx.GraphModu
     except Exception:  # another calling convention than that of the torch versions known
         return run
     return direct if same else run
-
-
-NARROW = 8
-"""Up to so many columns a product of matrices is narrow."""
-
-
-def _swap_narrow_products(graph: torch.fx.GraphModule) -> None:
-    """Write AB as (B'A')' where B has two to eight columns and A far more rows, in place.
-
-    Such are the gradients w.r.t. the weights of a layer with few inputs, for which MKL took two to
-    six times as long on a processor of AMD.
-    """
-    aten: Any = torch.ops.aten
-    for node in list(graph.graph.nodes):
-        if node.target not in (aten.mm.default, aten.bmm.default):
-            continue
-        *_, rows, columns = node.meta["tensor_meta"].shape
-        if not (1 < columns <= NARROW and rows >= 4 * columns):
-            continue
-        with graph.graph.inserting_before(node):
-            first, second = (
-                graph.graph.call_function(aten.transpose.int, (own, -2, -1)) for own in node.args
-            )
-            swapped = graph.graph.call_function(node.target, (second, first))
-            back = graph.graph.call_function(aten.transpose.int, (swapped, -2, -1))
-            order: Any = {"memory_format": torch.contiguous_format}  # which later views may rely on
-            found = graph.graph.call_function(aten.clone.default, (back,), order)
-        node.replace_all_uses_with(found)
-        graph.graph.erase_node(node)
-    graph.recompile()
-
-
-def _spell_out_factors(graph: torch.fx.GraphModule) -> None:
-    """Write alpha and beta as multiplications, in place.
-
-    Inductor of torch 2.13 turns an addition to a matrix product into one operation and drops
-    these factors on the way (pytorch/pytorch issue 167313).
-    """
-    for node in list(graph.graph.nodes):
-        factors = {name: node.kwargs.get(name, 1) for name in ("alpha", "beta")}
-        if node.op != "call_function" or all(factor == 1 for factor in factors.values()):
-            continue
-        where = {"beta": 0, "alpha": 1}  # add(x, alpha y), addmm(beta x, alpha y, z)
-        args = list(node.args)
-        with graph.graph.inserting_before(node):
-            for name, place in where.items():
-                if factors[name] != 1:
-                    product = (args[place], factors[name])
-                    args[place] = graph.graph.call_function(torch.ops.aten.mul.Tensor, product)
-        node.args = tuple(args)
-        node.kwargs = {k: v for k, v in node.kwargs.items() if k not in where}
-    graph.recompile()
 
 
 def _need_compiler(device: torch.device) -> None:
