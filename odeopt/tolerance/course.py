@@ -19,15 +19,19 @@ from odeopt.tolerance.setting import FIXED, STABILIZED, Setting
 AIM = 0.7
 """The share of the tolerance that is aimed at."""
 
-CLOSE_AIM = 0.86
-"""The same where an estimate was too large."""
+LATER_AIM, CLOSE_AIM = 0.8, 0.86
+"""The same after a call that ended with an extrapolated gradient, and within a call whose first
+estimates were too large."""
+
+LARGEST_AIM = 1.2
+"""The share of the tolerance that is aimed at within a call where extrapolation leaves less of it."""
 
 NEXT_TERM_OF_EULER, NEXT_TERM = 3.0, 18.0
 """The terms that an estimate leaves out where solutions may oscillate, as a share of it and in
 units of the gap: what heavy ball needed."""
 
-ENOUGH = 0.8
-"""The share of the tolerance up to which the coarser setting of a pair does for later calls."""
+ENOUGH = 0.85
+"""The share of the tolerance up to which a setting does for later calls."""
 
 WORTHWHILE = 0.75
 """A coarser setting is tried if it takes less than this share of the steps."""
@@ -35,18 +39,21 @@ WORTHWHILE = 0.75
 AUDIT = 10
 """So many calls with one setting have one error estimate."""
 
-WIDEST_GAP = 0.39
+WIDEST_GAP = 0.43
 """A larger change of the gradient with steps twice as long says nothing about its error, and over
 the order, how many more steps are needed."""
 
 PATIENCE = 4
 """So many pairs with fixed steps are tried before the stabilised solver takes over."""
 
-FURTHER = 1.45
+FURTHER = 1.3
 """So many times as many steps are tried where an error is not known."""
 
 LARGEST_GAIN = 1e3
 """By how much the error is to fall from one setting to a finer one."""
+
+TELLING_GAIN = 4.0
+"""By how much an error should have fallen to say that it does not."""
 
 LARGEST_LEAP = 8.0
 """By how much the error may grow from one setting to a coarser one."""
@@ -83,13 +90,19 @@ class Course:
         self._too_coarse: Setting | None = None
         self._other = fixed_steps(pilot, tol) if stiff else None
         self._calls = self._failures = 0
-        self._missed: tuple[str, float] | None = None
+        self._missed: tuple[Setting, float] | None = None
+        self._expected: Setting | None = None
         self.stalled = False
 
     @property
     def working(self) -> Setting | None:
         """What calls use that judge nothing; None before the first setting is found."""
         return None if self._found is None else self._found.working
+
+    @property
+    def usable(self) -> Setting | None:
+        """What a plain solve takes: `working`, or what is expected to do after the first call."""
+        return self.working or self._expected
 
     @property
     def error(self) -> ErrorEstimate | None:
@@ -105,18 +118,32 @@ class Course:
         """Take note of a call that judged nothing."""
         self._calls += 1
 
-    def accept(self, error: ErrorEstimate, change: float, costs: tuple[int, int]) -> bool:
-        """Take note of an error; whether it will do.
+    @property
+    def aim(self) -> float:
+        """The error up to which the finer solve of a pair is the answer as it is."""
+        return AIM * self._tol
+
+    def accept(
+        self, error: ErrorEstimate, change: float, costs: tuple[int, int], left: float = 1.0
+    ) -> bool:
+        """Take note of an error; whether the call may end.
 
         Args:
             error: of the finer of the pair; its gap is the change that steps twice as long would
                 make.
             change: the relative change of the gradient between the two of a pair.
             costs: those of the coarser and of the finer solve.
+            left: the share of the error that the two together leave. The call may end with what
+                they say together where neither will do for later ones; the next one goes on.
         """
-        if not self._meets(error):
-            self._refine(error)
-            return False
+        bound = self._bound(error) if error.gap <= WIDEST_GAP else math.inf
+        if bound > ENOUGH * self._tol:
+            share = 1.0 if self._pilot.affine else left
+            answered = self._fallback is None and share * bound <= self._tol
+            self._refine(error, LATER_AIM if answered else min(CLOSE_AIM / share, LARGEST_AIM))
+            if answered:
+                self._expected, self._missed, self.stalled = self.finer, None, False
+            return answered
         self._failures, self._missed = 0, None
         found, before = self._choose(error, change, costs), self._fallback
         if before is not None and found.cost >= before.cost:  # nothing is gained
@@ -132,10 +159,7 @@ class Course:
 
     def fail(self) -> None:
         """Take note of a solve that diverged."""
-        self._refine(None)
-
-    def _meets(self, error: ErrorEstimate) -> bool:
-        return error.gap <= WIDEST_GAP and self._bound(error) <= self._tol
+        self._refine(None, CLOSE_AIM)
 
     def _bound(self, error: ErrorEstimate) -> float:
         """The error, with room for what its estimate may lack."""
@@ -196,7 +220,7 @@ class Course:
         if proposal.fineness < working.with_steps(WORTHWHILE).fineness:
             self._judge(proposal)
 
-    def _refine(self, error: ErrorEstimate | None) -> None:
+    def _refine(self, error: ErrorEstimate | None, aim: float) -> None:
         before = self._fallback
         if before is not None:
             self._go_back(before)
@@ -210,9 +234,9 @@ class Course:
             self.why = "fixed steps were unstable"
             return
         self._notice(known)
-        self._judge(*self._next(known))
+        self._judge(*self._next(known, aim))
 
-    def _next(self, error: ErrorEstimate | None) -> tuple[Setting, Setting]:
+    def _next(self, error: ErrorEstimate | None, aim: float) -> tuple[Setting, Setting]:
         """What is to be judged after an error that was too large, or is not known.
 
         That is the solve that is wanted, beside the finer of the pair, or the coarser one if the
@@ -221,7 +245,7 @@ class Course:
         if error is None:
             wanted = self.finer.with_steps(FURTHER)
         else:
-            gain = self._bound(error) / (CLOSE_AIM * self._tol)
+            gain = self._bound(error) / (aim * self._tol)
             wanted = self.finer.finer(min(gain, LARGEST_GAIN))
         if wanted.fineness <= self.finer.fineness:  # as fine as anything that is tried
             return self.finer, self.finer.partner
@@ -234,12 +258,14 @@ class Course:
         Only estimates that can be trusted say that rounding limits the error: steps that are far
         too long can have equal errors by chance.
         """
-        before, self._missed = self._missed, None
+        before, size = self._missed, math.inf if error is None else _size(error)
         if error is None or not error.trusted:
-            return
-        self._missed = (self.setting.method, _size(error))
-        if before is not None and before[0] == self.setting.method:
-            self.stalled = _size(error) > 0.5 * before[1]
+            self._missed = None
+        elif before is None or before[0].method != self.finer.method:
+            self._missed = (self.finer, size)
+        elif (self.finer.fineness / before[0].fineness) ** self.finer.power >= TELLING_GAIN:
+            self._missed = (self.finer, size)
+            self.stalled = size > 0.5 * before[1]
 
     def _can_stabilize(self) -> bool:
         """Whether the stabilised solver is to take over from steps that were too long."""

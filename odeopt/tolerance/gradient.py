@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import torch
 from typing_extensions import override
 
 from odeopt.beginning import Beginning
@@ -25,6 +26,7 @@ from odeopt.result import ErrorEstimate, Result
 from odeopt.stats import Stats
 from odeopt.stream import Stream
 from odeopt.tolerance.course import Course
+from odeopt.tolerance.extrapolation import extrapolate, left, shrunk
 from odeopt.tolerance.pilot import pilot
 from odeopt.tolerance.setting import Setting, divided, gather_dt
 from odeopt.tolerance.tuning import Tuning
@@ -86,8 +88,8 @@ class TunedValueAndGrad(ValueAndGrad):
                 trouble = error
                 course.fail()
                 continue
-            if course.accept(judged.error, judged.change, judged.costs):
-                return solves.answer(replace(judged.result, error=judged.error), judged.made)
+            if course.accept(judged.error, judged.change, judged.costs, judged.left):
+                return solves.answer(judged.best(course.aim))
         tuning.forget(grid, self.tasks)
         reason = (
             "finer steps no longer help, so that rounding limits it"
@@ -102,15 +104,29 @@ class TunedValueAndGrad(ValueAndGrad):
 
 
 class _Judged(NamedTuple):
-    """The finer solve of a pair, whose error has been estimated."""
+    """A pair of solves; the error is that of the finer one."""
 
-    result: Result
-    made: TimeGrid
+    fine: Result
+    coarse: Result
     error: ErrorEstimate
     change: float
     """The relative change of the gradient between the two."""
-    costs: tuple[int, int]
-    """Gradients and Hessian-vector products of the coarser and of the finer solve."""
+    ahead: float
+    """Their difference in units of the error."""
+    left: float
+    """The share of the error that extrapolation leaves."""
+
+    @property
+    def costs(self) -> tuple[int, int]:
+        """Gradients and Hessian-vector products of the coarser and of the finer solve."""
+        return _cost(self.coarse), _cost(self.fine)
+
+    def best(self, enough: float) -> Result:
+        """The finer one, if its error is small enough, or else what both say together."""
+        if self.left == 1 or max(self.error.params, self.error.hparams) <= enough:
+            return replace(self.fine, error=self.error)
+        closer = extrapolate(self.fine, self.coarse, self.ahead)
+        return replace(closer, error=shrunk(self.error, self.left))
 
 
 class _Solves:
@@ -123,57 +139,68 @@ class _Solves:
 
     def settled(self, setting: Setting, error: ErrorEstimate | None) -> Result:
         """With a setting that is known to do, and what is known of its error."""
-        made = setting.grid(self._grid)
-        return self.answer(replace(self._run(setting, made), error=error), made)
+        result = self._run(setting, setting.parts(self._grid))
+        return self.answer(replace(result, error=error))
 
     def judged(self, setting: Setting, finer: Setting) -> _Judged:
         """The finer of two settings, with its error from a comparison with the other one."""
         parts, coarse = self._begun(setting)
         counts, factor = finer.beside(setting, parts)
-        made = divided(self._grid, counts)
-        fine = self._run(finer, made)
+        fine = self._run(finer, counts)
         self._made[finer] = counts, fine
         decay = Decay(setting.solver.order, factor, self._next_term(setting))
         error, change = _compare(fine, coarse, decay)
-        return _Judged(fine, made, error, change, (_cost(coarse), _cost(fine)))
+        alike = torch.equal(fine.status, coarse.status) and _in_proportion(counts, parts)
+        share = left(setting.method, change, fine.value.dtype) if alike else 1.0
+        return _Judged(fine, coarse, error, change, decay.ahead(change), share)
 
     def _begun(self, setting: Setting) -> tuple[list[int], Result]:
         """The coarser solve of a pair and its numbers of steps; it may have been made before."""
         if setting not in self._made:
             parts = setting.parts(self._grid)
-            self._made[setting] = parts, self._run(setting, divided(self._grid, parts))
+            self._made[setting] = parts, self._run(setting, parts)
         return self._made[setting]
 
     def _next_term(self, setting: Setting) -> float:
         return next_term(self._owner.choices.field, setting.solver)
 
-    def answer(self, result: Result, made: TimeGrid) -> Result:
-        """The result in terms of the grid that was asked for, with all that was spent."""
+    def answer(self, result: Result) -> Result:
+        """The result with all that was spent."""
         spent = self._spent
-        dt = gather_dt(result.grads.dt, made, self._grid)
         stats = replace(
             result.stats, gradient_evaluations=spent.gradient_evaluations, hvps=spent.hvps
         )
-        return replace(result, grads=replace(result.grads, dt=dt), stats=stats)
+        return replace(result, stats=stats)
 
-    def _run(self, setting: Setting, made: TimeGrid) -> Result:
+    def _run(self, setting: Setting, parts: list[int]) -> Result:
+        """A solve with so many steps in each part, in terms of the grid that was asked for."""
         owner, choices = self._owner, self._tuning.choices(setting)
         path = ValueAndGrad(choices, owner.outer, owner.tasks, owner.on_failure)
+        made = divided(self._grid, parts)
         result = path(self._params, self._batch, made, *self._rest)
         self._spent.gradient_evaluations += result.stats.gradient_evaluations
         self._spent.hvps += result.stats.hvps
-        return result
+        dt = gather_dt(result.grads.dt, made, self._grid)
+        return replace(result, grads=replace(result.grads, dt=dt))
 
 
 def _cost(result: Result) -> int:
     return result.stats.gradient_evaluations + result.stats.hvps
 
 
+def _in_proportion(counts: list[int], others: list[int]) -> bool:
+    """Whether each part of the grid is divided as many times as finely."""
+    return all(
+        own * others[0] == counts[0] * other for own, other in zip(counts, others, strict=True)
+    )
+
+
 def _compare(fine: Result, coarse: Result, decay: Decay) -> tuple[ErrorEstimate, float]:
     """The error of the finer of two results, with the gap of steps twice as long; their change.
 
-    The gap is that of the pair if its steps are further apart than that.
+    The gap is that of the pair if its steps are further apart than that. An error below that of
+    rounding a number is not believed, even if both are the same.
     """
-    longer = max(decay.doubled, 1.0)
+    longer, least = max(decay.doubled, 1.0), torch.finfo(fine.value.dtype).eps
     found = richardson(fine, coarse, decay, largest_gap(decay.order) / longer)
-    return replace(found, gap=found.gap * longer), found.gap
+    return replace(found, params=max(found.params, least), gap=found.gap * longer), found.gap

@@ -12,7 +12,7 @@ LOOSE, MIDDLE, TIGHT = 0.05, 0.002, 5e-4
 """Tolerances down to which gradient descent does, methods of order 2, and one of order 3; below the
 last RK4 does longest before the stabilised solver takes its place."""
 
-SHORT, SHORTEST = 6.0, 3.0
+SHORT, SHORTEST = 7.5, 3.0
 r"""$\rho T$ below which RK4 is taken where modified Euler would be, and that in place of gradient
 descent: of a few long steps high order pays, if there are more than two."""
 
@@ -34,11 +34,11 @@ HORIZONS = (3.0, 12.0, 50.0)
 r"""$\rho T$ for which lengths of steps are given; in between they are interpolated."""
 
 LENGTHS = {
-    "euler": (0.95, 1.31, 1.02),
+    "euler": (1.13, 1.31, 1.02),
     "modified-euler": (1.34, 1.0, 0.93),
-    "chebyshev-2": (1.7, 1.7, 1.7),
+    "chebyshev-2": (1.7, 1.7, 2.1),
     "chebyshev-3": (1.3, 1.3, 1.3),
-    "rk4": (0.82, 1.81, 1.5),
+    "rk4": (1.02, 1.63, 1.35),
 }
 r"""Lengths of steps in units of $1/\rho$. Most networks of the benchmark `tolerance` were within
 the tolerance with these, or with up to three times as many: too coarse a guess costs little where
@@ -53,10 +53,10 @@ FULL_LENGTH = {
 }
 """Tolerances of the lengths; tighter ones need shorter steps, by the order."""
 
-LONGEST = {"rk4": 1.59}
+LONGEST = {"rk4": 2.0}
 """Looser ones have longer steps of a method up to this; others stay as they are."""
 
-AFFINE_LENGTHS = {"euler": 1.45, "modified-euler": 1.33, "rk4": 1.67}
+AFFINE_LENGTHS = {"euler": 1.45, "modified-euler": 1.33, "rk4": 1.84}
 """The same where the velocity is affine."""
 
 AFFINE_ERRORS = {"euler": 0.57, "modified-euler": 1.4}

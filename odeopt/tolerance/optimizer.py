@@ -133,7 +133,7 @@ class ToleranceOptimizer(ODEOptimizer):
             CompatibilityError: if there is none yet, or the grid requires grad.
         """
         course = self._tuning.known(grid, tasks)
-        setting = None if course is None else course.working
+        setting = None if course is None else course.usable
         if setting is None or requires_grad(grid.dt):
             raise CompatibilityError(
                 "solve takes the setting that value_and_grad has found for the horizon, and no"

@@ -21,14 +21,17 @@ def error(size, gap, order=4):
     return ErrorEstimate(size, size, 0.0, gap, order, (), Stats())
 
 
-def judged(course, found, change=0.0, costs=(0, 0)):
-    return course.accept(found, change, costs)
+def judged(course, found, change=0.0, costs=(0, 0), left=1.0):
+    return course.accept(found, change, costs, left)
 
 
 def test_a_pair_begins_with_more_steps_beside_the_first_guess():
     course = Course(MILD, 1e-3)
     assert course.setting == fixed_steps(MILD, 1e-3)
-    assert course.finer.steps == round(PAIRS["rk4"] * course.setting.steps)
+    assert course.finer.steps == course.setting.steps + 1
+    course = Course(MILD, 1e-2)
+    assert course.setting.method == "modified-euler"
+    assert course.finer.steps == round(PAIRS["modified-euler"] * course.setting.steps)
 
 
 @pytest.mark.parametrize("size", [6e-3, 24e-3])
@@ -42,9 +45,9 @@ def test_a_miss_is_followed_by_one_solve_beside_the_finer_one(size):
 
 
 def test_a_near_miss_is_followed_by_one_solve_beside_the_coarser_one():
-    course = Course(MILD, 1e-3)
+    course = Course(Pilot(30.0, real_spectrum=False), 1e-2)
     coarse, made = course.setting, course.finer
-    assert not judged(course, error(1.1e-3, gap=0.03))
+    assert not judged(course, error(1.02e-2, gap=1e-3, order=2))
     assert course.setting == coarse
     assert made.steps < course.finer.steps < made.partner.steps
 
