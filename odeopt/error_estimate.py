@@ -81,6 +81,14 @@ def no_estimate(order: int, doubt: str) -> ErrorEstimate:
     return ErrorEstimate(math.inf, math.inf, math.inf, math.inf, order, (doubt,), Stats())
 
 
+def scaled(error: ErrorEstimate, factor: float) -> ErrorEstimate:
+    """An error that is larger by a factor."""
+    return replace(
+        error, value=factor * error.value, params=factor * error.params,
+        hparams=factor * error.hparams,
+    )  # fmt: skip
+
+
 def _gap(found: PyTree, other: PyTree) -> float:
     """The difference of all tensors of two trees, in units of the first; 0 if there are none."""
     pairs = zip(_tensors(found), _tensors(other), strict=True)

@@ -8,11 +8,18 @@ and where both are too coarse, how fine a setting does, whose solve is compared 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import NamedTuple
 
+from odeopt.error_estimate import scaled
 from odeopt.result import ErrorEstimate
-from odeopt.tolerance.guess import coarsest, first_setting, fixed_steps, stabilized, stiff_from
+from odeopt.tolerance.guess import (
+    coarsest,
+    first_setting,
+    fixed_steps,
+    reason,
+    stabilized,
+    stiff_from,
+)
 from odeopt.tolerance.pilot import Pilot
 from odeopt.tolerance.setting import FIXED, STABILIZED, Setting
 
@@ -24,7 +31,7 @@ LATER_AIM, CLOSE_AIM = 0.8, 0.86
 estimates were too large."""
 
 LARGEST_AIM = 1.2
-"""The share of the tolerance that is aimed at within a call where extrapolation leaves less of it."""
+"""The largest share of it that is aimed at within a call, where extrapolation leaves less."""
 
 NEXT_TERM_OF_EULER, NEXT_TERM = 3.0, 18.0
 """The terms that an estimate leaves out where solutions may oscillate, as a share of it and in
@@ -42,6 +49,9 @@ AUDIT = 10
 WIDEST_GAP = 0.43
 """A larger change of the gradient with steps twice as long says nothing about its error, and over
 the order, how many more steps are needed."""
+
+WIDEST_GAP_TOGETHER = 0.2
+"""After a larger one the two solves together are not trusted more than the finer one."""
 
 PATIENCE = 4
 """So many pairs with fixed steps are tried before the stabilised solver takes over."""
@@ -63,7 +73,7 @@ APART = 1.25
 
 
 class _Found(NamedTuple):
-    """A setting that does: the one of a judged pair that calls use, its error and its cost."""
+    """A setting that does: that of a judged pair which calls use, its error and its cost."""
 
     pair: tuple[Setting, Setting]
     working: Setting
@@ -84,8 +94,8 @@ class Course:
     def __init__(self, pilot: Pilot, tol: float) -> None:
         self._judge(first_setting(pilot, tol))
         self._found: _Found | None = None
+        self.why = reason(pilot, tol)
         stiff = self.setting.method == STABILIZED
-        self.why = _reason(pilot, stiff_from(pilot, tol), stiff)
         self._tol, self._pilot = tol, pilot
         self._too_coarse: Setting | None = None
         self._other = fixed_steps(pilot, tol) if stiff else None
@@ -118,10 +128,9 @@ class Course:
         """Take note of a call that judged nothing."""
         self._calls += 1
 
-    @property
-    def aim(self) -> float:
-        """The error up to which the finer solve of a pair is the answer as it is."""
-        return AIM * self._tol
+    def extrapolates(self, error: ErrorEstimate, left: float) -> bool:
+        """Whether the two of a pair together are the answer, and not the finer one by itself."""
+        return self._share(error, left) < 1 and self._bound(error) > AIM * self._tol
 
     def accept(
         self, error: ErrorEstimate, change: float, costs: tuple[int, int], left: float = 1.0
@@ -138,7 +147,7 @@ class Course:
         """
         bound = self._bound(error) if error.gap <= WIDEST_GAP else math.inf
         if bound > ENOUGH * self._tol:
-            share = 1.0 if self._pilot.affine else left
+            share = self._share(error, left)
             answered = self._fallback is None and share * bound <= self._tol
             self._refine(error, LATER_AIM if answered else min(CLOSE_AIM / share, LARGEST_AIM))
             if answered:
@@ -161,6 +170,15 @@ class Course:
         """Take note of a solve that diverged."""
         self._refine(None, CLOSE_AIM)
 
+    def _share(self, error: ErrorEstimate, left: float) -> float:
+        """What extrapolation leaves of an error, if it has a leading term that is taken away.
+
+        Where the velocity is affine it is that of modes which the long steps hardly keep stable;
+        other terms count where solutions may oscillate.
+        """
+        leading = self._pilot.real_spectrum and not self._pilot.affine
+        return left if leading and error.gap <= WIDEST_GAP_TOGETHER else 1.0
+
     def _bound(self, error: ErrorEstimate) -> float:
         """The error, with room for what its estimate may lack."""
         if self._pilot.real_spectrum:
@@ -173,7 +191,7 @@ class Course:
         if change + self._bound(error) > ENOUGH * self._tol:
             return _Found(self._pair, self.finer, error, costs[1])
         size = _size(error)
-        own = _scaled(error, (size + change) / size if size > 0 else 1.0)
+        own = scaled(error, (size + change) / size if size > 0 else 1.0)
         return _Found(self._pair, self.setting, own, costs[0])
 
     def _judge(self, setting: Setting, finer: Setting | None = None) -> None:
@@ -216,7 +234,7 @@ class Course:
         ]
         if known is not None and known.method == working.method:
             proposals.append(known.with_steps(APART))
-        proposal = max(proposals, key=_fineness)
+        proposal = max(proposals, key=lambda found: found.fineness)
         if proposal.fineness < working.with_steps(WORTHWHILE).fineness:
             self._judge(proposal)
 
@@ -274,27 +292,7 @@ class Course:
         return fixed and pilot.real_spectrum and (self._failures > PATIENCE or suits)
 
 
-def _reason(pilot: Pilot, limit: float, stiff: bool) -> str:
-    reason = f"rho * T is about {pilot.stiffness:.3g}, {'above' if stiff else 'below'} {limit:g}"
-    if pilot.affine:
-        reason += ", and the velocity is affine"
-    if not pilot.real_spectrum and pilot.stiffness > limit:
-        reason += ", but the Jacobian may not be symmetric"
-    return reason
-
-
 def _size(error: ErrorEstimate) -> float:
     """The larger of the errors w.r.t. params and hparams; infinite if it is not known."""
     size = max(error.params, error.hparams)
     return size if math.isfinite(size) else math.inf
-
-
-def _fineness(setting: Setting) -> float:
-    return setting.fineness
-
-
-def _scaled(error: ErrorEstimate, factor: float) -> ErrorEstimate:
-    return replace(
-        error, value=factor * error.value, params=factor * error.params,
-        hparams=factor * error.hparams,
-    )  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from odeopt import tree
+from odeopt.error_estimate import scaled
 from odeopt.result import ErrorEstimate, Result
 from odeopt.tolerance.setting import STABILIZED
 
@@ -70,10 +71,7 @@ def extrapolate(fine: Result, coarse: Result, ahead: float) -> Result:
 def shrunk(error: ErrorEstimate, share: float) -> ErrorEstimate:
     """What is said of the error of an extrapolated gradient."""
     doubt = (
-        f"the gradient is extrapolated from two solves, which in most cases leaves at most {share:g}"
-        " of the error of the finer one"
+        "the gradient is extrapolated from two solves, which in most cases leaves at most"
+        f" {share:g} of the error of the finer one"
     )
-    return replace(
-        error, value=share * error.value, params=share * error.params,
-        hparams=share * error.hparams, doubts=(*error.doubts, doubt),
-    )  # fmt: skip
+    return replace(scaled(error, share), doubts=(*error.doubts, doubt))

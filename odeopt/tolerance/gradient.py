@@ -89,7 +89,8 @@ class TunedValueAndGrad(ValueAndGrad):
                 course.fail()
                 continue
             if course.accept(judged.error, judged.change, judged.costs, judged.left):
-                return solves.answer(judged.best(course.aim))
+                together = course.extrapolates(judged.error, judged.left)
+                return solves.answer(judged.together() if together else judged.finer())
         tuning.forget(grid, self.tasks)
         reason = (
             "finer steps no longer help, so that rounding limits it"
@@ -121,10 +122,12 @@ class _Judged(NamedTuple):
         """Gradients and Hessian-vector products of the coarser and of the finer solve."""
         return _cost(self.coarse), _cost(self.fine)
 
-    def best(self, enough: float) -> Result:
-        """The finer one, if its error is small enough, or else what both say together."""
-        if self.left == 1 or max(self.error.params, self.error.hparams) <= enough:
-            return replace(self.fine, error=self.error)
+    def finer(self) -> Result:
+        """The finer one by itself."""
+        return replace(self.fine, error=self.error)
+
+    def together(self) -> Result:
+        """What both say together."""
         closer = extrapolate(self.fine, self.coarse, self.ahead)
         return replace(closer, error=shrunk(self.error, self.left))
 

@@ -78,8 +78,7 @@ def first_setting(pilot: Pilot, tol: float) -> Setting:
         pilot: what is known of the flow.
         tol: the tolerance.
     """
-    stiff = pilot.real_spectrum and pilot.stiffness > stiff_from(pilot, tol)
-    return stabilized(pilot, tol) if stiff else fixed_steps(pilot, tol)
+    return stabilized(pilot, tol) if _stiff(pilot, tol) else fixed_steps(pilot, tol)
 
 
 def fixed_steps(pilot: Pilot, tol: float) -> Setting:
@@ -136,6 +135,10 @@ def stiff_from(pilot: Pilot, tol: float) -> float:
     return STIFF if tol >= TIGHT else STIFF_IF_TIGHT
 
 
+def _stiff(pilot: Pilot, tol: float) -> bool:
+    return pilot.real_spectrum and pilot.stiffness > stiff_from(pilot, tol)
+
+
 def stabilized(pilot: Pilot, tol: float) -> Setting:
     """The stabilised solver, as fine as most problems needed it."""
     if pilot.affine:
@@ -153,3 +156,15 @@ def coarsest(method: str, stiffness: float, tol: float) -> Setting:
     if method == STABILIZED:
         return Setting(STABILIZED, 1.0).finer(1 / tol)
     return Setting(method, stiffness / FIXED[method].stability_limit).finer(1.0)
+
+
+def reason(pilot: Pilot, tol: float) -> str:
+    """Why a method is taken, in words."""
+    limit = stiff_from(pilot, tol)
+    side = "above" if _stiff(pilot, tol) else "below"
+    found = f"rho * T is about {pilot.stiffness:.3g}, {side} {limit:g}"
+    if pilot.affine:
+        found += ", and the velocity is affine"
+    if not pilot.real_spectrum and pilot.stiffness > limit:
+        found += ", but the Jacobian may not be symmetric"
+    return found

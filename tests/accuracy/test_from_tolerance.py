@@ -5,6 +5,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.stabilized import along, stiff
+from support.tolerances import cost, flow, on_smooth
 
 import odeopt
 from odeopt import (
@@ -23,21 +24,6 @@ from odeopt import (
 )
 from odeopt.testing.problems import Quadratic, relative_error, smooth_problem
 from odeopt.tolerance.course import AUDIT
-
-
-def on_smooth(opt, grid, device=None, tasks=None, hparams=False, **settings):
-    problem = smooth_problem(device, tasks)
-    path = opt.value_and_grad(problem.loss, tasks=tasks is not None, **settings)
-    given_hparams = problem.hparams if hparams else None
-    return path(problem.params, problem.batch, grid, problem.outer_batch, given_hparams)
-
-
-def flow(device=None):
-    return GradientFlow(smooth_problem(device).loss)
-
-
-def cost(res):
-    return res.stats.gradient_evaluations + res.stats.hvps
 
 
 @settings(max_examples=8)
