@@ -33,9 +33,11 @@ def from_tolerance(
     modified Euler, RK4, `Chebyshev2` or `Chebyshev3` with as many steps as that asks for, or
     `StabilizedRK` where $\rho T$ is large (far larger where the velocity is affine, as that of a
     linear model with a quadratic loss), and estimates the error by a second, finer solve, whose
-    gradient it returns. If the error is too large the call goes on with a finer setting. The calls
-    that follow take the coarser of the two solves if that is good enough too, and try to do with
-    less if its error is much smaller than `tol`. What was learnt is used for later calls over
+    gradient it returns. If its error is too large the call returns what both solves say together,
+    by Richardson's extrapolation, where that is good enough (`Result.error` names it among its
+    doubts), or else goes on with a finer setting. The calls that follow take the coarser of the two
+    solves if that is good enough by itself, or a finer one, and try to do with less if its error is
+    much smaller than `tol`. What was learnt is used for later calls over
     horizons within 15 %: once the setting has settled one call in ten is estimated, and the others
     cost the plain gradient. The gradient is the exact one of the steps that are made
     (`DiscreteAdjoint`), and every state is kept: there are few.
@@ -128,6 +130,8 @@ class ToleranceOptimizer(ODEOptimizer):
         state: PyTree = None,
     ) -> Solution:
         """As in `ODEOptimizer`, with the setting that gradients over this horizon have settled on.
+
+        After a first call that has not settled it is the one that the next call will try.
 
         Raises:
             CompatibilityError: if there is none yet, or the grid requires grad.

@@ -8,7 +8,14 @@ import pytest
 
 from odeopt.result import ErrorEstimate
 from odeopt.stats import Stats
-from odeopt.tolerance.course import CLOSE_AIM, FURTHER, PATIENCE, Course
+from odeopt.tolerance.course import (
+    CLOSE_AIM,
+    FURTHER,
+    LATER_AIM,
+    PATIENCE,
+    WIDEST_GAP_TOGETHER,
+    Course,
+)
 from odeopt.tolerance.guess import fixed_steps, stabilized
 from odeopt.tolerance.pilot import Pilot
 from odeopt.tolerance.setting import MOST_STEPS, PAIRS
@@ -50,6 +57,60 @@ def test_a_near_miss_is_followed_by_one_solve_beside_the_coarser_one():
     assert not judged(course, error(1.02e-2, gap=1e-3, order=2))
     assert course.setting == coarse
     assert made.steps < course.finer.steps < made.partner.steps
+
+
+def test_a_call_may_end_with_both_solves_and_the_next_one_goes_on():
+    course = Course(MILD, 1e-3)
+    made = course.finer
+    near = error(1.8e-3, gap=0.03)
+    assert course.extrapolates(near, left=0.5)
+    assert judged(course, near, left=0.5)
+    assert course.working is None
+    assert course.due
+    assert course.usable == course.finer
+    assert course.finer.steps == math.ceil(made.steps * (1.8 / LATER_AIM) ** 0.25)
+    own = error(0.6e-3, gap=0.01)
+    assert not course.extrapolates(own, left=0.5)
+    assert judged(course, own, left=0.5, change=1e-3)
+    assert course.working == course.usable == course.finer
+
+
+def test_within_a_call_what_extrapolation_leaves_is_aimed_at():
+    course = Course(MILD, 1e-3)
+    made = course.finer
+    assert not judged(course, error(24e-3, gap=0.03), left=0.8)
+    assert course.finer.steps == math.ceil(made.steps * (24 / (CLOSE_AIM / 0.8)) ** 0.25)
+
+
+@pytest.mark.parametrize(
+    ("pilot", "gap"),
+    [(MILD_COMPLEX, 1e-4), (Pilot(15.0, affine=True), 0.03), (MILD, 1.01 * WIDEST_GAP_TOGETHER)],
+)
+def test_without_a_leading_term_a_call_goes_on(pilot, gap):
+    course = Course(pilot, 1e-3)
+    near = error(1.8e-3, gap=gap)
+    assert not course.extrapolates(near, left=0.5)
+    assert not judged(course, near, left=0.5)
+
+
+def test_a_setting_that_is_known_to_do_is_not_given_up_for_both_solves():
+    course = Course(MILD, 1e-3)
+    assert judged(course, error(1e-5, gap=0.001), change=1e-5, costs=(80, 100))
+    known = course.working
+    assert course.due  # a coarser pair is tried
+    assert not judged(course, error(1.8e-3, gap=0.03), left=0.5)
+    assert course.working == known
+
+
+def test_an_error_that_does_not_fall_stalls_where_it_should_have_fallen():
+    course = Course(MILD, 1e-3)
+    for stalled in (False, True):
+        assert not judged(course, error(6e-3, gap=0.03))
+        assert course.stalled == stalled
+    course = Course(MILD, 1e-3)
+    for _ in range(3):
+        assert not judged(course, error(1.1e-3, gap=0.03))
+        assert not course.stalled
 
 
 @pytest.mark.parametrize(("order", "gap"), [(1, 0.6), (2, 0.3), (4, 0.2)])
