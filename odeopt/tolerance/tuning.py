@@ -71,5 +71,5 @@ def _describe(kind: tuple[object, ...], course: Course) -> str:
     horizon = f"{1.3**bucket:.3g}" if isinstance(bucket, int) else "0"
     error = course.error
     found = "not estimated yet" if error is None else f"{error.params:.1e}"
-    setting = course.working or course.setting
+    setting = course.usable or course.setting
     return f"T of about {horizon}: {setting}, since {course.why}; estimated error {found}"
