@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
-import platform
 import shutil
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cache
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -19,6 +16,8 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from odeopt.errors import CompilationError
+from odeopt.lowering import VERSION, own_lowerings
+from odeopt.processor import on_amd
 from odeopt.rewrites import spell_out_factors, swap_narrow_products
 
 Flat = Callable[..., Sequence[Tensor]]
@@ -34,7 +33,7 @@ def compile_graph(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Flat:
     _need_compiler(device)
     spell_out_factors(graph)
     if device.type == "cpu":
-        if _on_amd():
+        if on_amd():
             swap_narrow_products(graph)
         with suppress(Exception), _for_small_kernels():  # not made for every operation there is
             return _compile(graph, inputs)
@@ -58,8 +57,8 @@ def _for_small_kernels() -> Generator[None]:
     """
     from torch._inductor import config, lowering  # noqa: PLC0415  (slow to import)  # pyright: ignore
 
-    own = _own_operations()
-    chosen = f"{LOWERINGS}: {sorted(map(str, own))}"
+    own = own_lowerings()
+    chosen = f"{VERSION}: {sorted(map(str, own))}"
     settings = {"cpp_wrapper": True, "aot_inductor.metadata": {"odeopt": chosen}}
     log = logging.getLogger("torch._inductor.ir")  # warns that operations are as they are
     level = log.level
@@ -69,44 +68,6 @@ def _for_small_kernels() -> Generator[None]:
         stack.callback(log.setLevel, level)
         log.setLevel(logging.ERROR)
         yield
-
-
-LOWERINGS = "2"
-"""Tells kernels on disk apart, with the names of what `_own_operations` gives, if it is changed."""
-
-
-def _own_operations() -> dict[Any, Callable[..., Any]]:
-    """Operations that are not to be generated, since torch's own take less time.
-
-    These are products of matrices with one vector in double precision, whose sums along a row would
-    go through memory, and tanh, which calls MKL. On Intel's processors that takes a quarter of the
-    time of a generated tanh, on AMD's twice the time, so that there it is generated.
-    """
-    from torch._inductor import lowering  # noqa: PLC0415  (slow to import)  # pyright: ignore
-
-    tanh: Any = torch.ops.aten.tanh.default
-    bmm: Any = torch.ops.aten.bmm.default
-    generated = lowering.lowerings[bmm]
-
-    def own(operation: Any) -> Any:
-        return lowering.fallback_handler(operation, add_to_fallback_set=False)
-
-    own_bmm = own(bmm)
-
-    def product(first: Any, second: Any, **options: Any) -> Any:
-        sums_rows = second.get_size()[2] == 1 and first.get_size()[1] > 1
-        is_slow = sums_rows and first.get_dtype() == torch.float64
-        return (own_bmm if is_slow else generated)(first, second, **options)
-
-    return {bmm: product} if _on_amd() else {bmm: product, tanh: own(tanh)}
-
-
-@cache
-def _on_amd() -> bool:
-    """Whether the processor is AMD's; MKL is made for Intel's."""
-    table = Path("/proc/cpuinfo")
-    named = table.read_text() if table.exists() else platform.processor()
-    return "AuthenticAMD" in named
 
 
 def _without_wrappers(run: Flat, inputs: list[Tensor], graph: torch.fx.GraphModule) -> Flat:

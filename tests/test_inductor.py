@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import odeopt
 from odeopt import inductor, rewrites
+from odeopt import lowering as own_lowering
 from odeopt.testing import relative_error, smooth_problem
 
 
@@ -41,50 +42,11 @@ def settings():
     return config.cpp_wrapper, dict(marks), *(lowering.lowerings[name] for name in chosen)
 
 
-def test_what_is_set_for_small_kernels_is_undone(monkeypatch):
-    monkeypatch.setattr(inductor, "_on_amd", lambda: False)
+def test_what_is_set_for_small_kernels_is_undone():
     before = settings()
     with inductor._for_small_kernels():
         assert all(own != other for own, other in zip(settings(), before, strict=True))
     assert settings() == before
-
-
-def test_tanh_is_generated_on_amds_processors_and_torchs_own_on_others(monkeypatch):
-    """And kernels on disk are not taken for those of the other kind."""
-    before, seen = settings(), []
-    for amd in (False, True):
-        monkeypatch.setattr(inductor, "_on_amd", lambda known=amd: known)
-        with inductor._for_small_kernels():
-            seen.append(settings())
-    (_, marks, bmm, tanh), (_, other_marks, other_bmm, generated) = seen
-    assert tanh != before[3]
-    assert generated == before[3]
-    assert before[2] not in (bmm, other_bmm)
-    assert marks != other_marks
-
-
-@pytest.mark.parametrize("amd", [True, False])
-def test_either_tanh_gives_the_same_numbers(monkeypatch, amd):
-    monkeypatch.setattr(inductor, "_on_amd", lambda: amd)
-    assert relative_error(gradients("inductor"), gradients(None)) <= 1e-12
-
-
-@pytest.mark.parametrize(
-    ("table", "expected"),
-    [("vendor_id\t: GenuineIntel\n", False), ("vendor_id\t: AuthenticAMD\n", True)],
-)
-def test_the_processor_is_told_by_its_vendor(monkeypatch, table, expected):
-    monkeypatch.setattr(inductor.Path, "exists", lambda path: True)
-    monkeypatch.setattr(inductor.Path, "read_text", lambda path: table)
-    assert inductor._on_amd.__wrapped__() is expected
-
-
-@pytest.mark.parametrize("expected", [True, False])
-def test_where_there_is_no_table_python_is_asked(monkeypatch, expected):
-    monkeypatch.setattr(inductor.Path, "exists", lambda path: False)
-    named = "AMD64 Family 25 Model 33 Stepping 0, AuthenticAMD" if expected else "arm"
-    monkeypatch.setattr(inductor.platform, "processor", lambda: named)
-    assert inductor._on_amd.__wrapped__() is expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -128,7 +90,8 @@ def test_narrow_products_are_swapped(rows, columns, expected, lead):
 @pytest.mark.parametrize("amd", [True, False])
 def test_a_layer_with_few_inputs(monkeypatch, amd, device):
     """The gradient w.r.t. its weights is narrow, and swapped on processors of AMD."""
-    monkeypatch.setattr(inductor, "_on_amd", lambda: amd)
+    monkeypatch.setattr(inductor, "on_amd", lambda: amd)
+    monkeypatch.setattr(own_lowering, "on_amd", lambda: amd)
 
     def loss(params, batch):
         return (torch.tanh(batch @ params["in"].T) @ params["out"]).square().mean()

@@ -1,0 +1,22 @@
+"""What the processor is, where kernels should be made differently for it."""
+
+from __future__ import annotations
+
+import platform
+from functools import cache
+from pathlib import Path
+
+
+@cache
+def on_amd() -> bool:
+    """Whether the processor is AMD's; MKL is made for Intel's."""
+    table = Path("/proc/cpuinfo")
+    named = table.read_text() if table.exists() else platform.processor()
+    return "AuthenticAMD" in named
+
+
+def has_wide_registers() -> bool:
+    """Whether generated loops use registers of 512 bits, of which there are 32."""
+    from torch._inductor import cpu_vec_isa  # noqa: PLC0415  (slow to import)  # pyright: ignore
+
+    return cpu_vec_isa.pick_vec_isa().bit_width() == 512
