@@ -69,8 +69,8 @@ class FixedStepper(SettledStepper):
         self._times = grid.times
         ruled = isinstance(kernels.solver, RuleSteps)
         starts = _step_indices(grid) if ruled else grid.times
-        self._starts = _apart(starts.to(dtype))
-        self._lengths = _apart(grid.dt.to(dtype))
+        self._starts = _apart(starts, dtype)
+        self._lengths = _apart(grid.dt, dtype)
         self.has_frozen = has_zero(grid.dt)
         self._dtype = dtype
 
@@ -138,9 +138,11 @@ class GridStepper(SettledStepper):
         return self._states
 
 
-def _apart(times: Tensor) -> tuple[Tensor, ...]:
+def _apart(times: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """A tensor for each step, contiguous, so that no kernel has to copy it."""
-    return times.movedim(-1, 0).contiguous().unbind(0)
+    if times.stride(-1) == 0 and times.shape[-1]:  # one number for all steps, as in `from_lr`
+        return (times[..., 0].to(dtype).contiguous(),) * times.shape[-1]
+    return times.to(dtype).movedim(-1, 0).contiguous().unbind(0)
 
 
 def _step_indices(grid: TimeGrid) -> Tensor:
