@@ -9,7 +9,7 @@ from odeopt.lowering.product import product_of_batches, small_products
 from odeopt.lowering.tanh import generated_tanh
 from odeopt.processor import has_wide_registers, on_amd
 
-VERSION = "4"
+VERSION = "5"
 """Tells kernels on disk apart, with the names of what `own_lowerings` gives, if it is changed."""
 
 

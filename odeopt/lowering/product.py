@@ -14,7 +14,7 @@ LEAST_COLUMNS = 16
 LARGEST_FACTOR, LONGEST_SUM = 2**20, 1024
 """The largest second factor in bytes, which is to stay in the cache, and the longest sum."""
 
-BLOCKS = range(12, 3, -1)
+BLOCKS = range(8, 3, -1)
 """Rows of the result that are computed together, each in a register of its own."""
 
 
