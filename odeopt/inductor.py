@@ -16,7 +16,7 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from odeopt.errors import CompilationError
-from odeopt.lowering import VERSION, own_lowerings
+from odeopt.lowering import kind_of_lowerings, own_lowerings
 from odeopt.processor import on_amd
 from odeopt.rewrites import spell_out_factors, swap_narrow_products
 
@@ -57,14 +57,12 @@ def _for_small_kernels() -> Generator[None]:
     """
     from torch._inductor import config, lowering  # noqa: PLC0415  (slow to import)  # pyright: ignore
 
-    own = own_lowerings()
-    chosen = f"{VERSION}: {sorted(map(str, own))}"
-    settings = {"cpp_wrapper": True, "aot_inductor.metadata": {"odeopt": chosen}}
+    settings = {"cpp_wrapper": True, "aot_inductor.metadata": {"odeopt": kind_of_lowerings()}}
     log = logging.getLogger("torch._inductor.ir")  # warns that operations are as they are
     level = log.level
     with ExitStack() as stack:
         stack.enter_context(config.patch(settings))
-        stack.enter_context(mock.patch.dict(lowering.lowerings, own))
+        stack.enter_context(mock.patch.dict(lowering.lowerings, own_lowerings()))
         stack.callback(log.setLevel, level)
         log.setLevel(logging.ERROR)
         yield

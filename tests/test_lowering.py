@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import product as product_of
 from uuid import uuid4
 
 import pytest
 import torch
+from torch._inductor import config
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import linear
 
@@ -25,7 +27,7 @@ def generated(monkeypatch):
     """A processor of AMD with wide registers, and the shapes of the products generated for it."""
     monkeypatch.setattr(lowering, "on_amd", lambda: True)
     monkeypatch.setattr(lowering, "has_wide_registers", lambda: True)
-    monkeypatch.setattr(inductor, "VERSION", uuid4().hex)  # not what is on disk
+    monkeypatch.setattr(lowering, "VERSION", uuid4().hex)  # not what is on disk
     shapes, by_blocks = [], product._by_blocks
 
     def noted(first, second, *others):
@@ -57,6 +59,16 @@ def test_which_operations_are_made_otherwise(monkeypatch, amd):
         monkeypatch.setattr(lowering, "has_wide_registers", lambda known=wide: known)
         expected = {BMM, TANH, MM, ADDMM} if amd and wide else {BMM, TANH}
         assert set(lowering.own_lowerings()) == expected
+
+
+def test_kernels_on_disk_are_not_taken_for_those_of_another_kind(monkeypatch):
+    seen: list[dict[str, str]] = []
+    for amd, wide in product_of((True, False), (True, False)):
+        monkeypatch.setattr(lowering, "on_amd", lambda known=amd: known)
+        monkeypatch.setattr(lowering, "has_wide_registers", lambda known=wide: known)
+        with inductor._for_small_kernels():
+            seen.append(dict(config.aot_inductor.metadata))
+    assert all(seen.count(marks) == 1 for marks in seen)
 
 
 @AMD

@@ -9,8 +9,8 @@ from odeopt.lowering.product import product_of_batches, small_products
 from odeopt.lowering.tanh import generated_tanh
 from odeopt.processor import has_wide_registers, on_amd
 
-VERSION = "5"
-"""Tells kernels on disk apart, with the names of what `own_lowerings` gives, if it is changed."""
+VERSION = "6"
+"""To be changed with the lowerings."""
 
 
 def own_lowerings() -> dict[Any, Lowering]:
@@ -26,3 +26,8 @@ def own_lowerings() -> dict[Any, Lowering]:
         return {aten.bmm.default: product, aten.tanh.default: torchs_own(aten.tanh.default)}
     found = {aten.bmm.default: product, aten.tanh.default: generated_tanh()}
     return found | small_products(product) if has_wide_registers() else found
+
+
+def kind_of_lowerings() -> str:
+    """Tells kernels on disk apart, which are found by their graphs and settings otherwise."""
+    return f"{VERSION}, {'AMD' if on_amd() else 'other'}, {has_wide_registers()}"
