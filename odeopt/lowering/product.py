@@ -14,8 +14,9 @@ LEAST_COLUMNS = 16
 LARGEST_FACTOR, LONGEST_SUM = 2**20, 1024
 """The largest second factor in bytes, which is to stay in the cache, and the longest sum."""
 
-BLOCKS = range(8, 3, -1)
-"""Rows of the result that are computed together, each in a register of its own."""
+BLOCKS = range(4, 9)
+"""Rows of the result that are computed together, each in a register of its own: the fewest that
+divide them, since each is to be scheduled and compiled."""
 
 
 def product_of_batches() -> Lowering:
@@ -73,7 +74,7 @@ def _block(first: Any, second: Any) -> int | None:
         return None
     if terms > LONGEST_SUM or terms * columns * dtype.itemsize > LARGEST_FACTOR:
         return None
-    if 1 < rows < BLOCKS[0]:
+    if 1 < rows < BLOCKS[-1]:
         return rows
     return next((block for block in BLOCKS if rows % block == 0), None)
 
