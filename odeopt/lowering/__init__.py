@@ -9,7 +9,7 @@ from odeopt.lowering.product import product_of_batches, small_products
 from odeopt.lowering.tanh import generated_tanh
 from odeopt.processor import has_wide_registers, on_amd
 
-VERSION = "7"
+VERSION = "8"
 """To be changed with the lowerings."""
 
 

@@ -11,7 +11,7 @@ from odeopt.lowering.base import Lowering, apply, aten, known, torchs_own
 LEAST_COLUMNS = 16
 """Narrower products are left to MKL: their loops would have nothing to vectorise."""
 
-LARGEST_FACTOR, LONGEST_SUM = 2**20, 1024
+LARGEST_FACTOR, LONGEST_SUM = 2**19, 1024
 """The largest second factor in bytes, which is to stay in the cache, and the longest sum."""
 
 BLOCKS = range(4, 9)
