@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from odeopt.lowering.base import Lowering, aten, torchs_own
 from odeopt.lowering.product import product_of_batches, small_products
 from odeopt.lowering.tanh import generated_tanh
 from odeopt.processor import has_wide_registers, on_amd
-
-VERSION = "8"
-"""To be changed with the lowerings."""
 
 
 def own_lowerings() -> dict[Any, Lowering]:
@@ -28,6 +28,13 @@ def own_lowerings() -> dict[Any, Lowering]:
     return found | small_products(product) if has_wide_registers() else found
 
 
+@cache
+def _sources() -> str:
+    """A digest of the files of this package."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
 def kind_of_lowerings() -> str:
     """Tells kernels on disk apart, which are found by their graphs and settings otherwise."""
-    return f"{VERSION}, {'AMD' if on_amd() else 'other'}, {has_wide_registers()}"
+    return f"{'AMD' if on_amd() else 'other'}, {has_wide_registers()}, {_sources()}"

@@ -48,15 +48,14 @@ def small_products(other: Lowering) -> dict[Any, Lowering]:
         return _by_blocks(first, second, block, copies)
 
     def product_of_one(first: Any, second: Any, **options: Any) -> Any:
-        one, two = (apply(aten.unsqueeze.default, factor, 0) for factor in (first, second))
-        block = _block(one, two)
+        block = _block(first, second)
         if options or block is None:
             return mm(first, second, **options)
+        one, two = (apply(aten.unsqueeze.default, factor, 0) for factor in (first, second))
         return apply(aten.squeeze.dim, _by_blocks(one, two, block, copies), 0)
 
     def with_addend(addend: Any, first: Any, second: Any, **options: Any) -> Any:
-        one, two = (apply(aten.unsqueeze.default, factor, 0) for factor in (first, second))
-        if options or _block(one, two) is None:
+        if options or _block(first, second) is None:
             return addmm(addend, first, second, **options)
         return apply(aten.add.Tensor, product_of_one(first, second), addend)
 
@@ -68,8 +67,8 @@ def small_products(other: Lowering) -> dict[Any, Lowering]:
 
 def _block(first: Any, second: Any) -> int | None:
     """How many rows of the product to compute together; None if it is not to be generated."""
-    rows, terms = map(int, first.get_size()[1:])
-    columns, dtype = int(second.get_size()[2]), first.get_dtype()
+    rows, terms = map(int, first.get_size()[-2:])
+    columns, dtype = int(second.get_size()[-1]), first.get_dtype()
     if dtype not in (torch.float32, torch.float64) or columns < LEAST_COLUMNS:
         return None
     if terms > LONGEST_SUM or terms * columns * dtype.itemsize > LARGEST_FACTOR:
