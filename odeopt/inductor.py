@@ -18,7 +18,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from odeopt.errors import CompilationError
 from odeopt.lowering import kind_of_lowerings, own_lowerings
 from odeopt.processor import on_amd
-from odeopt.rewrites import spell_out_factors, swap_narrow_products
+from odeopt.rewrites import (
+    holds_something,
+    lift_constants,
+    spell_out_factors,
+    swap_narrow_products,
+)
 
 Flat = Callable[..., Sequence[Tensor]]
 
@@ -31,6 +36,12 @@ def compile_graph(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Flat:
     """
     device = inputs[0].device
     _need_compiler(device)
+    held = lift_constants(graph)
+    run = _compile_for(device, graph, [*inputs, *held])
+    return (lambda *tensors: run(*tensors, *held)) if held else run
+
+
+def _compile_for(device: torch.device, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Flat:
     spell_out_factors(graph)
     if device.type == "cpu":
         if on_amd():
@@ -72,10 +83,13 @@ def _without_wrappers(run: Flat, inputs: list[Tensor], graph: torch.fx.GraphModu
     """The compiled code itself, if it gives the same as the layers that torch puts around it.
 
     They guard against Dynamo, restore views of inputs and keep metrics, which takes 15 microseconds
-    a call; kernels that return no input as it is need none of them. Of an operation that fails the
-    code says only in which line of C++ it is: the graph, run as it was traced, then raises what
+    a call; kernels that return no input as it is need none of them. They also pass on what a graph
+    holds: called without, the code would read inputs that are not there. Of an operation that fails
+    the code says only in which line of C++ it is: the graph, run as it was traced, then raises what
     the operation itself raises.
     """
+    if holds_something(graph):
+        return run
     inner: Any = run
     while hasattr(inner, "__wrapped__"):
         inner = inner.__wrapped__

@@ -2,9 +2,40 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import torch
+from torch import Tensor
+
+
+def lift_constants(graph: torch.fx.GraphModule) -> list[Tensor]:
+    """Make the tensors that a graph holds its last inputs, in place, and return them.
+
+    They are what a loss uses that is not one of its arguments. Compiled code takes them as inputs
+    too, from a wrapper around it, and a copy of the graph would not see them change.
+    """
+    held: dict[str, Tensor] = {}
+    inputs: dict[str, torch.fx.Node] = {}
+    *_, last = (node for node in graph.graph.nodes if node.op == "placeholder")
+    for node in graph.graph.find_nodes(op="get_attr"):
+        name = str(node.target)
+        found = attrgetter(name)(graph)
+        if not isinstance(found, Tensor):  # the body of a loop or a branch
+            continue
+        if name not in inputs:
+            with graph.graph.inserting_after(last):
+                last = inputs[name] = graph.graph.placeholder(f"held_{len(inputs)}")
+            held[name] = found.detach()
+        node.replace_all_uses_with(inputs[name])
+        graph.graph.erase_node(node)
+    graph.recompile()
+    return list(held.values())
+
+
+def holds_something(graph: torch.fx.GraphModule) -> bool:
+    """Whether a graph has parts that are not operations on its inputs."""
+    return bool(graph.graph.find_nodes(op="get_attr"))
 
 
 def spell_out_factors(graph: torch.fx.GraphModule) -> None:

@@ -49,6 +49,39 @@ def test_what_is_set_for_small_kernels_is_undone():
     assert settings() == before
 
 
+WEIGHTS = torch.linspace(0.5, 2.0, 4, dtype=torch.float64)
+USES = {
+    "a tensor twice": lambda p: (WEIGHTS.to(p) * p).square().sum() + (WEIGHTS.to(p) @ p).cos(),
+    "a matrix of its own": lambda p: (torch.tensor([[1.0, -1.0, 2.0, 0.5]]).to(p) @ p).sin().sum(),
+    "one number": lambda p: (torch.tensor(3.0).to(p) * p).sin().sum(),
+    "numbers that torch makes": lambda p: (
+        (torch.arange(4).to(p) * torch.eye(4).to(p) @ p).sin().sum()
+    ),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_what_a_loss_uses_beside_its_arguments(use, device):
+    """Compiled code takes it as one more input: called with too few it read what was not there."""
+    params, batch = torch.linspace(-1, 1, 4, device=device), torch.ones(2, 1, device=device)
+    assert gap_to_eager(lambda p, b: USES[use](p) * b.sum(), params, batch) <= 1e-12
+
+
+def test_a_tensor_that_a_loss_uses_is_seen_to_change(device):
+    held = torch.ones(3, device=device)
+    graph = make_fx(lambda x: [held * x + held])(torch.ones(3, device=device))
+    run = inductor.compile_graph(graph, [torch.ones(3, device=device)])
+    held.fill_(2)
+    assert run(held)[0].tolist() == [6, 6, 6]
+
+
+def test_layers_that_pass_on_what_a_graph_holds_are_left_around_it():
+    held, x = torch.ones(3), torch.ones(3)
+    graph = make_fx(lambda x: [held * x])(x)
+    compiled = torch._inductor.compile(graph, [x])
+    assert inductor._without_wrappers(compiled, [x], graph) is compiled
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_products_with_one_vector(device, dtype):
     """A last layer with one output: in double precision they are torch's own, in single not."""
