@@ -17,7 +17,7 @@ from benchmarks.tolerance import measure
 from benchmarks.tolerance.sizes import LONG, SIZES, Sizes
 
 NAME = "tolerance"
-REVISION = 9
+REVISION = 10
 """Raised when what a cell computes changes, so that stored cells are computed anew."""
 
 LIMITS = {"cold": 3.0, "warm": 2.0}
@@ -248,6 +248,6 @@ calls, and a tolerance is met warm if all of these {sizes.calls} meet it. Both a
 cheapest of Euler, ModifiedEuler, RK4 (numbers of steps a factor sqrt(2) apart) and StabilizedRK
 (tolerances a factor sqrt(10) apart) whose true error meets the tolerance, without any estimate or
 extrapolation.
-Above a rho T of {LONG:g} kernels are compiled; of StabilizedRK that evaluates the gradients at the
+Above a rho T of {LONG:g} kernels of networks are compiled; of StabilizedRK that evaluates the gradients at the
 stages of a pull again, which counts.
 A failed call counts as a tolerance that was missed, at an infinite cost."""

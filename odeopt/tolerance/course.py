@@ -20,6 +20,7 @@ from odeopt.tolerance.guess import (
     stabilized,
     stiff_from,
 )
+from odeopt.tolerance.pair import WIDEST_GAP, is_clear, is_regular, pair_after
 from odeopt.tolerance.pilot import Pilot
 from odeopt.tolerance.setting import FIXED, STABILIZED, Setting
 
@@ -46,21 +47,8 @@ WORTHWHILE = 0.75
 AUDIT = 10
 """So many calls with one setting have one error estimate."""
 
-WIDEST_GAP = 0.43
-"""A larger change of the gradient with steps twice as long says nothing about its error, and over
-the order, how many more steps are needed."""
-
-WIDEST_GAP_TOGETHER = 0.2
-"""After a larger one the two solves together are not trusted more than the finer one."""
-
 PATIENCE = 4
 """So many pairs with fixed steps are tried before the stabilised solver takes over."""
-
-FURTHER = 1.3
-"""So many times as many steps are tried where an error is not known."""
-
-LARGEST_GAIN = 1e3
-"""By how much the error is to fall from one setting to a finer one."""
 
 TELLING_GAIN = 4.0
 """By how much an error should have fallen to say that it does not."""
@@ -177,7 +165,7 @@ class Course:
         other terms count where solutions may oscillate.
         """
         leading = self._pilot.real_spectrum and not self._pilot.affine
-        return left if leading and error.gap <= WIDEST_GAP_TOGETHER else 1.0
+        return left if leading and is_regular(self.finer, error) else 1.0
 
     def _bound(self, error: ErrorEstimate) -> float:
         """The error, with room for what its estimate may lack."""
@@ -245,30 +233,14 @@ class Course:
             return
         self._found = None
         self._failures += 1
-        clear = error is not None and error.gap <= WIDEST_GAP / error.order
-        known = error if clear else None
+        known = error if error is not None and is_clear(error) else None
         if known is None and self._can_stabilize():
             self._judge(stabilized(self._pilot, self._tol))
             self.why = "fixed steps were unstable"
             return
         self._notice(known)
-        self._judge(*self._next(known, aim))
-
-    def _next(self, error: ErrorEstimate | None, aim: float) -> tuple[Setting, Setting]:
-        """What is to be judged after an error that was too large, or is not known.
-
-        That is the solve that is wanted, beside the finer of the pair, or the coarser one if the
-        finer is too near.
-        """
-        if error is None:
-            wanted = self.finer.with_steps(FURTHER)
-        else:
-            gain = self._bound(error) / (aim * self._tol)
-            wanted = self.finer.finer(min(gain, LARGEST_GAIN))
-        if wanted.fineness <= self.finer.fineness:  # as fine as anything that is tried
-            return self.finer, self.finer.partner
-        near = error is not None and wanted.fineness < self.finer.partner.fineness
-        return self.setting if near else self.finer, wanted
+        gain = math.inf if known is None else self._bound(known) / (aim * self._tol)
+        self._judge(*pair_after(self.setting, self.finer, known, gain))
 
     def _notice(self, error: ErrorEstimate | None) -> None:
         """Compare an error that was too large with the one before, of a coarser setting.

@@ -20,8 +20,8 @@ STRETCHED = 10.0
 r"""$\rho T$ from which on, where the spectrum is real, `Chebyshev2` and `Chebyshev3` take the place
 of modified Euler and RK4: their steps stay stable if the curvature doubles on the way."""
 
-FEWEST_STEPS = 2.0
-"""Fewer steps are not tried at first."""
+FEWEST_STEPS, FEWEST_OF_RK4 = 2.0, 1.0
+"""Fewer steps are not tried at first; of RK4 one step may do where few digits are asked for."""
 
 STIFF_IF_LOOSE, STIFF, STIFF_IF_TIGHT = 60.0, 40.0, 80.0
 r"""$\rho T$ from which on the stabilised solver, of order 2, takes the place of others."""
@@ -90,7 +90,9 @@ def fixed_steps(pilot: Pilot, tol: float) -> Setting:
     else:
         method = _method(pilot, tol)
         length = _length(method, stiffness, tol)
-    return Setting(method, max(stiffness / length, FEWEST_STEPS)).finer(1.0)
+    one_may_do = method == "rk4" and tol >= MIDDLE
+    fewest = FEWEST_OF_RK4 if one_may_do else FEWEST_STEPS
+    return Setting(method, max(stiffness / length, fewest)).finer(1.0)
 
 
 def _method(pilot: Pilot, tol: float) -> str:

@@ -8,15 +8,15 @@ import pytest
 
 from odeopt.result import ErrorEstimate
 from odeopt.stats import Stats
-from odeopt.tolerance.course import (
-    CLOSE_AIM,
-    FURTHER,
-    LATER_AIM,
-    PATIENCE,
-    WIDEST_GAP_TOGETHER,
-    Course,
-)
+from odeopt.tolerance.course import CLOSE_AIM, LATER_AIM, PATIENCE, Course
 from odeopt.tolerance.guess import fixed_steps, stabilized
+from odeopt.tolerance.pair import (
+    FURTHER,
+    FURTHER_IF_STABLE,
+    LARGEST_JUMP,
+    WIDEST_GAP,
+    WIDEST_REGULAR_GAP,
+)
 from odeopt.tolerance.pilot import Pilot
 from odeopt.tolerance.setting import MOST_STEPS, PAIRS
 
@@ -84,13 +84,30 @@ def test_within_a_call_what_extrapolation_leaves_is_aimed_at():
 
 @pytest.mark.parametrize(
     ("pilot", "gap"),
-    [(MILD_COMPLEX, 1e-4), (Pilot(15.0, affine=True), 0.03), (MILD, 1.01 * WIDEST_GAP_TOGETHER)],
+    [(MILD_COMPLEX, 1e-4), (Pilot(15.0, affine=True), 0.03), (MILD, 1.01 * WIDEST_GAP)],
 )
 def test_without_a_leading_term_a_call_goes_on(pilot, gap):
     course = Course(pilot, 1e-3)
     near = error(1.8e-3, gap=gap)
     assert not course.extrapolates(near, left=0.5)
     assert not judged(course, near, left=0.5)
+
+
+@pytest.mark.parametrize(
+    ("pilot", "order", "expected"), [(MILD, 1, False), (MILD, 2, True), (STIFF, 2, False)]
+)
+def test_large_changes_are_regular_for_fixed_steps_of_higher_order(pilot, order, expected):
+    course = Course(pilot, 0.1)
+    large = error(0.15, gap=1.5 * WIDEST_REGULAR_GAP, order=order)
+    assert course.extrapolates(large, left=0.5) is expected
+
+
+@pytest.mark.parametrize(("gap", "most"), [(0.9, 9), (1.1, LARGEST_JUMP)])
+def test_after_an_irregular_change_a_few_more_steps_are_tried(gap, most):
+    course = Course(MILD, 0.05)
+    made, size = course.finer, 9 * CLOSE_AIM * 0.05
+    assert not judged(course, error(size, gap=gap * WIDEST_REGULAR_GAP, order=1))
+    assert (course.setting, course.finer) == (made, made.finer(most))
 
 
 def test_a_setting_that_is_known_to_do_is_not_given_up_for_both_solves():
@@ -119,6 +136,13 @@ def test_an_unclear_miss_is_followed_by_more_steps(order, gap):
     made = course.finer
     assert not judged(course, error(0.015, gap=gap, order=order))
     assert (course.setting, course.finer) == (made, made.with_steps(FURTHER))
+
+
+def test_a_stable_solver_goes_on_with_a_few_more_steps():
+    course = Course(STIFF, 1e-2)
+    made = course.finer
+    assert not judged(course, error(0.1, gap=0.3, order=2))
+    assert (course.setting, course.finer) == (made, made.with_steps(FURTHER_IF_STABLE))
 
 
 def test_steps_beyond_the_most_that_are_tried_still_make_a_pair():

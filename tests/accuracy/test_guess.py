@@ -21,6 +21,7 @@ from odeopt.stats import Stats
 from odeopt.testing.problems import Quadratic
 from odeopt.tolerance.guess import HORIZONS, LENGTHS, SHARE, SPREAD, first_setting, stabilized
 from odeopt.tolerance.pilot import AT_ONCE, WORTH_ASKING, Pilot, pilot
+from odeopt.tolerance.setting import Setting
 
 TOLERANCES = [1e-1, 1e-2, 1e-3, 1e-4]
 
@@ -137,3 +138,10 @@ def test_the_stabilised_solver_aims_at_less_of_a_loose_tolerance(tol):
     aim = 1 / stabilized(Pilot(100.0), tol).fineness ** 0.6
     assert aim * (1 + SPREAD * aim) == pytest.approx(SHARE * tol)
     assert stabilized(Pilot(1000.0, True), tol).fineness > 1 / tol
+
+
+def test_one_step_of_rk4_may_do_where_few_digits_are_asked_for():
+    short = Pilot(0.5)
+    assert first_setting(short, 0.01) == Setting("rk4", 1.0)
+    assert first_setting(short, 0.001) == Setting("rk4", 2.0)
+    assert first_setting(short, 0.1) == Setting("euler", 2.0)
