@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from statistics import median
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -14,22 +14,18 @@ from benchmarks.harness import markdown, outline
 from benchmarks.harness.plots import Labels, Series, Slope, loglog
 from benchmarks.harness.registry import Settings
 from benchmarks.tolerance import measure
+from benchmarks.tolerance.criteria import LIMITS, Rows, criteria, met, ratios, verdict
 from benchmarks.tolerance.sizes import LONG, SIZES, Sizes
 
 NAME = "tolerance"
 REVISION = 10
 """Raised when what a cell computes changes, so that stored cells are computed anew."""
 
-LIMITS = {"cold": 3.0, "warm": 2.0}
-SHARE = 0.95
-
 RESOLVED, ROUNDING = 10.0, 1e-12
 """A true error is known if it is so many times that of the reference, and above this."""
 
 DRAWN = 10.0
 """Larger errors and estimates are drawn as this."""
-
-Rows = Sequence[dict[str, Any]]
 
 
 def run(settings: Settings) -> None:
@@ -62,22 +58,6 @@ def known_estimates(problem: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for row in rows if row["failure"] or row["true"] >= least]
 
 
-def met(row: dict[str, Any], when: str) -> bool:
-    """Whether the tolerance was met: cold, or by every warm call."""
-    if row["failure"]:
-        return False
-    errors = [row["cold_error"]] if when == "cold" else row["warm_errors"]
-    return max(errors) <= row["tol"]
-
-
-def ratios(rows: Rows, when: str) -> list[float]:
-    """Costs in units of the best fixed setting's; infinity where from_tolerance failed."""
-    known = [row for row in rows if row["best"]]
-    return [
-        math.inf if row["failure"] else row[f"{when}_cost"] / row["best"]["cost"] for row in known
-    ]
-
-
 def quantile(values: Sequence[float], share: float) -> float:
     """The smallest value that a share of all does not exceed; NaN without any."""
     ordered = sorted(values)
@@ -90,44 +70,34 @@ def choices(problems: Rows, sizes: Sizes) -> str:
     groups = {f"{tol:g}": [r for r in rows if r["tol"] == tol] for tol in sizes.tolerances}
     families = {name: [r for r in rows if r["family"] == name] for name in sizes.families}
     headers = ["", "met cold", "met warm"]
-    headers += [f"{when} cost, {what}" for when in LIMITS for what in ("median", "90 %")]
+    for when, limit in LIMITS.items():
+        headers += [f"{when} cost, {what}" for what in ("median", "90 %", f"within {limit:g}")]
     tables = [
         markdown.table([first, *headers[1:]], [_row(name, part) for name, part in group.items()])
         for first, group in (("tolerance", groups), ("family", families))
     ]
     return "\n".join(
-        ["## from_tolerance", "", *tables, *_criteria(rows), "", _best(groups), "", _worst(rows)]
+        [
+            "## from_tolerance",
+            "",
+            *tables,
+            *criteria(list(groups.values())),
+            "",
+            _best(groups),
+            "",
+            _worst(rows),
+        ]
     )
 
 
 def _row(name: str, rows: Rows) -> list[markdown.Entry]:
     found: list[markdown.Entry] = [name]
     found += [f"{sum(met(r, when) for r in rows)} of {len(rows)}" for when in LIMITS]
-    for when in LIMITS:
-        found += [f"{quantile(ratios(rows, when), share):.2f}" for share in (0.5, 0.9)]
-    return found
-
-
-def _criteria(rows: Rows) -> list[str]:
-    lines: list[str] = []
     for when, limit in LIMITS.items():
-        share = sum(met(row, when) for row in rows) / len(rows)
-        lines.append(
-            f"- {verdict(share >= SHARE)}: {share:.1%} within the tolerance {when} (95 %)."
-        )
-        found = ratios(rows, when)
-        if found:
-            within = sum(ratio <= limit for ratio in found) / len(found)
-            lines.append(
-                f"- {verdict(within == 1)}: {when} cost at most {limit:g} times the best fixed"
-                f" setting's: median {median(found):.2f}, {within:.1%} of cases within it."
-            )
-    return lines
-
-
-def verdict(yes: bool) -> str:
-    """In words."""
-    return "**Met**" if yes else "**Not met**"
+        costs = ratios(rows, when)
+        found += [f"{quantile(costs, share):.2f}" for share in (0.5, 0.9)]
+        found.append(f"{sum(cost <= limit for cost in costs)} of {len(costs)}")
+    return found
 
 
 def _best(groups: dict[str, list[dict[str, Any]]]) -> str:
@@ -147,15 +117,16 @@ def _worst(rows: Rows) -> str:
     failed = [row for row in rows if row["failure"]]
     lines = [f"- {_name(row)}: {row['failure']}" for row in failed]
     done = [row for row in rows if not row["failure"]]
-    for when in LIMITS:
+    for when, limit in LIMITS.items():
         for row in done:
             if not met(row, when):
                 error = row["cold_error"] if when == "cold" else max(row["warm_errors"])
                 lines.append(f"- {_name(row)}: {when} error {error / row['tol']:.2f} of tol")
         known = [row for row in done if row["best"]]
-        known.sort(key=lambda row: row[f"{when}_cost"] / row["best"]["cost"], reverse=True)
-        for row in known[:3]:
-            ratio = row[f"{when}_cost"] / row["best"]["cost"]
+        costs = ratios(known, when)
+        beyond = sum(cost > limit for cost in costs)
+        dearest = sorted(zip(costs, known, strict=True), key=itemgetter(0), reverse=True)
+        for ratio, row in dearest[: max(beyond, 3)]:
             lines.append(f"- {_name(row)}: {when} cost {ratio:.1f} times {row['best']['setting']}")
     return "\n".join(["Failures, tolerances that were missed, and the dearest cases:", "", *lines])
 
@@ -248,6 +219,6 @@ calls, and a tolerance is met warm if all of these {sizes.calls} meet it. Both a
 cheapest of Euler, ModifiedEuler, RK4 (numbers of steps a factor sqrt(2) apart) and StabilizedRK
 (tolerances a factor sqrt(10) apart) whose true error meets the tolerance, without any estimate or
 extrapolation.
-Above a rho T of {LONG:g} kernels of networks are compiled; of StabilizedRK that evaluates the gradients at the
-stages of a pull again, which counts.
+Above a rho T of {LONG:g} kernels of networks are compiled; of StabilizedRK that evaluates the
+gradients at the stages of a pull again, which counts.
 A failed call counts as a tolerance that was missed, at an infinite cost."""

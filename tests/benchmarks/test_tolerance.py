@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from benchmarks import __main__ as cli
 from benchmarks.harness import strict_json
 from benchmarks.harness.registry import Preset
-from benchmarks.tolerance import measure, problems, report
+from benchmarks.tolerance import criteria, measure, problems, report
 from benchmarks.tolerance.sizes import FAMILIES, SIZES
 from odeopt.testing.problems import relative_error
 
@@ -62,11 +62,28 @@ def test_search_meets_the_tolerance_and_a_tighter_one_costs_no_less():
 
 def test_verdicts_count_a_failure_and_one_warm_miss():
     row = {"tol": 0.1, "failure": "", "cold_error": 0.05, "warm_errors": [0.05, 0.2]}
-    assert report.met(row, "cold")
-    assert not report.met(row, "warm")
+    assert criteria.met(row, "cold")
+    assert not criteria.met(row, "warm")
     failed = {"tol": 0.1, "failure": "ToleranceError", "best": {"cost": 1}}
-    assert not report.met(failed, "cold")
-    assert report.ratios([failed], "cold") == [math.inf]
+    assert not criteria.met(failed, "cold")
+    assert criteria.ratios([failed], "cold") == [math.inf]
+
+
+@pytest.mark.parametrize(("dear", "expected"), [(1, "**Met**"), (2, "**Not met**")])
+def test_costs_are_to_be_kept_in_most_problems_of_each_tolerance(dear, expected):
+    """Of twenty problems one may cost more; thirty more of another tolerance make no difference."""
+
+    def row(tol, cost):
+        costs = {"cold_cost": cost, "warm_cost": 1, "best": {"cost": 1}}
+        errors = {"cold_error": tol / 2, "warm_errors": [tol / 2]}
+        return {"tol": tol, "failure": "", **costs, **errors}
+
+    first = [row(0.1, 4.0 if k < dear else 3.0) for k in range(20)]
+    groups = [first, [row(0.01, 1.0) for _ in range(30)]]
+    tolerance, cost, *warm = criteria.criteria(groups)
+    assert cost.startswith(f"- {expected}: cold cost at most 3 times")
+    assert f"{dear} of 50 cost more, the dearest 4.0 times" in cost
+    assert all(line.startswith("- **Met**") for line in (tolerance, *warm))
 
 
 @pytest.mark.parametrize(("estimate", "expected"), [(0.49, False), (0.51, True), (2.1, False)])
