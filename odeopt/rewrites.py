@@ -26,16 +26,20 @@ def lift_constants(graph: torch.fx.GraphModule) -> list[Tensor]:
         if name not in inputs:
             with graph.graph.inserting_after(last):
                 last = inputs[name] = graph.graph.placeholder(f"held_{len(inputs)}")
+            last.meta = dict(node.meta)  # inductor asks for the fake tensor there
             held[name] = found.detach()
         node.replace_all_uses_with(inputs[name])
         graph.graph.erase_node(node)
+    for name in held:  # what a module still has is passed on, used or not
+        path, _, attribute = name.rpartition(".")
+        delattr(graph.get_submodule(path), attribute)
     graph.recompile()
     return list(held.values())
 
 
 def holds_something(graph: torch.fx.GraphModule) -> bool:
     """Whether a graph has parts that are not operations on its inputs."""
-    return bool(graph.graph.find_nodes(op="get_attr"))
+    return bool(graph.graph.find_nodes(op="get_attr") or [*graph.parameters(), *graph.buffers()])
 
 
 def spell_out_factors(graph: torch.fx.GraphModule) -> None:

@@ -75,6 +75,17 @@ def test_a_tensor_that_a_loss_uses_is_seen_to_change(device):
     assert run(held)[0].tolist() == [6, 6, 6]
 
 
+def test_what_a_graph_holds_becomes_its_last_inputs():
+    held, x = torch.ones(3), torch.ones(3)
+    graph = make_fx(lambda x: [held * x + held])(x)
+    assert rewrites.holds_something(graph)
+    (found,) = rewrites.lift_constants(graph)
+    assert found.data_ptr() == held.data_ptr()
+    assert not rewrites.holds_something(graph)
+    assert all("val" in node.meta for node in graph.graph.find_nodes(op="placeholder"))
+    assert graph(x, 2 * held)[0].tolist() == [4, 4, 4]
+
+
 def test_layers_that_pass_on_what_a_graph_holds_are_left_around_it():
     held, x = torch.ones(3), torch.ones(3)
     graph = make_fx(lambda x: [held * x])(x)
