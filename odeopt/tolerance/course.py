@@ -240,7 +240,7 @@ class Course:
             return
         self._notice(known)
         gain = math.inf if known is None else self._bound(known) / (aim * self._tol)
-        self._judge(*pair_after(self.setting, self.finer, known, gain))
+        self._judge(*pair_after(self.setting, self.finer, known, gain, self._pilot.affine))
 
     def _notice(self, error: ErrorEstimate | None) -> None:
         """Compare an error that was too large with the one before, of a coarser setting.

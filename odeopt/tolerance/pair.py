@@ -18,7 +18,8 @@ LARGEST_GAIN, LARGEST_JUMP = 1e3, 1.9
 
 FURTHER, FURTHER_IF_STABLE = 1.3, 1.15
 """So many times as many steps are tried where an error is not known; and where all were stable, so
-that it is the coarser solve that was off."""
+that it is the coarser solve that was off (not where the velocity is affine: of few long steps two
+solves that are near may agree by chance there)."""
 
 
 def is_clear(error: ErrorEstimate) -> bool:
@@ -33,7 +34,7 @@ def is_regular(setting: Setting, error: ErrorEstimate) -> bool:
 
 
 def pair_after(
-    setting: Setting, finer: Setting, error: ErrorEstimate | None, gain: float
+    setting: Setting, finer: Setting, error: ErrorEstimate | None, gain: float, affine: bool
 ) -> tuple[Setting, Setting]:
     """What is to be judged after an error that was too large, or is not known.
 
@@ -45,9 +46,11 @@ def pair_after(
         finer: the other one.
         error: that of the finer one; None if it is not known.
         gain: by how much it is too large.
+        affine: whether the velocity is.
     """
     if error is None:
-        wanted = finer.with_steps(FURTHER_IF_STABLE if finer.steps is None else FURTHER)
+        stable = finer.steps is None and not affine
+        wanted = finer.with_steps(FURTHER_IF_STABLE if stable else FURTHER)
     else:
         most = LARGEST_GAIN if error.gap <= WIDEST_REGULAR_GAP else LARGEST_JUMP
         wanted = finer.finer(min(gain, most))

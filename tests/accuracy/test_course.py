@@ -138,11 +138,15 @@ def test_an_unclear_miss_is_followed_by_more_steps(order, gap):
     assert (course.setting, course.finer) == (made, made.with_steps(FURTHER))
 
 
-def test_a_stable_solver_goes_on_with_a_few_more_steps():
-    course = Course(STIFF, 1e-2)
+@pytest.mark.parametrize(
+    ("pilot", "further"), [(STIFF, FURTHER_IF_STABLE), (Pilot(500.0, affine=True), FURTHER)]
+)
+def test_a_stable_solver_goes_on_with_a_few_more_steps(pilot, further):
+    course = Course(pilot, 1e-2)
     made = course.finer
+    assert made.steps is None
     assert not judged(course, error(0.1, gap=0.3, order=2))
-    assert (course.setting, course.finer) == (made, made.with_steps(FURTHER_IF_STABLE))
+    assert (course.setting, course.finer) == (made, made.with_steps(further))
 
 
 def test_steps_beyond_the_most_that_are_tried_still_make_a_pair():

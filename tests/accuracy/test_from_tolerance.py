@@ -59,10 +59,16 @@ def test_random_quadratics_meet_it_again_and_again(seed, horizon, largest, small
 
 
 @settings(max_examples=4)
-@given(seed=st.integers(0, 10**6), horizon=st.floats(3.0, 5.0), tol=st.sampled_from([1e-1, 1e-2]))
-@example(seed=0, horizon=4.0, tol=1e-1)  # the error is more than the tolerance
-def test_few_steps_of_the_stabilised_solver_meet_it_or_are_doubted(seed, horizon, tol):
-    for error, result in quadratic_calls(seed, horizon, 160.0 / horizon, 1.0, tol):
+@given(
+    seed=st.integers(0, 10**6),
+    horizon=st.floats(3.0, 4.0),
+    smallest=st.floats(0.0, 0.3),  # see docs/limits.md where the gradient shrinks by much
+    tol=st.sampled_from([1e-1, 1e-2]),
+)
+@example(seed=0, horizon=4.0, smallest=1.0, tol=1e-1)  # the error is more than the tolerance
+@example(seed=3, horizon=4.0, smallest=0.3, tol=1e-1)
+def test_few_steps_of_the_stabilised_solver_meet_it_or_are_doubted(seed, horizon, smallest, tol):
+    for error, result in quadratic_calls(seed, horizon, 160.0 / horizon, smallest, tol):
         assert error <= (tol if result.error.trusted else 2 * tol)
 
 
