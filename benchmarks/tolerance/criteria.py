@@ -54,11 +54,12 @@ def _costs(groups: Sequence[Rows], when: str, limit: float) -> list[str]:
     both = [_share(rows, lambda row: met(row, when) and within(row)) for rows in groups]
     every = [cost for rows in groups for cost in ratios(rows, when)]
     beyond = sum(cost > limit for cost in every)
+    what = f"{when} cost at most {limit:g} times the best fixed setting's"
     return [
-        f"- {_most(shares)}: {when} cost at most {limit:g} times the best fixed setting's,"
-        f" {_at_each(shares)}. The median is {median(every):.2f} times; {beyond} of {len(every)}"
-        f" cost more, the dearest {max(every):.1f} times. The tolerance is met at no more than"
-        f" that cost in {_listed_shares(both)}."
+        f"- {_most(shares)}: {what}, {_at_each(shares)}.",
+        f"- {_most(both)}: the tolerance met at that cost, {_at_each(both)}.",
+        f"- {verdict(beyond == 0)}: {what} in all problems: {beyond} of {len(every)} cost more, the"
+        f" dearest {max(every):.1f} times; the median is {median(every):.2f} times.",
     ]
 
 
@@ -71,11 +72,8 @@ def _most(shares: Sequence[float]) -> str:
 
 
 def _at_each(shares: Sequence[float]) -> str:
-    return f"in {SHARE:.0%} of the problems or more at each tolerance: {_listed_shares(shares)}"
-
-
-def _listed_shares(shares: Sequence[float]) -> str:
-    return ", ".join(f"{share:.1%}" for share in shares)
+    listed = ", ".join(f"{share:.1%}" for share in shares)
+    return f"in {SHARE:.0%} of the problems or more at each tolerance: {listed}"
 
 
 def verdict(yes: bool) -> str:
