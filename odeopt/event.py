@@ -95,7 +95,7 @@ class Stopping:
 
     def __init__(
         self, stop: StopWhen, choices: Choices, problem: Problem, batch: PyTree,
-        hparams_tree: Callable[[Tensors], PyTree], hparams: Tensors,
+        hparams_tree: Callable[[Tensors], PyTree], hparams: Tensors, stats: Stats,
     ) -> None:  # fmt: skip
         _check(stop, choices, problem)
         self._choices, self._whole = choices, problem
@@ -103,9 +103,9 @@ class Stopping:
         self._batch = tree.map_tensors(Tensor.detach, batch if stop.batch is None else stop.batch)
         self._hparams_tree, self._hparams = hparams_tree, hparams
         self._kernels = make_kernels(choices, problem, Stats())
-        self.stats = Stats()
+        self._stats = stats
         dtype = problem.y0.dtype
-        self._stepper = FixedStepper(self._kernels, problem.grid, dtype, self.stats)
+        self._stepper = FixedStepper(self._kernels, problem.grid, dtype, stats)
         assert isinstance(choices.solver, StepSolver), "checked"
         self._stages = choices.solver.stages
         self.crossing = self._locate()
@@ -151,7 +151,7 @@ class Stopping:
             interval = Interval(self._clock(k), length, found.before, found.before)
             pulls = (pull(k, interval, lam) for lam in (g_outer, g_event))
             top, bottom = (Scalars.apart(pulled.scalars).dt for pulled in pulls)
-            self.stats.hvps += 2
+            self._stats.hvps += 2
             self._check_crossed(here, bottom, g_event)
             c = torch.where(here, top / torch.where(here, bottom, torch.ones_like(bottom)), c)
         return c
@@ -199,7 +199,7 @@ class Stopping:
         step, t = self._kernels.step(), self._clock(k)
 
         def value(length: Tensor) -> Tensor:
-            self.stats.gradient_evaluations += self._stages
+            self._stats.gradient_evaluations += self._stages
             return self._values(step(k, t, length, y))
 
         high = self._whole.grid.dt[..., k].to(y.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -57,7 +58,10 @@ def check_on_failure(value: object) -> None:
 
 @dataclass(frozen=True)
 class ValueAndGrad:
-    """`opt.value_and_grad(outer_loss)`, ready to be called."""
+    """`opt.value_and_grad(outer_loss)`, ready to be called.
+
+    `inspect` looks at a finished forward sweep and may refuse it with an error.
+    """
 
     choices: Choices
     outer: OuterLoss
@@ -65,6 +69,7 @@ class ValueAndGrad:
     on_failure: OnFailure
     stop: StopWhen | None = None
     estimate_error: bool = False
+    inspect: Callable[[Run], None] | None = None
 
     def __call__(
         self,
@@ -89,6 +94,13 @@ class ValueAndGrad:
         Raises:
             OdeoptError: see `odeopt.errors`; each message says what to do.
         """
+        return self.counted(Stats(), params, batch, grid, outer_batch, hparams, state)
+
+    def counted(
+        self, stats: Stats, params: PyTree, batch: PyTree, grid: TimeGrid, outer_batch: PyTree,
+        hparams: PyTree = None, state: PyTree = None,
+    ) -> Result:  # fmt: skip
+        """The same; the cost is added to `stats`, that of a call which fails as well."""
         check_arrays(batch, "batch")
         check_arrays(outer_batch, "outer_batch")
         _refuse_transforms((params, hparams, batch, outer_batch, state, _tensors_of(grid)))
@@ -101,9 +113,9 @@ class ValueAndGrad:
             stopping = None
             if self.stop is not None:
                 args = (begin.hparams_tree, begin.hparams)
-                stopping = Stopping(self.stop, self.choices, problem, batch, *args)
+                stopping = Stopping(self.stop, self.choices, problem, batch, *args, stats)
             call = _Call(self, problem, begin, outer_batch, stopping)
-            result = call.run()
+            result = call.run(stats)
             return call.with_error(result) if self.estimate_error else result
 
 
@@ -120,14 +132,15 @@ class _Call:
         self._outer_batch = detach(outer_batch)
         self._observe = problem.grid.observe
 
-    def run(self) -> Result:
-        """Both sweeps."""
+    def run(self, stats: Stats) -> Result:
+        """Both sweeps; their cost is added to `stats`."""
         choices, problem = self._owner.choices, self._problem
-        stats = Stats() if self._stopping is None else self._stopping.stats
         if choices.safety.probe:
             probe(choices, problem)
         self._run = run_forward(choices, problem, stats, self._refinement)
         with self._run.trajectory.kept:
+            if self._owner.inspect is not None:
+                self._owner.inspect(self._run)
             return self._go_back(self._run, stats)
 
     def with_error(self, result: Result) -> Result:
@@ -140,7 +153,7 @@ class _Call:
             owner, coarser.problem, self._begin, self._outer_batch, None, coarser.refinement
         )
         try:
-            other = call.run()
+            other = call.run(Stats())
         except (DivergenceError, StabilityError):
             return replace(result, error=no_estimate(coarser.decay.order, _UNSTABLE))
         return replace(result, error=estimate(result, other, coarser, self._trace))

@@ -20,7 +20,7 @@ from odeopt.tolerance.guess import (
     stabilized,
     stiff_from,
 )
-from odeopt.tolerance.pair import WIDEST_GAP, is_clear, is_regular, pair_after
+from odeopt.tolerance.pair import FURTHER, WIDEST_GAP, is_clear, is_regular, pair_after
 from odeopt.tolerance.pilot import Pilot
 from odeopt.tolerance.setting import FIXED, STABILIZED, Setting
 
@@ -154,9 +154,15 @@ class Course:
         self._try_less(found)
         return True
 
-    def fail(self) -> None:
-        """Take note of a solve that diverged."""
-        self._refine(None, CLOSE_AIM)
+    def fail(self, further: float = FURTHER) -> None:
+        """Take note of a solve that diverged, or whose steps were not stable.
+
+        Args:
+            further: so many times as many steps are tried next.
+        """
+        if not self._turns_away(unknown=True):
+            self._missed = None
+            self._judge(self.setting.with_steps(further))
 
     def _share(self, error: ErrorEstimate, left: float) -> float:
         """What extrapolation leaves of an error, if it has a leading term that is taken away.
@@ -226,21 +232,31 @@ class Course:
         if proposal.fineness < working.with_steps(WORTHWHILE).fineness:
             self._judge(proposal)
 
-    def _refine(self, error: ErrorEstimate | None, aim: float) -> None:
-        before = self._fallback
-        if before is not None:
-            self._go_back(before)
-            return
-        self._found = None
-        self._failures += 1
-        known = error if error is not None and is_clear(error) else None
-        if known is None and self._can_stabilize():
-            self._judge(stabilized(self._pilot, self._tol))
-            self.why = "fixed steps were unstable"
+    def _refine(self, error: ErrorEstimate, aim: float) -> None:
+        """Go on after an error that was too large."""
+        known = error if is_clear(error) else None
+        if self._turns_away(unknown=known is None):
             return
         self._notice(known)
         gain = math.inf if known is None else self._bound(known) / (aim * self._tol)
         self._judge(*pair_after(self.setting, self.finer, known, gain, self._pilot.affine))
+
+    def _turns_away(self, unknown: bool) -> bool:
+        """Go back to what is known to do, or over to the stabilised solver; whether either suits.
+
+        Args:
+            unknown: whether nothing is known of the error of what was tried.
+        """
+        if self._fallback is not None:
+            self._go_back(self._fallback)
+            return True
+        self._found = None
+        self._failures += 1
+        if not (unknown and self._can_stabilize()):
+            return False
+        self._judge(stabilized(self._pilot, self._tol))
+        self.why = "fixed steps were unstable"
+        return True
 
     def _notice(self, error: ErrorEstimate | None) -> None:
         """Compare an error that was too large with the one before, of a coarser setting.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from typing_extensions import override
 
 from odeopt.beginning import Beginning
 from odeopt.decay import Decay, largest_gap, next_term
-from odeopt.engine import make_kernels
+from odeopt.engine import Run, make_kernels
 from odeopt.error_estimate import richardson
 from odeopt.errors import (
     CompatibilityError,
@@ -29,6 +30,7 @@ from odeopt.tolerance.course import Course
 from odeopt.tolerance.extrapolation import extrapolate, left, shrunk
 from odeopt.tolerance.pilot import pilot
 from odeopt.tolerance.setting import Setting, divided, gather_dt
+from odeopt.tolerance.stability import UnstableStepsError, refuse_unstable
 from odeopt.tolerance.tuning import Tuning
 from odeopt.types import PyTree
 
@@ -84,6 +86,10 @@ class TunedValueAndGrad(ValueAndGrad):
                     course.note_call()
                     return solves.settled(course.working, course.error)
                 judged = solves.judged(course.setting, course.finer)
+            except UnstableStepsError as error:
+                trouble = error
+                course.fail(error.further)
+                continue
             except (DivergenceError, StabilityError, StepLimitError) as error:
                 trouble = error
                 course.fail()
@@ -149,7 +155,7 @@ class _Solves:
         """The finer of two settings, with its error from a comparison with the other one."""
         parts, coarse = self._begun(setting)
         counts, factor = finer.beside(setting, parts)
-        fine = self._run(finer, counts)
+        fine = self._try(finer, counts)
         self._made[finer] = counts, fine
         decay = Decay(setting.solver.order, factor, self._next_term(setting))
         error, change = _compare(fine, coarse, decay)
@@ -161,7 +167,7 @@ class _Solves:
         """The coarser solve of a pair and its numbers of steps; it may have been made before."""
         if setting not in self._made:
             parts = setting.parts(self._grid)
-            self._made[setting] = parts, self._run(setting, parts)
+            self._made[setting] = parts, self._try(setting, parts)
         return self._made[setting]
 
     def _next_term(self, setting: Setting) -> float:
@@ -175,14 +181,23 @@ class _Solves:
         )
         return replace(result, stats=stats)
 
-    def _run(self, setting: Setting, parts: list[int]) -> Result:
+    def _try(self, setting: Setting, parts: list[int]) -> Result:
+        """A solve whose steps may be too long."""
+        tells = setting.method == "euler" and self._tuning.real_spectrum
+        return self._run(setting, parts, refuse_unstable if tells else None)
+
+    def _run(
+        self, setting: Setting, parts: list[int], inspect: Callable[[Run], None] | None = None
+    ) -> Result:
         """A solve with so many steps in each part, in terms of the grid that was asked for."""
         owner, choices = self._owner, self._tuning.choices(setting)
-        path = ValueAndGrad(choices, owner.outer, owner.tasks, owner.on_failure)
-        made = divided(self._grid, parts)
-        result = path(self._params, self._batch, made, *self._rest)
-        self._spent.gradient_evaluations += result.stats.gradient_evaluations
-        self._spent.hvps += result.stats.hvps
+        path = ValueAndGrad(choices, owner.outer, owner.tasks, owner.on_failure, inspect=inspect)
+        made, spent = divided(self._grid, parts), Stats()
+        try:
+            result = path.counted(spent, self._params, self._batch, made, *self._rest)
+        finally:
+            self._spent.gradient_evaluations += spent.gradient_evaluations
+            self._spent.hvps += spent.hvps
         dt = gather_dt(result.grads.dt, made, self._grid)
         return replace(result, grads=replace(result.grads, dt=dt))
 

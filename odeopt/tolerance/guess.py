@@ -23,7 +23,7 @@ of modified Euler and RK4: their steps stay stable if the curvature doubles on t
 FEWEST_STEPS, FEWEST_OF_RK4 = 2.0, 1.0
 """Fewer steps are not tried at first; of RK4 one step may do where few digits are asked for."""
 
-STIFF_IF_LOOSE, STIFF, STIFF_IF_TIGHT = 60.0, 40.0, 80.0
+STIFF_IF_LOOSE, STIFF, STIFF_IF_TIGHT = 80.0, 40.0, 80.0
 r"""$\rho T$ from which on the stabilised solver, of order 2, takes the place of others."""
 
 STIFF_IF_AFFINE, STIFFER = 150.0, 0.15
@@ -63,7 +63,7 @@ AFFINE_ERRORS = {"euler": 0.57, "modified-euler": 1.4}
 r"""With these steps the error is about $(c / \rho T)^p$ there: that of the slow modes, since the
 fast ones are gone."""
 
-SHARE, SPREAD = 1.77, 100.0
+SHARE, SPREAD = 1.68, 100.0
 r"""The stabilised solver aims first at an error x with $x\,(1 + \text{spread}\,x)$ at this share of
 the tolerance. Its finer partner has a third of that error."""
 
