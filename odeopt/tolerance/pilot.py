@@ -5,19 +5,23 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from odeopt.kernels import Kernels
 from odeopt.problem import Problem
 from odeopt.stats import Stats
-from odeopt.sweep.power import PowerIteration
+from odeopt.tolerance.krylov import Krylov
 from odeopt.tolerance.setting import longest
 
-AT_ONCE = 1.2
-r"""$\rho T$ up to which, by the first of the power iterations, no more of them are made."""
+AT_ONCE, FEW = 1.2, 8.0
+r"""$\rho T$ up to which one product with the Jacobian does, and up to which a rough estimate does:
+there each evaluation counts."""
 
-ANY, ROUGH, CLOSE = 1.0, 0.1, 0.02
-"""To what share the spectral radius is estimated: at first; in general, since it changes by more on
-the way; and where it does not change."""
+ROUGH, CLOSE = 0.1, 0.02
+"""The relative change of a rough estimate, and of others, from which on it is believed."""
+
+FEWEST, MOST = 4, 12
+"""So many products are made at least for one that is not rough, and so many for any."""
 
 WORTH_ASKING = 12.0
 r"""$\rho T$ from which on it pays to ask whether the velocity is affine."""
@@ -43,15 +47,11 @@ class Pilot(NamedTuple):
 
 
 def pilot(kernels: Kernels, problem: Problem, stats: Stats, real_spectrum: bool = True) -> Pilot:
-    """Look at the start of a flow; cost: some 4 gradients, 2 to 15 more where they pay."""
+    """Look at the start of a flow; cost: 2 to 6 gradients in most cases, 2 more where they pay."""
     with torch.no_grad():
         look = _Look(kernels, problem, stats)
-        stiffness = look.stiffness(ANY)
-        if stiffness >= AT_ONCE:
-            stiffness = look.stiffness(ROUGH)
+        stiffness = look.stiffness(real_spectrum)
         affine = real_spectrum and stiffness >= WORTH_ASKING and look.affine()
-        if affine:
-            stiffness = look.stiffness(CLOSE)
         return Pilot(stiffness, affine, real_spectrum)
 
 
@@ -59,26 +59,39 @@ class _Look:
     """The velocity at the start and near it."""
 
     def __init__(self, kernels: Kernels, problem: Problem, stats: Stats) -> None:
-        self._velocity, self._y, self._grid = kernels.velocity(), problem.y0, problem.grid
+        self._kernel, self._y, self._grid = kernels.velocity(), problem.y0, problem.grid
         self._t = problem.grid.times[..., 0].to(problem.y0.dtype)
         self._stats = stats
-        self._slope = self._velocity(self._t, self._y)
-        stats.gradient_evaluations += 1
-        self._power = PowerIteration(self._velocity, stats, self._slope)
+        self._slope = self._velocity(self._y)
         self._radius = torch.zeros_like(self._t)
 
-    def stiffness(self, accuracy: float) -> float:
-        r"""$\rho T$, at most over the tasks; the iteration goes on from where it ended."""
-        self._power.accuracy = accuracy
-        everyone = torch.ones_like(self._radius, dtype=torch.bool)
-        self._radius = self._power.estimate(self._t, self._y, self._slope, self._radius, everyone)
-        return longest(self._grid, self._radius)
+    def stiffness(self, symmetric: bool) -> float:
+        r"""$\rho T$, at most over the tasks."""
+        krylov, before = Krylov(self._velocity, self._y, self._slope, symmetric), 0.0
+        while True:
+            self._radius = krylov.extend()
+            found = longest(self._grid, self._radius)
+            if _is_close(before, found, krylov.products):
+                return found
+            before = found
+
+    def _velocity(self, y: Tensor) -> Tensor:
+        self._stats.gradient_evaluations += 1
+        return self._kernel(self._t, y)
 
     def affine(self) -> bool:
         r"""Whether a step of $2 / \rho$ changes the velocity twice as much as one of $1 / \rho$."""
         h = 1 / self._radius.clamp(min=torch.finfo(self._radius.dtype).tiny)
         step = h[..., None] * self._slope
-        once, twice = (self._velocity(self._t, self._y + k * step) - self._slope for k in (1, 2))
-        self._stats.gradient_evaluations += 2
+        once, twice = (self._velocity(self._y + k * step) - self._slope for k in (1, 2))
         gap = torch.linalg.vector_norm(twice - 2 * once, dim=-1)
         return bool((gap <= AFFINE * torch.linalg.vector_norm(twice, dim=-1)).all())
+
+
+def _is_close(before: float, found: float, products: int) -> bool:
+    r"""Whether no more products are needed for $\rho T$, by what one fewer told."""
+    if products == 1:
+        return found < AT_ONCE
+    fewest, change = (2, ROUGH) if found < FEW else (FEWEST, CLOSE)
+    close = products >= fewest and abs(found - before) <= change * found
+    return close or products == MOST
