@@ -18,7 +18,7 @@ from benchmarks.tolerance.criteria import LIMITS, Rows, criteria, met, ratios, v
 from benchmarks.tolerance.sizes import LONG, SIZES, Sizes
 
 NAME = "tolerance"
-REVISION = 10
+REVISION = 11
 """Raised when what a cell computes changes, so that stored cells are computed anew."""
 
 RESOLVED, ROUNDING = 10.0, 1e-12

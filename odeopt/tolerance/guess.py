@@ -23,7 +23,7 @@ of modified Euler and RK4: their steps stay stable if the curvature doubles on t
 FEWEST_STEPS, FEWEST_OF_RK4 = 2.0, 1.0
 """Fewer steps are not tried at first; of RK4 one step may do where few digits are asked for."""
 
-STIFF_IF_LOOSE, STIFF, STIFF_IF_TIGHT = 80.0, 40.0, 80.0
+STIFF_IF_LOOSE, STIFF, STIFF_IF_TIGHT = 80.0, 50.0, 80.0
 r"""$\rho T$ from which on the stabilised solver, of order 2, takes the place of others."""
 
 STIFF_IF_AFFINE, STIFFER = 150.0, 0.15
@@ -34,7 +34,7 @@ HORIZONS = (3.0, 12.0, 50.0)
 r"""$\rho T$ for which lengths of steps are given; in between they are interpolated."""
 
 LENGTHS = {
-    "euler": (1.13, 1.31, 1.02),
+    "euler": (1.22, 1.31, 1.02),
     "modified-euler": (1.34, 1.0, 0.93),
     "chebyshev-2": (1.7, 1.7, 2.1),
     "chebyshev-3": (1.3, 1.3, 1.3),

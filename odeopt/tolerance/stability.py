@@ -7,8 +7,6 @@ sharp where they are too long: the states jump to and fro along the direction of
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 
 from odeopt.engine import Run
@@ -20,6 +18,10 @@ r"""The largest $h\rho$ with which gradient descent is stable."""
 MARGIN, MOST = 1.25, 2.5
 """So many times as many steps as are stable where unstable ones have been are tried: elsewhere the
 curvature may be larger. And at most so many times as many as there were."""
+
+
+NOISE = 1e3
+"""In units of the rounding error of a state: steps that are shorter tell nothing."""
 
 
 class UnstableStepsError(StabilityError):
@@ -49,12 +51,16 @@ def refuse_unstable(run: Run) -> None:
 
 def stiffness(run: Run) -> float:
     r"""$\max_k h_k \lVert v_{k+1} - v_k\rVert / \lVert h_k v_k\rVert$, at most over the tasks."""
-    trajectory, dt = run.trajectory, run.problem.grid.dt[..., None].to(run.problem.y0.dtype)
+    trajectory, y0 = run.trajectory, run.problem.y0
+    dt = run.problem.grid.dt[..., None].to(y0.dtype)
     states = [trajectory.kept[k] for k in trajectory.kept.indices()] + [trajectory.y_end]
-    worst = torch.zeros_like(run.problem.y0[..., 0])
-    steps = [after - before for before, after in pairwise(states)]
-    for k, (step, after) in enumerate(pairwise(steps)):
-        turn = after * (dt[..., k, :] / dt[..., k + 1, :]) - step
-        ratio = torch.linalg.vector_norm(turn, dim=-1) / torch.linalg.vector_norm(step, dim=-1)
-        worst = torch.maximum(worst, torch.where(torch.isfinite(ratio), ratio, 0.0))
+    noise = NOISE * torch.finfo(y0.dtype).eps
+    worst = torch.zeros_like(y0[..., 0])
+    for k, (before, here, after) in enumerate(zip(states, states[1:], states[2:], strict=False)):
+        step = here - before
+        turn = (after - here) * (dt[..., k, :] / dt[..., k + 1, :]) - step
+        size = torch.linalg.vector_norm(step, dim=-1)
+        ratio = torch.linalg.vector_norm(turn, dim=-1) / size
+        tells = torch.isfinite(ratio) & (size > noise * torch.linalg.vector_norm(here, dim=-1))
+        worst = torch.where(tells, torch.maximum(worst, ratio), worst)
     return worst.amax().item()

@@ -104,6 +104,26 @@ def test_first_steps_that_are_far_too_long_are_not_taken_for_rounding(device):
     assert relative_error(found, exact) <= 1e-3
 
 
+def steepening(params, batch):
+    """The curvature w.r.t. the second number grows on the way, to far more than at the start."""
+    return 0.5 * torch.exp(2 * params[0]) * params[1] ** 2 - params[0]
+
+
+def test_steps_that_became_unstable_on_the_way_are_not_differentiated(device):
+    start, grid = torch.tensor([0.5, 0.2], device=device), TimeGrid.uniform(2.0, 1)
+    opt = from_tolerance(GradientFlow(steepening), 0.1)
+    res = opt.value_and_grad(on_end)(start, None, grid, None)
+    assert "Euler" in opt.describe()
+    assert res.stats.gradient_evaluations > res.stats.hvps + 10
+    fine = ODEOptimizer(GradientFlow(steepening), RK4()).value_and_grad(on_end)
+    exact = fine(start, None, TimeGrid.uniform(2.0, 1000), None)
+    assert relative_error(res.grads.params, exact.grads.params) <= 0.1
+
+
+def on_end(params, batch):
+    return (params**2).sum()
+
+
 def test_a_looser_tolerance_costs_less(device):
     grid = TimeGrid.from_lr(0.05, 60)
     spent = []

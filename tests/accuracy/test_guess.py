@@ -42,24 +42,24 @@ def curved(params, batch):
 
 @given(seed=st.integers(0, 10**6), horizon=st.floats(WORTH_ASKING * 1.3, 100.0))
 def test_a_quadratic_loss_is_seen_to_have_an_affine_velocity(seed, horizon):
-    known = Quadratic.from_spectrum([0.01, 0.02, 0.05, 1.0], seed)  # rho is found at once
+    known = Quadratic.from_spectrum([0.01, 0.02, 0.05, 1.0], seed)
     start = torch.randn(4, generator=torch.Generator().manual_seed(seed))
     found, stats = look(known.loss, start, known.center, horizon)
-    assume(found.stiffness >= AT_ONCE)  # of few starts the first iteration shows next to nothing
+    assume(found.stiffness >= AT_ONCE)  # of few starts the first product shows next to nothing
     assert found.affine
-    assert 0.7 * horizon < found.stiffness <= horizon * (1 + 1e-6)
-    assert stats.gradient_evaluations <= 60
+    assert 0.99 * horizon < found.stiffness <= horizon * (1 + 1e-6)
+    assert stats.gradient_evaluations <= 8
 
 
-@example(seed=54, horizon=16.0)  # where the power iteration stops at half the radius
+@example(seed=54, horizon=16.0)  # where power iterations stand still at half the radius
 @given(seed=st.integers(0, 10**6), horizon=st.floats(WORTH_ASKING * 1.3, 100.0))
 def test_where_it_is_asked_a_close_spectrum_is_seen_too(seed, horizon):
     known = Quadratic.from_spectrum([0.1, 0.2, 0.5, 1.0], seed)
     start = torch.randn(4, generator=torch.Generator().manual_seed(seed))
     found, stats = look(known.loss, start, known.center, horizon)
-    assert found.affine == (found.stiffness >= WORTH_ASKING)
-    assert 0.4 * horizon < found.stiffness <= horizon * (1 + 1e-6)
-    assert stats.gradient_evaluations <= 60
+    assert found.affine
+    assert 0.99 * horizon < found.stiffness <= horizon * (1 + 1e-6)
+    assert stats.gradient_evaluations <= 8
 
 
 def test_another_loss_is_not(device):
@@ -88,7 +88,7 @@ def test_it_is_not_asked_where_the_spectrum_may_be_complex():
     asked, more = look(known.loss, start, known.center, 40.0)
     assert asked.affine
     assert not found.affine
-    assert stats.gradient_evaluations <= more.gradient_evaluations - 3
+    assert stats.gradient_evaluations <= more.gradient_evaluations - 2
 
 
 def test_of_a_short_horizon_little_is_asked():
