@@ -52,7 +52,7 @@ class PowerIteration:
         """Mix a direction in which the radius may be large, and a random one, into the vector."""
         draw = torch.randn(hint.shape[-1], generator=self._generator, dtype=hint.dtype)
         random = draw.to(hint.device).expand_as(hint)
-        self._vector = _unit(self._vector + 0.5 * _unit(random) + _unit(hint))
+        self._vector = unit(self._vector + 0.5 * unit(random) + unit(hint))
 
     def estimate(self, t: Tensor, y: Tensor, slope: Tensor, last: Tensor, wanted: Tensor) -> Tensor:
         """The radius at (t, y), shape [] or [tasks].
@@ -75,7 +75,7 @@ class PowerIteration:
             self._stats.gradient_evaluations += 1
             found = (torch.linalg.vector_norm(moved, dim=-1) / length).to(last.dtype)
             usable = ~settled & (found > 0) & torch.isfinite(found)
-            self._vector = torch.where(usable[..., None], _unit(moved), self._vector)
+            self._vector = torch.where(usable[..., None], unit(moved), self._vector)
             found = torch.where(usable, found, radius)
             settled = settled | ((found - radius).abs() <= self.accuracy * found)
             radius = found
@@ -84,7 +84,7 @@ class PowerIteration:
         return radius
 
 
-def _unit(vector: Tensor) -> Tensor:
+def unit(vector: Tensor) -> Tensor:
     """Of length one; zero where it is zero or not finite."""
     size = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
     usable = (size > 0) & torch.isfinite(size)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from odeopt.sweep.power import unit
+
 
 class Krylov:
     r"""Arnoldi's method on finite differences of the velocity, per task.
@@ -33,7 +35,7 @@ class Krylov:
         size = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
         self._length = self._precision * torch.where(size > 0, size, 1.0)
         draw = torch.randn(y.shape[-1], generator=torch.Generator().manual_seed(0), dtype=y.dtype)
-        self._basis = [_unit(_unit(slope) + 0.5 * _unit(draw.to(y.device)))]
+        self._basis = [unit(unit(slope) + 0.5 * unit(draw.to(y.device)))]
         self._columns: list[Tensor] = []
 
     @property
@@ -54,7 +56,7 @@ class Krylov:
         noise = 10 * self._precision * torch.linalg.vector_norm(image, dim=-1, keepdim=True)
         size = torch.where(size > noise, size, 0.0)
         self._columns.append(torch.cat([*column, size], dim=-1))
-        self._basis.append(torch.where(size > 0, _unit(rest), 0.0))
+        self._basis.append(torch.where(size > 0, unit(rest), 0.0))
         return self._radius()
 
     def _radius(self) -> Tensor:
@@ -67,10 +69,3 @@ class Krylov:
         else:
             found = torch.linalg.eigvals(known[..., :count, :]).abs()
         return found.amax(-1).to(self._y)
-
-
-def _unit(vector: Tensor) -> Tensor:
-    """Of length one; zero where it is zero or not finite."""
-    size = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
-    usable = (size > 0) & torch.isfinite(size)
-    return torch.where(usable, vector / torch.where(usable, size, 1.0), 0.0)

@@ -29,7 +29,7 @@ def from_tolerance(
 ) -> ToleranceOptimizer:
     r"""An optimiser whose gradients are within `tol` of those of the flow.
 
-    The first call over a horizon estimates $\rho T$ by power iteration, takes gradient descent,
+    The first call over a horizon estimates $\rho T$ by Arnoldi's method, takes gradient descent,
     modified Euler, RK4, `Chebyshev2` or `Chebyshev3` with as many steps as that asks for, or
     `StabilizedRK` where $\rho T$ is large (far larger where the velocity is affine, as that of a
     linear model with a quadratic loss), and estimates the error by a second, finer solve, whose

@@ -173,6 +173,16 @@ def test_the_stabilised_solver_takes_over_after_some_settings_that_were_unstable
     assert "unstable" in course.why
 
 
+def test_unstable_steps_are_followed_by_a_pair_of_as_many_more_as_they_ask_for():
+    course = Course(MILD, 0.1)
+    first = course.setting
+    course.fail(1.7)
+    assert course.setting.steps == math.ceil(1.7 * first.steps)
+    assert course.finer == course.setting.partner
+    course.fail()
+    assert course.setting.steps == math.ceil(FURTHER * math.ceil(1.7 * first.steps))
+
+
 def test_it_never_takes_over_where_the_spectrum_may_be_complex():
     course = Course(MILD_COMPLEX, 1e-3)
     for _ in range(10):
