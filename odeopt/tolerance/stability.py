@@ -42,7 +42,7 @@ class UnstableStepsError(StabilityError):
 def refuse_unstable(run: Run) -> None:
     """Raise `UnstableStepsError` after a forward sweep of gradient descent that was not stable.
 
-    Every state must have been kept. Tasks whose states are not finite are left to others.
+    Every state must have been kept.
     """
     found = stiffness(run)
     if found > LIMIT:
@@ -50,7 +50,10 @@ def refuse_unstable(run: Run) -> None:
 
 
 def stiffness(run: Run) -> float:
-    r"""$\max_k h_k \lVert v_{k+1} - v_k\rVert / \lVert h_k v_k\rVert$, at most over the tasks."""
+    r"""$\max_k h_k \lVert v_{k+1} - v_k\rVert / \lVert h_k v_k\rVert$, at most over the tasks.
+
+    Tasks that diverged are left out, which may be skipped, unless all did.
+    """
     trajectory, y0 = run.trajectory, run.problem.y0
     dt = run.problem.grid.dt[..., None].to(y0.dtype)
     states = [trajectory.kept[k] for k in trajectory.kept.indices()] + [trajectory.y_end]
@@ -63,4 +66,5 @@ def stiffness(run: Run) -> float:
         ratio = torch.linalg.vector_norm(turn, dim=-1) / size
         tells = torch.isfinite(ratio) & (size > noise * torch.linalg.vector_norm(here, dim=-1))
         worst = torch.where(tells, torch.maximum(worst, ratio), worst)
-    return worst.amax().item()
+    finite = torch.isfinite(trajectory.y_end).all(-1)
+    return torch.where(finite | ~finite.any(), worst, 0.0).amax().item()

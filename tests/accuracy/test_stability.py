@@ -69,6 +69,17 @@ def test_tasks_are_judged_together_and_those_that_diverged_are_left_out():
     assert stiffness(forward(bowl, torch.ones(1), lost, grid, tasks=True)) == pytest.approx(0.5)
 
 
+def quartic(params, batch):
+    return (batch * params**4).sum()
+
+
+def test_a_blow_up_counts_only_if_there_is_nothing_else():
+    grid = TimeGrid.uniform(10.0, 10)
+    both = torch.tensor([[1e-3], [50.0]])
+    assert stiffness(forward(quartic, torch.ones(1), both, grid, tasks=True)) < 0.1
+    assert stiffness(forward(quartic, torch.ones(1), both[1], grid)) > 2
+
+
 @pytest.mark.parametrize("steps", [1, 2])
 def test_few_steps_and_a_start_at_rest_tell_nothing_wrong(steps):
     grid = TimeGrid.uniform(3.0, steps)
@@ -90,7 +101,7 @@ def test_after_a_blow_up_not_just_any_number_of_steps_is_tried():
 
 
 def test_what_failed_is_counted():
-    opt = ODEOptimizer(GradientFlow(lambda u, batch: (batch * u**4).sum()), Euler())
+    opt = ODEOptimizer(GradientFlow(quartic), Euler())
     path, spent = opt.value_and_grad(lambda u, batch: u.sum()), Stats()
     args = (torch.ones(2), torch.tensor(50.0), TimeGrid.uniform(10.0, 10), None)
     with pytest.raises(DivergenceError):
