@@ -32,7 +32,6 @@ class PowerIteration:
         stats: gradient evaluations are added to it.
         slope: the velocity at the initial state, the first vector together with a random one;
             shape [d] or [tasks, d].
-        accuracy: the relative change at which an iteration ends; it may be set anew later.
     """
 
     def __init__(
@@ -40,9 +39,8 @@ class PowerIteration:
         velocity: Callable[[Tensor, Tensor], Tensor],
         stats: Stats,
         slope: Tensor,
-        accuracy: float = TOLERANCE,
     ) -> None:
-        self._velocity, self._stats, self.accuracy = velocity, stats, accuracy
+        self._velocity, self._stats = velocity, stats
         self._generator = torch.Generator().manual_seed(0)
         self._vector = torch.zeros_like(slope)
         self._estimates = 0
@@ -77,7 +75,7 @@ class PowerIteration:
             usable = ~settled & (found > 0) & torch.isfinite(found)
             self._vector = torch.where(usable[..., None], unit(moved), self._vector)
             found = torch.where(usable, found, radius)
-            settled = settled | ((found - radius).abs() <= self.accuracy * found)
+            settled = settled | ((found - radius).abs() <= TOLERANCE * found)
             radius = found
             if bool(settled.all()):
                 break

@@ -47,7 +47,10 @@ class Pilot(NamedTuple):
 
 
 def pilot(kernels: Kernels, problem: Problem, stats: Stats, real_spectrum: bool = True) -> Pilot:
-    """Look at the start of a flow; cost: 2 to 6 gradients in most cases, 2 more where they pay."""
+    """Look at the start of a flow.
+
+    Cost: 2 to 7 gradients in most cases, 2 more where they pay. Memory: a state per gradient.
+    """
     with torch.no_grad():
         look = _Look(kernels, problem, stats)
         stiffness = look.stiffness(real_spectrum)

@@ -11,14 +11,13 @@ import torch
 
 from odeopt.engine import Run
 from odeopt.errors import StabilityError
+from odeopt.solver.runge_kutta import Euler
 
-LIMIT = 2.0
-r"""The largest $h\rho$ with which gradient descent is stable."""
+LIMIT = Euler().stability_limit
 
 MARGIN, MOST = 1.25, 2.5
 """So many times as many steps as are stable where unstable ones have been are tried: elsewhere the
 curvature may be larger. And at most so many times as many as there were."""
-
 
 NOISE = 1e3
 """In units of the rounding error of a state: steps that are shorter tell nothing."""
