@@ -213,10 +213,9 @@ gradient is that of RK4 with the exact adjoint (its own error, from half as many
 and, of quadratics, the closed form.
 
 Costs are gradient evaluations plus Hessian-vector products. Cold is the first call of a fresh
-optimiser, estimates and the settings that it gave up included, except those that raised an error,
-whose counts are not known; warm is the mean of the last {sizes.counted} of {sizes.calls} further
-calls, and a tolerance is met warm if all of these {sizes.calls} meet it. Both are in units of the
-cheapest of Euler, ModifiedEuler, RK4 (numbers of steps a factor sqrt(2) apart) and StabilizedRK
+optimiser, estimates and the settings that it gave up included; warm is the mean of the last
+{sizes.counted} of {sizes.calls} further calls, and a tolerance is met warm if all of these
+{sizes.calls} meet it. Both are in units of the cheapest of Euler, ModifiedEuler, RK4 (numbers of steps a factor sqrt(2) apart) and StabilizedRK
 (tolerances a factor sqrt(10) apart) whose true error meets the tolerance, without any estimate or
 extrapolation.
 Above a rho T of {LONG:g} kernels of networks are compiled; of StabilizedRK that evaluates the
