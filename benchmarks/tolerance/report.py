@@ -215,8 +215,8 @@ and, of quadratics, the closed form.
 Costs are gradient evaluations plus Hessian-vector products. Cold is the first call of a fresh
 optimiser, estimates and the settings that it gave up included; warm is the mean of the last
 {sizes.counted} of {sizes.calls} further calls, and a tolerance is met warm if all of these
-{sizes.calls} meet it. Both are in units of the cheapest of Euler, ModifiedEuler, RK4 (numbers of steps a factor sqrt(2) apart) and StabilizedRK
-(tolerances a factor sqrt(10) apart) whose true error meets the tolerance, without any estimate or
+{sizes.calls} meet it. Both are in units of the cheapest of Euler, ModifiedEuler, RK4 (numbers of
+steps a factor sqrt(2) apart) and StabilizedRK (tolerances a factor sqrt(10) apart) whose true error meets the tolerance, without any estimate or
 extrapolation.
 Above a rho T of {LONG:g} kernels of networks are compiled; of StabilizedRK that evaluates the
 gradients at the stages of a pull again, which counts.
