@@ -216,8 +216,8 @@ Costs are gradient evaluations plus Hessian-vector products. Cold is the first c
 optimiser, estimates and the settings that it gave up included; warm is the mean of the last
 {sizes.counted} of {sizes.calls} further calls, and a tolerance is met warm if all of these
 {sizes.calls} meet it. Both are in units of the cheapest of Euler, ModifiedEuler, RK4 (numbers of
-steps a factor sqrt(2) apart) and StabilizedRK (tolerances a factor sqrt(10) apart) whose true error meets the tolerance, without any estimate or
-extrapolation.
+steps a factor sqrt(2) apart) and StabilizedRK (tolerances a factor sqrt(10) apart) whose true error
+meets the tolerance, without any estimate or extrapolation.
 Above a rho T of {LONG:g} kernels of networks are compiled; of StabilizedRK that evaluates the
 gradients at the stages of a pull again, which counts.
 A failed call counts as a tolerance that was missed, at an infinite cost."""
