@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 import odeopt
-from odeopt import compilation
-from odeopt.stats import Stats
 from odeopt.testing import relative_error, smooth_problem
 
 FIELDS = {
@@ -275,36 +273,3 @@ def test_failing_tasks_are_still_found(device):
     assert res.status.tolist() == [odeopt.Status.OK, odeopt.Status.STATE_NOT_FINITE]
     with pytest.raises(odeopt.DivergenceError, match="task 1"):
         opt.value_and_grad(loss, tasks=True)(params, batch, grid, batch)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_small_result_may_be_off_by_rounding_of_large_ones(dtype):
-    eps = torch.finfo(dtype).eps
-    large, small = torch.ones(3, dtype=dtype), torch.full((), eps**0.4, dtype=dtype)
-    assert compilation._disagreement([large, small], [large, small + 5 * eps]) == 0
-    for wrong in ([large, small * 1.5], [large * (1 + eps**0.4), small]):
-        assert compilation._disagreement([large, small], wrong) > eps**0.5
-
-
-@pytest.mark.parametrize("params", [1e9, torch.inf, torch.nan])
-@pytest.mark.parametrize("everywhere", [False, True])
-def test_what_wild_inputs_magnify_is_not_taken_for_a_mistake(monkeypatch, params, everywhere):
-    def off(graph, inputs):
-        def run(x, index):
-            wild = not bool((x.abs() <= 10).all())
-            return [found + (wild or everywhere) for found in graph(x, index)]
-
-        return run
-
-    monkeypatch.setitem(compilation.BACKENDS, "trace", off)
-
-    def find():
-        args = torch.full((3,), params), torch.tensor([0, 2])
-        kernel = compilation.Compiler("trace").find
-        return kernel("double", None, lambda x, index: 2 * x[index], args, Stats())
-
-    if everywhere:
-        with pytest.raises(odeopt.CompilationError, match="double kernel gives other numbers"):
-            find()
-    else:
-        assert find().run is not None
