@@ -37,7 +37,7 @@ class Compiler:
 
     A kernel is traced once per name, structure, shapes, dtypes and devices of its inputs, and
     Python numbers among them; then it is compared with eager execution on distinct random
-    tensors near its inputs, and near smaller ones if it differs there. Later calls reuse it.
+    tensors near its inputs, or smaller ones if those are huge. Later calls reuse it.
 
     Args:
         backend: "trace" runs the traced operations one by one; "inductor" fuses them, which
@@ -217,8 +217,8 @@ _STALE = (
 def _check(name: str, kernel: Flat, compiled: Flat, inputs: Sequence[Tensor]) -> None:
     """Refuse a compiled kernel that gives other numbers.
 
-    Steps that are far too long lead to states that magnify rounding, or at which nothing is finite:
-    there small inputs decide.
+    Steps that are far too long lead to huge states, which magnify rounding, or at which nothing is
+    finite: there small ones decide.
     """
     expected = kernel(*inputs)
     gap = _disagreement(expected, compiled(*inputs))
@@ -273,11 +273,13 @@ def _distinct(leaf: Tensor, seed: int) -> Tensor:
 
 
 def _tame(leaf: Tensor) -> Tensor:
-    """The same with numbers of at most 1 in size: what is not finite is moved, the rest shrunk."""
+    """The same, but shrunk to 1 where numbers are not finite or beyond eps^(-1/2) in size."""
     if not leaf.is_floating_point() or leaf.numel() == 0:
         return leaf
-    finite = torch.nan_to_num(leaf, 0.0, 1.0, -1.0)
-    return finite / finite.abs().amax().clamp(min=1.0)
+    finite = torch.nan_to_num(leaf)
+    largest = finite.abs().amax()
+    wild = largest > torch.finfo(leaf.dtype).eps ** -0.5
+    return torch.where(wild, finite / largest, finite)
 
 
 def _signature(leaves: Sequence[Tensor]) -> tuple[object, ...]:

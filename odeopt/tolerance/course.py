@@ -20,7 +20,14 @@ from odeopt.tolerance.guess import (
     stabilized,
     stiff_from,
 )
-from odeopt.tolerance.pair import FURTHER, WIDEST_GAP, is_clear, is_regular, pair_after
+from odeopt.tolerance.pair import (
+    FURTHER,
+    FURTHER_IF_STABLE,
+    WIDEST_GAP,
+    is_clear,
+    is_regular,
+    pair_after,
+)
 from odeopt.tolerance.pilot import Pilot
 from odeopt.tolerance.setting import FIXED, STABILIZED, Setting
 
@@ -154,7 +161,7 @@ class Course:
         self._try_less(found)
         return True
 
-    def fail(self, further: float = FURTHER) -> None:
+    def fail(self, further: float) -> None:
         """Take note of a solve that diverged, or whose steps were not stable.
 
         Args:
@@ -239,7 +246,9 @@ class Course:
             return
         self._notice(known)
         gain = math.inf if known is None else self._bound(known) / (aim * self._tol)
-        self._judge(*pair_after(self.setting, self.finer, known, gain, self._pilot.affine))
+        stable = self.finer.steps is None and not self._pilot.affine
+        further = FURTHER_IF_STABLE if stable else FURTHER
+        self._judge(*pair_after(self.setting, self.finer, known, gain, further))
 
     def _turns_away(self, unknown: bool) -> bool:
         """Go back to what is known to do, or over to the stabilised solver; whether either suits.

@@ -28,6 +28,7 @@ from odeopt.stats import Stats
 from odeopt.stream import Stream
 from odeopt.tolerance.course import Course
 from odeopt.tolerance.extrapolation import extrapolate, left, shrunk
+from odeopt.tolerance.pair import FURTHER
 from odeopt.tolerance.pilot import pilot
 from odeopt.tolerance.setting import Setting, divided, gather_dt
 from odeopt.tolerance.stability import UnstableStepsError, refuse_unstable
@@ -45,8 +46,9 @@ class TunedValueAndGrad(ValueAndGrad):
     tuning: Tuning | None = None
 
     @override
-    def __call__(
+    def counted(
         self,
+        stats: Stats,
         params: PyTree,
         batch: PyTree,
         grid: TimeGrid,
@@ -61,18 +63,17 @@ class TunedValueAndGrad(ValueAndGrad):
             )
         assert self.tuning is not None, "given by value_and_grad"
         if not isinstance(grid, TimeGrid) or grid.steps == 0:  # pyright: ignore[reportUnnecessaryIsInstance]
-            return super().__call__(params, batch, grid, outer_batch, hparams, state)
-        spent = Stats()
+            return super().counted(stats, params, batch, grid, outer_batch, hparams, state)
         course = self.tuning.known(grid, self.tasks)
         if course is None:
             problem = Beginning(self.choices.field, params, hparams, state).problem(
                 batch, grid, self.tasks
             )
-            kernels = make_kernels(self.choices, problem, spent)
-            seen = pilot(kernels, problem, spent, self.tuning.real_spectrum)
+            kernels = make_kernels(self.choices, problem, stats)
+            seen = pilot(kernels, problem, stats, self.tuning.real_spectrum)
             course = self.tuning.begin(grid, self.tasks, seen)
         inputs = (params, batch, grid, outer_batch, hparams, state)
-        return self._search(course, self.tuning, inputs, spent)
+        return self._search(course, self.tuning, inputs, stats)
 
     def _search(self, course: Course, tuning: Tuning, inputs: Any, spent: Stats) -> Result:
         grid: TimeGrid = inputs[2]
@@ -86,13 +87,9 @@ class TunedValueAndGrad(ValueAndGrad):
                     course.note_call()
                     return solves.settled(course.working, course.error)
                 judged = solves.judged(course.setting, course.finer)
-            except UnstableStepsError as error:
-                trouble = error
-                course.fail(error.further)
-                continue
             except (DivergenceError, StabilityError, StepLimitError) as error:
                 trouble = error
-                course.fail()
+                course.fail(error.further if isinstance(error, UnstableStepsError) else FURTHER)
                 continue
             if course.accept(judged.error, judged.change, judged.costs, judged.left):
                 together = course.extrapolates(judged.error, judged.left)

@@ -38,13 +38,8 @@ class Krylov:
         self._basis = [unit(unit(slope) + 0.5 * unit(draw.to(y.device)))]
         self._columns: list[Tensor] = []
 
-    @property
-    def products(self) -> int:
-        """How many have been made; each is one gradient evaluation."""
-        return len(self._columns)
-
     def extend(self) -> Tensor:
-        r"""One more product; what it tells of $\rho$, shape [] or [tasks]."""
+        r"""One more product, a gradient; what it tells of $\rho$, shape [] or [tasks]."""
         moved = self._velocity(self._y + self._length * self._basis[-1]) - self._slope
         image = rest = moved / self._length
         column: list[Tensor] = []
@@ -60,7 +55,7 @@ class Krylov:
         return self._radius()
 
     def _radius(self) -> Tensor:
-        count = self.products
+        count = len(self._columns)
         rows = [pad(column, (0, count + 1 - column.shape[-1])) for column in self._columns]
         known = torch.stack(rows, dim=-1).to("cpu", torch.float64)
         known = torch.where(torch.isfinite(known).all(-1, True).all(-2, True), known, 0.0)

@@ -34,7 +34,7 @@ def is_regular(setting: Setting, error: ErrorEstimate) -> bool:
 
 
 def pair_after(
-    setting: Setting, finer: Setting, error: ErrorEstimate | None, gain: float, affine: bool
+    setting: Setting, finer: Setting, error: ErrorEstimate | None, gain: float, further: float
 ) -> tuple[Setting, Setting]:
     """What is to be judged after an error that was too large, or is not known.
 
@@ -46,11 +46,10 @@ def pair_after(
         finer: the other one.
         error: that of the finer one; None if it is not known.
         gain: by how much it is too large.
-        affine: whether the velocity is.
+        further: so many times as many steps are wanted if the error is not known.
     """
     if error is None:
-        stable = finer.steps is None and not affine
-        wanted = finer.with_steps(FURTHER_IF_STABLE if stable else FURTHER)
+        wanted = finer.with_steps(further)
     else:
         most = LARGEST_GAIN if error.gap <= WIDEST_REGULAR_GAP else LARGEST_JUMP
         wanted = finer.finer(min(gain, most))

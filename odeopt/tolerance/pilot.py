@@ -70,13 +70,13 @@ class _Look:
 
     def stiffness(self, symmetric: bool) -> float:
         r"""$\rho T$, at most over the tasks."""
-        krylov, before = Krylov(self._velocity, self._y, self._slope, symmetric), 0.0
-        while True:
-            self._radius = krylov.extend()
+        krylov, found = Krylov(self._velocity, self._y, self._slope, symmetric), 0.0
+        for products in range(1, MOST + 1):
+            self._radius, before = krylov.extend(), found
             found = longest(self._grid, self._radius)
-            if _is_close(before, found, krylov.products):
-                return found
-            before = found
+            if _is_close(before, found, products):
+                break
+        return found
 
     def _velocity(self, y: Tensor) -> Tensor:
         self._stats.gradient_evaluations += 1
@@ -96,5 +96,4 @@ def _is_close(before: float, found: float, products: int) -> bool:
     if products == 1:
         return found < AT_ONCE
     fewest, change = (2, ROUGH) if found < FEW else (FEWEST, CLOSE)
-    close = products >= fewest and abs(found - before) <= change * found
-    return close or products == MOST
+    return products >= fewest and abs(found - before) <= change * found

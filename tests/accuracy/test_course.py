@@ -168,7 +168,7 @@ def test_the_stabilised_solver_takes_over_after_some_settings_that_were_unstable
     course = Course(MILD, 1e-3)
     for _ in range(PATIENCE + 1):
         assert course.setting.method == "rk4"
-        course.fail()
+        course.fail(FURTHER)
     assert course.setting.method == "stabilized-rk"
     assert "unstable" in course.why
 
@@ -179,14 +179,14 @@ def test_unstable_steps_are_followed_by_a_pair_of_as_many_more_as_they_ask_for()
     course.fail(1.7)
     assert course.setting.steps == math.ceil(1.7 * first.steps)
     assert course.finer == course.setting.partner
-    course.fail()
+    course.fail(FURTHER)
     assert course.setting.steps == math.ceil(FURTHER * math.ceil(1.7 * first.steps))
 
 
 def test_it_never_takes_over_where_the_spectrum_may_be_complex():
     course = Course(MILD_COMPLEX, 1e-3)
     for _ in range(10):
-        course.fail()
+        course.fail(FURTHER)
     assert course.setting.method == "rk4"
 
 
@@ -202,7 +202,7 @@ def test_fixed_steps_are_tried_once_where_they_may_cost_less():
     stabilised = course.working
     assert course.setting.method == "euler"
     assert course.setting.cost == 2 * course.setting.steps < 1000
-    course.fail()
+    course.fail(FURTHER)
     assert course.working == course.setting == stabilised
     assert not course.due
 
@@ -222,7 +222,7 @@ def test_fixed_steps_are_not_tried_where_they_cost_more():
 def test_a_coarser_setting_is_still_tried_after_fixed_steps_were_in_vain():
     course = settled(1000, size=1e-3)
     before = course.working
-    course.fail()
+    course.fail(FURTHER)
     assert course.working == before
     assert course.setting.method == "stabilized-rk"
     assert course.setting.fineness < before.fineness
