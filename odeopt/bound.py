@@ -80,9 +80,10 @@ class BoundRule(FlatRule):
         def updated(lr: Tensor, y: Tensor, theta: Theta) -> Tensor:
             return self.update(k, lr, y, theta, data)
 
-        pullback: Any = torch.func.vjp(updated, lr, y, theta)[1]
+        linearized: Any = torch.func.vjp(updated, lr, y, theta)
+        y1, pullback = linearized
         g_lr, g_y, g_theta = pullback(lam)
-        return StepGradient(g_y, torch.zeros_like(k), g_lr, g_theta)
+        return StepGradient(g_y, torch.zeros_like(k), g_lr, g_theta, y1)
 
 
 class BoundGradientRule(BoundRule):
@@ -119,14 +120,16 @@ class BoundGradientRule(BoundRule):
             )
             return self.layout.state.flatten(after, "the updated state")
 
-        pullback: Any = torch.func.vjp(advanced, lr, y, grads, theta.shared)[1]
+        linearized: Any = torch.func.vjp(advanced, lr, y, grads, theta.shared)
+        y1, pullback = linearized
         g_lr, g_y, g_grads, g_shared = pullback(lam)
         total = Theta(g_shared, tuple(torch.zeros_like(leaf) for leaf in theta.batch))
         for place in places:
             pulled = _pull_piece(point, place, differentiate, at, g_grads)
             g_y = torch.cat([g_y[: params.size] + pulled.y, g_y[params.size :]])
             total = add_thetas([total, pulled.theta])
-        return StepGradient(g_y, torch.zeros_like(k), g_lr, total)
+        known = sum(leaf.numel() for leaf in tree.tensors((state.params, state.slots)))
+        return StepGradient(g_y, torch.zeros_like(k), g_lr, total, y1[:known])
 
     def _survey(
         self, params: Ravel, y: Tensor, theta: Theta, data: Data
@@ -187,8 +190,7 @@ def _pull_piece(
     """The Hessian-vector product of one piece, whose graph is freed on return."""
     if point is not None:
         return point.pullback(-g_grads)
-    if place.random is not None:
-        restore_random_state(place.random)
+    restore_random_state(place.random)
     return differentiate(place.field, *at).pullback(-g_grads)
 
 

@@ -240,7 +240,7 @@ def pull_back(
     if is_visible(swept.lam):
         status = outer_status(state_status(y_end), [cotangents[0], *seeds.values()])
         status = backward_status(status, swept, trace, record.choices.safety)
-        check_replay(trace, trajectory)
+        check_replay(run, trace)
         if record.raises or problem.tasks is None:
             raise_for_status(status, run, swept, trace)
         swept = drop_failed(swept, status == Status.OK)

@@ -6,7 +6,9 @@ Losses take hparams if and only if there are some.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +18,20 @@ from odeopt.types import PyTree
 
 Selector = float | int | Tensor | Callable[[PyTree], Any]
 """A number, or a function that picks a value out of hparams, e.g. `lambda hp: hp["mu"]`."""
+
+
+_values: ContextVar[list[Any] | None] = ContextVar("values of losses", default=None)
+
+
+@contextmanager
+def noting_losses() -> Generator[list[Any]]:
+    """Collect what losses return inside the block."""
+    found: list[Any] = []
+    token = _values.set(found)
+    try:
+        yield found
+    finally:
+        _values.reset(token)
 
 
 def call_loss(
@@ -29,7 +45,11 @@ def call_loss(
     """
     given = args if hparams is None else (*args, hparams)
     try:
-        return loss(*given, **keywords)
+        value = loss(*given, **keywords)
+        noted = _values.get()
+        if noted is not None:
+            noted.append(value)
+        return value
     except TypeError as error:
         if _binds(loss, given, keywords):
             raise

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from odeopt.adjoint.base import Adjoint, LocalAdjoint
+from odeopt.captured import check_not_scripted
 from odeopt.checkpoint.base import CheckpointSchedule
 from odeopt.compilation import Compiler
 from odeopt.errors import CompatibilityError
@@ -30,6 +31,8 @@ class Choices:
     checkpoints: CheckpointSchedule
     safety: Safety
     compiler: Compiler | None = None
+    watched: set[object] = field(default_factory=set[object], compare=False)
+    """The kinds of inputs with which each operation of the loss has been looked at."""
 
     @property
     def needs_length(self) -> bool:
@@ -78,6 +81,7 @@ class Choices:
 
     def check(self) -> None:
         """Raise `CompatibilityError` on choices that do not work together."""
+        check_not_scripted(self.field)
         if isinstance(self.field, UpdateRule):
             self._check_rule(self.field)
         elif self.solver.real_spectrum and not isinstance(self.field, GradientField):

@@ -117,9 +117,7 @@ def coarsen(run: Run) -> Coarser | None:
 
 def _next_term(run: Run) -> float:
     """See `Decay`; known for the exact adjoint of steps that are the same in both solves."""
-    adjoint = run.choices.adjoint
-    exact = isinstance(adjoint, LocalAdjoint) and adjoint.replays
-    if not exact or isinstance(run.stepper, RefinedStepper):
+    if not run.choices.adjoint.exact or isinstance(run.stepper, RefinedStepper):
         return 0.0
     return next_term(run.choices.field, run.choices.solver)
 

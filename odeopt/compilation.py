@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,10 @@ RETRACES = 8
 """Traces of one kernel after which a warning asks what changes from call to call."""
 
 
+_TRACING = threading.RLock()
+"""Tracing and compiling change the state of the process: threads take turns."""
+
+
 class Traced(NamedTuple):
     """A compiled kernel, and how to put its outputs together; `run` is None if there is none."""
 
@@ -30,14 +35,17 @@ class Traced(NamedTuple):
     key: object
     run: Flat | None
     assemble: Callable[[Iterator[Tensor]], Any]
+    text: object = None
+    """The graph as it was recorded, to be compared with that of a later one."""
 
 
 class Compiler:
     """The compiled kernels of one optimiser.
 
     A kernel is traced once per name, structure, shapes, dtypes and devices of its inputs, and
-    Python numbers among them; then it is compared with eager execution on distinct random
-    tensors near its inputs, or smaller ones if those are huge. Later calls reuse it.
+    Python numbers among them and in what the loss captures; then it is compared with eager
+    execution on distinct random tensors near its inputs, or smaller ones if those are huge. Later
+    calls reuse it.
 
     Args:
         backend: "trace" runs the traced operations one by one; "inductor" fuses them, which
@@ -57,17 +65,16 @@ class Compiler:
         self, name: str, key: object, kernel: Kernel, args: tuple[Any, ...], stats: Stats
     ) -> Traced:
         """The compiled kernel for these arguments."""
-        for known in self._known:
-            if known.name == name and _equal(known.key, key):
-                stats.compile_hits += 1
-                return known
-        begin = time.perf_counter()
-        with warnings.catch_warnings():  # torch's compilers warn of their own deprecated parts
-            warnings.simplefilter("ignore")
-            traced, problem = self._make(name, key, kernel, args, self.backend)
-        stats.compile_seconds += time.perf_counter() - begin
-        stats.compile_misses += 1
-        self._known.append(traced)
+        with _TRACING:
+            for known in self._known:
+                if known.name == name and _equal(known.key, key):
+                    stats.compile_hits += 1
+                    return known
+            begin = time.perf_counter()
+            traced, problem = self._trace(name, key, kernel, args, self.backend)
+            stats.compile_seconds += time.perf_counter() - begin
+            stats.compile_misses += 1
+            _remember(self._known, traced)
         self._warn(name, problem)
         return traced
 
@@ -83,19 +90,26 @@ class Compiler:
         """
         inputs = tree.pytree.tree_leaves(args)
         key = (key, _signature(inputs))
-        witness = next((known for known in self._witnesses if _equal(known.key, key)), None)
-        if witness is None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                witness, _ = self._make("velocity", key, kernel, args, "trace")
-            self._witnesses.append(witness)
-            return False
+        with _TRACING:
+            witness = next((known for known in self._witnesses if _equal(known.key, key)), None)
+            if witness is None:
+                witness, _ = self._trace("velocity", key, kernel, args, "trace")
+                _remember(self._witnesses, witness)
+                return False
         if witness.run is None:
             return False
         gap = _disagreement([expected], witness.run(*inputs))
         if gap > 0:
             raise CompilationError(_STALE.format(gap=gap))
         return True
+
+    def _trace(
+        self, name: str, key: object, kernel: Kernel, args: tuple[Any, ...], backend: str
+    ) -> tuple[Traced, str]:
+        """As `_make`, without the warnings that torch's compilers give of their own parts."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return self._make(name, key, kernel, args, backend)
 
     def _make(
         self, name: str, key: object, kernel: Kernel, args: tuple[Any, ...], backend: str
@@ -116,6 +130,10 @@ class Compiler:
             graph = make_fx(flat)(*inputs)
         except Exception as error:  # whatever the model does that cannot be traced
             return Traced(name, key, None, iter), f"cannot be traced: {_first_line(error)}"
+        text, assemble = _text(graph), tree.assembler(out_spec[0])
+        for known in (*self._known, *self._witnesses):
+            if known.name == name and known.run is not None and known.text == text:
+                return Traced(name, key, known.run, assemble, text), ""
         try:
             run = BACKENDS[backend](graph, inputs)
         except CompilationError:
@@ -124,7 +142,7 @@ class Compiler:
             reason = f"cannot be compiled with {self.backend!r}: {_first_line(error)}"
             return Traced(name, key, None, iter), reason
         _check(name, flat, run, inputs)
-        return Traced(name, key, run, tree.assembler(out_spec[0])), ""
+        return Traced(name, key, run, assemble, text), ""
 
     def decline(self, reason: str) -> None:
         """Say once why kernels run eagerly."""
@@ -139,11 +157,27 @@ class Compiler:
         if sum(known.name == name for known in self._known) == RETRACES:
             warnings.warn(
                 f"the {name} kernel has been traced {RETRACES} times, since shapes, structures or"
-                " Python numbers in hparams or batch change from call to call: pass numbers as"
-                " tensors and keep shapes fixed.",
+                " Python numbers in hparams, in the batch or captured by the loss change from call"
+                " to call: pass numbers as tensors and keep shapes fixed.",
                 OdeoptWarning,
                 stacklevel=2,
             )
+
+
+def _remember(known: list[Traced], traced: Traced) -> None:
+    """Add a kernel, in place of one that was the same graph for other captured numbers."""
+    known[:] = [
+        own for own in known if (own.name, own.text) != (traced.name, traced.text) or not own.run
+    ]
+    known.append(traced)
+
+
+def _text(graph: torch.fx.GraphModule) -> object:
+    """A graph with its shapes, the numbers in it and the tensors that it holds."""
+    held = tuple(id(value) for _, value in sorted(vars(graph).items()) if isinstance(value, Tensor))
+    buffers = tuple(id(value) for _, value in sorted(graph.named_buffers()))
+    shapes = [str(node.meta.get("tensor_meta")) for node in graph.graph.nodes]
+    return graph.code, shapes, held, buffers
 
 
 def _first_line(error: Exception) -> str:

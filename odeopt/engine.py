@@ -10,6 +10,7 @@ from torch import Tensor
 
 from odeopt.adjoint.base import LocalAdjoint, Sweep, Swept, WholeAdjoint
 from odeopt.bound import bind
+from odeopt.captured import captured_values
 from odeopt.choices import Choices
 from odeopt.errors import CompatibilityError
 from odeopt.heap import keep_freed_heap
@@ -72,7 +73,10 @@ def make_kernels(choices: Choices, problem: Problem, stats: Stats) -> Kernels:
         if compiler is not None and stream.seed is not None:
             compiler.decline("steps draw random numbers, which a trace would draw anew.")
             compiler = None
-    return Kernels(dynamics, choices.solver, theta, data, problem.tasks, steps, compiler, stats)
+    captured = () if compiler is None else captured_values(choices.field)
+    return Kernels(
+        dynamics, choices.solver, theta, data, problem.tasks, steps, compiler, captured, stats
+    )
 
 
 def run_forward(
@@ -175,7 +179,7 @@ def run_backward(
     """
     adjoint = run.choices.adjoint
     if isinstance(adjoint, WholeAdjoint):
-        swept, trace = _run_whole(run, adjoint, lam, cotangents, stats), Trace(exact=False)
+        swept, trace = _run_whole(run, adjoint, lam, cotangents, stats), Trace(exact=adjoint.exact)
     else:
         assert isinstance(adjoint, LocalAdjoint), "the two kinds there are"
         swept, trace = _run_local(run, adjoint, lam, cotangents, stats)

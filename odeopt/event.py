@@ -114,12 +114,11 @@ class Stopping:
     def problem(self) -> Problem:
         """The problem with each task's own last step."""
         grid, found = self._whole.grid, self.crossing
-        index = torch.arange(grid.steps, device=found.step.device)
-        last = found.step[..., None]
-        cut = torch.where(index == last, found.length[..., None].to(grid.dt.dtype), grid.dt)
-        dt = torch.where(index > last, 0.0, cut)
+        last = torch.arange(grid.steps, device=found.step.device) == found.step[..., None]
+        dt = torch.where(last, found.length[..., None].to(grid.dt.dtype), grid.dt)
         times = torch.cat([grid.times[..., :1], grid.times[..., :1] + dt.cumsum(-1)], dim=-1)
-        return replace(self._whole, grid=TimeGrid(times, dt=dt))
+        made = found.step + (found.length > 0)
+        return replace(self._whole, grid=TimeGrid(times, dt=dt).stopping(made))
 
     def report(self) -> dict[str, Tensor]:
         """The stopping time and how many steps were begun, by name."""

@@ -172,7 +172,7 @@ class _Call:
             outer = self._stopping.correct(outer)
         swept, trace = run_backward(run, *self._seeds(outer, run), stats)
         self._trace = trace
-        check_replay(trace, run.trajectory)
+        check_replay(run, trace)
         status = backward_status(status, swept, trace, safety)
         self._settle(status, run, swept, trace, outer.values)
         return self._result(outer, swept, status, stats)

@@ -13,34 +13,42 @@ from odeopt.errors import InputError
 
 Number = float | int | Tensor
 
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
-@dataclass(frozen=True, init=False)
+
+@dataclass(frozen=True, init=False, eq=False)
 class TimeGrid:
     r"""Times $t_0 \le t_1 \le \dots \le t_N$ and step sizes $dt_k = t_{k+1} - t_k$.
 
-    For gradient flow and Euler, $dt_k$ is the learning rate of step k. A zero-length interval is
-    the identity. Gradients flow from a solve to the tensors that the grid was made from.
+    For gradient flow and Euler, $dt_k$ is the learning rate of step k. A flow stands still over an
+    interval of zero length. An update rule makes its step with a rate of zero, which may move its
+    momenta; `stopping` says where it makes no more steps. Gradients flow from a solve to the
+    tensors that the grid was made from, which are copied. Two grids are equal if their numbers are.
 
     Attributes:
         times: shape [N + 1], or [tasks, N + 1] when each task has its own horizon; float64.
         dt: shape [N] or [tasks, N]; float64. Kept beside `times`, since
             differences of cumulative sums would lose the last digits of the learning rate.
         observe: indices of the states that are handed to the outer loss as well.
+        stops: how many steps are made, shape [] or [tasks]; None where all are. See `stopping`.
     """
 
     times: Tensor
     dt: Tensor
     observe: tuple[int, ...]
+    stops: Tensor | None
 
     def __init__(
-        self, times: Tensor, observe: Sequence[int] = (), *, dt: Tensor | None = None
-    ) -> None:
+        self, times: Tensor, observe: Sequence[int] = (), *, dt: Tensor | None = None,
+        stops: Tensor | None = None,
+    ) -> None:  # fmt: skip
         """Make a grid from its times (shape [N + 1] or [tasks, N + 1]).
 
         Args:
             times: non-decreasing finite times.
             observe: indices 0..N of states for the outer loss.
             dt: the step sizes, where they are known more exactly than `times.diff()`.
+            stops: how many steps are made; the length of later ones must be zero.
 
         Raises:
             InputError: if a time is not finite, a step is negative or a shape is wrong.
@@ -55,6 +63,20 @@ class TimeGrid:
         object.__setattr__(self, "times", times)
         object.__setattr__(self, "dt", steps)
         object.__setattr__(self, "observe", _check_observe(observe, steps.shape[-1]))
+        object.__setattr__(self, "stops", None if stops is None else _check_stops(stops, steps))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TimeGrid):
+            return NotImplemented
+        return self.observe == other.observe and all(
+            _same(own, theirs)
+            for own, theirs in (
+                (self.times, other.times), (self.dt, other.dt), (self.stops, other.stops),
+            )  # fmt: skip
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.times.shape, self.observe))
 
     @classmethod
     def from_lr(cls, lr: Number, steps: int | None = None, observe: Sequence[int] = ()) -> TimeGrid:
@@ -100,30 +122,81 @@ class TimeGrid:
         """The number of tasks, or None when one grid serves all."""
         return self.times.shape[0] if self.times.ndim == 2 else None
 
+    def stopping(self, steps: Tensor) -> TimeGrid:
+        """The same grid on which a solve waits from some step on, each task from its own.
+
+        What waits does not change, whatever is run: neither a flow nor an update rule with its
+        momenta. Lengths of steps that are not made become zero.
+
+        Args:
+            steps: how many steps are made, integers of shape [] or [tasks].
+
+        Raises:
+            InputError: if they are no integers from 0 to N.
+        """
+        lead = steps.shape if self.tasks is None else (self.tasks,)
+        made = torch.arange(self.steps, device=steps.device) < steps[..., None]
+        dt = torch.where(made.to(self.dt.device), self.dt, 0.0)
+        begin = self.times[..., :1].expand(*lead, 1)
+        times = torch.cat([begin, begin + dt.cumsum(-1)], dim=-1)
+        return TimeGrid(times, self.observe, dt=dt, stops=steps)
+
+    def rows(self, first: int, stop: int) -> TimeGrid:
+        """The grid of the tasks first..stop-1; the grid itself if all tasks share it."""
+        if self.tasks is None:
+            return self
+        stops = None if self.stops is None else self.stops[first:stop]
+        return TimeGrid(self.times[first:stop], self.observe, dt=self.dt[first:stop], stops=stops)
+
+    def for_tasks(self, tasks: int) -> TimeGrid:
+        """The grid with one row per task."""
+        if self.tasks is not None:
+            return self
+        stops = None if self.stops is None else self.stops.expand(tasks)
+        times, dt = self.times.expand(tasks, -1), self.dt.expand(tasks, -1)
+        return TimeGrid(times, self.observe, dt=dt, stops=stops)
+
+    def observing(self, observe: Sequence[int]) -> TimeGrid:
+        """The same grid with other observed states."""
+        return TimeGrid(self.times, observe, dt=self.dt, stops=self.stops)
+
     def to(self, device: torch.device) -> TimeGrid:
         """The same grid on another device."""
         if self.times.device == device and self.dt.device == device:
             return self
-        return TimeGrid(self.times.to(device), self.observe, dt=self.dt.to(device))
+        stops = None if self.stops is None else self.stops.to(device)
+        return TimeGrid(self.times.to(device), self.observe, dt=self.dt.to(device), stops=stops)
 
     def detach(self) -> TimeGrid:
         """The same grid without its autograd history."""
         if not (self.times.requires_grad or self.dt.requires_grad):
             return self
-        return TimeGrid(self.times.detach(), self.observe, dt=self.dt.detach())
+        times, dt = self.times.detach(), self.dt.detach()
+        return TimeGrid(times, self.observe, dt=dt, stops=self.stops)
 
 
 def _as_float64(value: Number, what: str) -> Tensor:
     if isinstance(value, Tensor) and (value.is_complex() or value.dtype is torch.bool):
         raise InputError(f"{what} has dtype {value.dtype}; expected real numbers.")
+    if isinstance(value, Tensor):
+        return _copy(value) if value.dtype is torch.float64 else value.to(torch.float64)
     try:
-        return (
-            torch.as_tensor(value).to(torch.float64)
-            if isinstance(value, Tensor)
-            else (torch.as_tensor(value, dtype=torch.float64))
-        )
+        return torch.as_tensor(value, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{what} is {value!r}; expected a number or a tensor.") from error
+
+
+def _copy(value: Tensor) -> Tensor:
+    """A copy; one number for all steps stays one number."""
+    if value.ndim and value.stride(-1) == 0 and value.shape[-1]:
+        return value[..., :1].clone().expand(value.shape)
+    return value.clone()
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.shape == other.shape and bool((one == other.to(one.device)).all())
 
 
 def _check_count(steps: int | None) -> int:
@@ -174,6 +247,31 @@ def _check_observe(observe: Any, steps: int) -> tuple[int, ...]:
     if len(set(observe)) != len(observe):
         raise InputError(f"observe is {list(observe)}; expected each index once.")
     return tuple(observe)
+
+
+def _check_stops(stops: Any, dt: Tensor) -> Tensor:
+    if not isinstance(stops, Tensor) or stops.dtype not in _INTEGERS:
+        raise InputError(f"the steps that are made are {stops!r}; expected a tensor of integers.")
+    count = dt.shape[-1]
+    if stops.shape != dt.shape[:-1]:
+        raise InputError(
+            f"the steps that are made have shape {tuple(stops.shape)}; expected"
+            f" {tuple(dt.shape[:-1])}, one number for each task."
+        )
+    bad = _values((stops < 0) | (stops > count))
+    if bad is not None and bad.any():
+        raise InputError(
+            f"the steps that are made are {stops.tolist()}; expected integers from 0 to {count}."
+        )
+    later = torch.arange(count, device=dt.device) >= stops.to(dt.device)[..., None]
+    moving = _values(later & (dt != 0))
+    if moving is not None and moving.any():
+        where = moving.nonzero()[0].tolist()
+        raise InputError(
+            f"step {where[-1]} of the grid is not made, but has the length"
+            f" {dt.detach()[tuple(where)].item():g}: use grid.stopping(steps), which makes it zero."
+        )
+    return stops.to(dt.device)
 
 
 def _values(mask: Tensor) -> Tensor | None:

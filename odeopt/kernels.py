@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odeopt.adjoint.base import Cost, Interval, LocalAdjoint, Pulled
+from odeopt.adjoint.base import Cost, Interval, LocalAdjoint
 from odeopt.adjoint.discrete import ExactAdjoint
 from odeopt.adjoint.linearize import Differentiation, ReverseMode
 from odeopt.bound import BoundField, BoundRule
 from odeopt.compilation import CompiledKernel, Compiler
-from odeopt.frozen import freeze
 from odeopt.linearization import Cotangents
 from odeopt.noted import Noted, note
 from odeopt.solver.base import Solver, Stepping, StepSolver
@@ -42,6 +41,8 @@ class Kernels:
     steps: StepInputs | None = None
     """What changes from step to step; None if nothing does."""
     compiler: Compiler | None = None
+    captured: tuple[Any, ...] = ()
+    """What the loss captures, on which compiled kernels depend."""
     stats: Stats = field(default_factory=Stats)
 
     def at(self, stages: int | None) -> Kernels:
@@ -91,31 +92,20 @@ class Kernels:
 
         return self._at_steps(self._bind("step", kernel))
 
-    def pull(
-        self, adjoint: LocalAdjoint, has_frozen: bool = False
-    ) -> Callable[[int, Interval, Tensor], Noted]:
-        """`(k, interval, lam) -> Noted`, for an interval that begins with step k.
-
-        `has_frozen` says whether an interval may have zero length.
-        """
-
-        def noted(dt: Tensor, lam: Tensor, pulled: Pulled) -> Noted:
-            return note(freeze(dt, lam, pulled) if has_frozen else pulled)
-
+    def pull(self, adjoint: LocalAdjoint) -> Callable[[int, Interval, Tensor], Noted]:
+        """`(k, interval, lam) -> Noted`, for an interval that begins with step k."""
         stagewise = self._stagewise(adjoint.differentiation)
         if stagewise is not None and isinstance(adjoint, ExactAdjoint):
             at_step = self._at_steps(stagewise.pull)
-            return lambda k, interval, lam: noted(interval.dt, lam, at_step(k, *interval, lam))
+            return lambda k, interval, lam: note(at_step(k, *interval, lam))
 
         def kernel(
             t: Tensor, dt: Tensor, y0: Tensor, y1: Tensor, lam: Tensor, theta: Theta, data: Data
         ) -> Noted:
             stepping = self.stepping(adjoint.differentiation, theta, data)
-            pulled = adjoint.pull(self.solver, stepping, Interval(t, dt, y0, y1), lam)
-            return noted(dt, lam, pulled)
+            return note(adjoint.pull(self.solver, stepping, Interval(t, dt, y0, y1), lam))
 
-        name = "pull of steps that may be frozen" if has_frozen else "pull"
-        bound = self._at_steps(self._bind(name, kernel))
+        bound = self._at_steps(self._bind("pull", kernel))
         return lambda k, interval, lam: bound(k, *interval, lam)
 
     def cost(self, adjoint: LocalAdjoint) -> Cost:
@@ -176,7 +166,7 @@ class Kernels:
                 return batched(*tensors, theta, data)
 
             return eager
-        layout = (self.dynamics.layout, self.tasks)
+        layout = (self.dynamics.layout, self.tasks, self.captured)
         return CompiledKernel(self.compiler, name, layout, batched, theta, self.data, self.stats)
 
     def _at_steps(self, bound: Callable[..., Any]) -> Callable[..., Any]:

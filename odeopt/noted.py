@@ -22,12 +22,14 @@ class Scalars(NamedTuple):
     """See `Diagnostics`."""
     defect: Tensor
     """See `Diagnostics`."""
+    gap: Tensor
+    """See `Diagnostics`."""
     norm: Tensor
     """Of lam at the start of the interval."""
 
     @classmethod
     def apart(cls, rows: Tensor) -> Self:
-        """Out of a tensor of shape [..., 5]."""
+        """Out of a tensor of shape [..., 6]."""
         return cls(*rows.unbind(-1))
 
 
@@ -37,11 +39,12 @@ class Noted(NamedTuple):
     lam: Tensor
     theta: Theta
     scalars: Tensor
-    """Shape [5], with tasks [tasks, 5]."""
+    """Shape [6], with tasks [tasks, 6]."""
 
 
 def note(pulled: Pulled) -> Noted:
     """A pull of one task or of all, with the norm of its lam."""
-    norm = torch.linalg.vector_norm(pulled.lam, dim=-1)
-    scalars = Scalars(pulled.t, pulled.dt, *pulled.diagnostics, norm)
+    norm, zero = torch.linalg.vector_norm(pulled.lam, dim=-1), torch.zeros_like(pulled.dt)
+    told = (zero if number is None else number for number in pulled.diagnostics)
+    scalars = Scalars(pulled.t, pulled.dt, *told, norm)
     return Noted(pulled.lam, pulled.theta, torch.stack(scalars, dim=-1))

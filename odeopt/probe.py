@@ -9,42 +9,53 @@ import torch
 from torch import Tensor
 
 from odeopt import tree
+from odeopt.adjoint.linearize import Differentiation
 from odeopt.bound import BoundRule, bind
+from odeopt.calls import noting_losses
+from odeopt.captured import captured_values, check_not_scripted
 from odeopt.choices import Choices
 from odeopt.compilation import Compiler
-from odeopt.errors import CapturedTensorError, NondeterminismError, OdeoptWarning
+from odeopt.errors import (
+    CapturedTensorError,
+    CompatibilityError,
+    InputError,
+    NondeterminismError,
+    OdeoptWarning,
+)
 from odeopt.inner import InnerOptimizer
 from odeopt.problem import Problem
 from odeopt.seeds import seeded
-from odeopt.smoothness import KinkWatch
 from odeopt.theta import Data, Theta
-from odeopt.tracking import any_requires_grad, inside_transform, requires_grad
+from odeopt.tracking import any_requires_grad, captures, inside_transform, requires_grad
 from odeopt.types import PyTree
+from odeopt.watch import LossWatch
 
 
 def probe(choices: Choices, problem: Problem) -> None:
     """Evaluate the inner optimiser twice, for the first task, with every input detached.
 
     Costs two gradient evaluations of one task, one of them as recorded when kernels are compiled;
-    none when there is no step to make. It warns of a model with kinks where the gradient is to be
-    that of the flow.
+    none when there is no step to make. The first call with inputs of a kind also looks at each
+    operation. It warns of a model with kinks where the gradient is to be that of the flow.
 
     Raises:
-        CapturedTensorError: if a result requires grad nevertheless.
+        CapturedTensorError: if the loss or a result requires grad nevertheless.
         NondeterminismError: if it drew random numbers that no seed fixes, or the results differ.
-        InputError: if the velocity has another structure, shape or dtype than the state.
+        InputError: if the velocity has another structure, shape or dtype than the state, or the
+            loss rounds to half precision or takes `.data`.
+        CompatibilityError: if the loss is run by TorchScript, or uses `torch.no_grad` where that
+            is not respected.
     """
     if problem.grid.steps == 0:
         return
     evaluate = _Evaluation(choices.field, problem)
+    watch = _watch(choices, problem)
     before = _random_states(problem.y0)
-    watch = KinkWatch()
-    with torch.enable_grad(), watch if choices.follows_flow else nullcontext():
+    with torch.enable_grad(), noting_losses() as losses, watch or nullcontext():
         found = evaluate()
-    if watch.found:
-        kinks = ", ".join(watch.found)
-        warnings.warn(_KINKS.format(kinks=kinks), OdeoptWarning, stacklevel=2)
-    if requires_grad(found):
+    if watch is not None:
+        check_watched(watch, choices.adjoint.differentiation, choices.follows_flow)
+    if requires_grad(found) or any(captures(loss) for loss in losses):
         raise CapturedTensorError(_CAPTURED.format(what="the loss (or velocity)"))
     drew = any(
         not torch.equal(a, b) for a, b in zip(before, _random_states(problem.y0), strict=True)
@@ -59,6 +70,47 @@ def probe(choices: Choices, problem: Problem) -> None:
             " module.eval() to switch dropout off, draw the numbers beforehand and pass them in"
             " the batch, or give each step its own numbers with Stream.constant(batch, seed=0)."
         )
+
+
+def _watch(choices: Choices, problem: Problem) -> LossWatch | None:
+    """What looks at each operation, in the first call with inputs of these shapes."""
+    kind = tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in problem.tensors())
+    if kind in choices.watched:
+        return None
+    check_not_scripted(choices.field)
+    choices.watched.add(kind)
+    return LossWatch()
+
+
+def check_watched(
+    watch: LossWatch, differentiation: Differentiation, follows_flow: bool = False
+) -> None:
+    """Raise, or warn, if an evaluation did what derivatives do not show.
+
+    Args:
+        watch: what it did.
+        differentiation: how it will be differentiated.
+        follows_flow: whether the gradient is to be that of the flow.
+    """
+    if watch.lowered:
+        raise InputError(
+            "the loss rounds numbers to half precision (autocast, .half() or .bfloat16() inside"
+            " it), which spoils the gradient of a long loop without a sign: leave the model in"
+            " float32 or float64, or call it under torch.autocast(..., enabled=False)."
+        )
+    if watch.data:
+        raise InputError(
+            "the loss takes .data of something that depends on the parameters, which torch.func"
+            " differentiates in part: use .detach()."
+        )
+    if watch.no_grad and not differentiation.respects_no_grad:
+        raise CompatibilityError(
+            f"the loss uses torch.no_grad, which {type(differentiation).__name__} does not see:"
+            " use ReverseMode(), or .detach() in the loss."
+        )
+    if watch.kinks and follows_flow:
+        message = _KINKS.format(kinks=", ".join(watch.kinks))
+        warnings.warn(message, OdeoptWarning, stacklevel=3)
 
 
 _KINKS = (
@@ -78,6 +130,7 @@ class _Evaluation:
         self._tasks = problem.tasks
         self._args = _first_task(problem)
         self._hidden = inside_transform(problem.tensors())
+        self._field = inner
 
     def __call__(self) -> Tensor:
         y = self._args[2]
@@ -92,7 +145,8 @@ class _Evaluation:
         """
         if self._seed is not None or self._hidden:
             return False
-        return compiler.check_unchanged(self._dynamics.layout, self._evaluate, self._args, found)
+        key = self._dynamics.layout, captured_values(self._field)
+        return compiler.check_unchanged(key, self._evaluate, self._args, found)
 
     def _evaluate(self, t: Tensor, lr: Tensor, y: Tensor, theta: Theta, data: Data) -> Tensor:
         if isinstance(self._dynamics, BoundRule):

@@ -47,8 +47,9 @@ class Problem:
 
     def tensors(self) -> list[Tensor]:
         """Every tensor of it."""
-        parts = (*self.theta, *self.data)
-        return [self.y0, self.grid.times, self.grid.dt, *(leaf for part in parts for leaf in part)]
+        parts, grid = (*self.theta, *self.data), self.grid
+        stops = [] if grid.stops is None else [grid.stops]
+        return [self.y0, grid.times, grid.dt, *stops, *(leaf for part in parts for leaf in part)]
 
     def detach(self) -> Problem:
         """The same tensors without their autograd history."""
@@ -104,7 +105,7 @@ def assemble(begin: Start, batch: PyTree, grid: TimeGrid, tasks: bool, wanted: W
     y0 = begin.y0
     if count is not None:
         y0 = y0 if lead is not None else y0.expand(count, -1)
-        grid = expand_grid(grid, count)
+        grid = grid.for_tasks(count)
     return Problem(
         y0,
         Theta(begin.diff, diff),
@@ -114,14 +115,6 @@ def assemble(begin: Start, batch: PyTree, grid: TimeGrid, tasks: bool, wanted: W
         count,
         stream,
     )
-
-
-def expand_grid(grid: TimeGrid, tasks: int) -> TimeGrid:
-    """The grid with one row per task."""
-    if grid.tasks is not None:
-        return grid
-    times, dt = grid.times.expand(tasks, -1), grid.dt.expand(tasks, -1)
-    return TimeGrid(times, grid.observe, dt=dt)
 
 
 def check_lead(batch: PyTree, tasks: int, what: str) -> None:

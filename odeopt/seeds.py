@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -21,38 +22,54 @@ def generator(seed: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(mix(seed, index))
 
 
-_devices: list[torch.device] = []
-"""The device of each `seeded` block that is open."""
+_TURN = threading.RLock()
+"""Torch's generators belong to the process: threads that draw take turns."""
+
+
+class _Open(threading.local):
+    """The device of each `seeded` block that is open in this thread."""
+
+    def __init__(self) -> None:
+        self.devices: list[torch.device] = []
+
+
+_open = _Open()
 
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Generator[None]:
-    """Torch's own generators start from a seed inside, and go on as before after it."""
+    """Torch's own generators start from a seed inside, and go on as before after it.
+
+    Other threads that come to such a block wait. Numbers that another thread draws without one
+    are missing here; the sweeps notice it, since a step then leads elsewhere when it is made again.
+    """
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with _TURN, torch.random.fork_rng(devices=devices):
         # torch.manual_seed would queue a call, with its stack trace, for each CUDA device to come
         torch.default_generator.manual_seed(seed)
         if devices:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
-        _devices.append(device)
+        _open.devices.append(device)
         try:
             yield
         finally:
-            _devices.pop()
+            _open.devices.pop()
 
 
 def random_state() -> tuple[Tensor, ...] | None:
     """Where torch's generators are in a `seeded` block; None outside, where nothing may draw."""
-    if not _devices:
+    if not _open.devices:
         return None
-    device = _devices[-1]
+    device = _open.devices[-1]
     extra = (torch.cuda.get_rng_state(device),) if device.type == "cuda" else ()
     return torch.get_rng_state(), *extra
 
 
-def restore_random_state(state: tuple[Tensor, ...]) -> None:
-    """Put torch's generators back to where they were."""
+def restore_random_state(state: tuple[Tensor, ...] | None) -> None:
+    """Put torch's generators back to where they were; None is no state and changes nothing."""
+    if state is None:
+        return
     torch.set_rng_state(state[0])
     for own in state[1:]:
-        torch.cuda.set_rng_state(own, _devices[-1])
+        torch.cuda.set_rng_state(own, _open.devices[-1])

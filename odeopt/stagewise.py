@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
-from odeopt.adjoint.base import Cost, Diagnostics, Pulled
+from odeopt.adjoint.base import Cost, Interval, Pulled
+from odeopt.adjoint.discrete import as_pulled
 from odeopt.linearization import Cotangents, Linearization
 from odeopt.solver import chebyshev
 from odeopt.solver.error_control import Attempt
@@ -51,14 +51,12 @@ class Stagewise:
         self, t: Tensor, dt: Tensor, y0: Tensor, y1: Tensor, lam: Tensor, data: Any = None
     ) -> Pulled:
         """The transposed step, with the graph of one stage at a time."""
-        del y1
 
         def linearize(s: Tensor, u: Tensor) -> Linearization:
             return _Stage(self._at(data), self._pullback, s, u, data)
 
         step = chebyshev.pull(self._solver.stages, linearize, t, dt, y0, lam)
-        zero = torch.zeros_like(dt)
-        return Pulled(step.lam, step.t, step.dt, step.theta, Diagnostics(zero, zero))
+        return as_pulled(step, Interval(t, dt, y0, y1))
 
     @property
     def cost(self) -> Cost:

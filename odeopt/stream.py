@@ -127,13 +127,15 @@ class _Sampler:
             )
         self._examples, self._size, self._shuffle = examples, batch_size, shuffle
         self._seed = _check_seed(seed) or 0
-        self._epoch, self._order = -1, torch.empty(0)
+        self._known = (-1, torch.empty(0))  # one pair, so that threads read both or neither
 
     def __call__(self, k: int) -> Tensor:
         epoch, position = divmod(k, self._examples // self._size)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._make_order(epoch)
-        return self._order.narrow(0, position * self._size, self._size)
+        known, order = self._known
+        if epoch != known:
+            order = self._make_order(epoch)
+            self._known = epoch, order
+        return order.narrow(0, position * self._size, self._size)
 
     def _make_order(self, epoch: int) -> Tensor:
         if not self._shuffle:

@@ -30,6 +30,20 @@ def any_requires_grad(value: PyTree) -> bool:
     return any(requires_grad(leaf) for leaf in tree.tensors(value))
 
 
+def captures(value: PyTree) -> bool:
+    """Whether what a loss returned, inside our gradient of it, depends on something captured.
+
+    Its inputs have no history outside the gradient. So whatever is differentiated at a level
+    below the gradient's own came in by another way.
+    """
+    for leaf in tree.tensors(value):
+        levels = list(_levels(leaf))
+        own = _functorch.is_gradtrackingtensor(leaf)
+        if any(level.requires_grad for level in (levels[1:] if own else levels)):
+            return True
+    return False
+
+
 def inside_gradient_transform(value: PyTree) -> bool:
     """Whether a `torch.func` gradient transform is watching any tensor leaf."""
     return any(

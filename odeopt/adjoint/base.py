@@ -25,12 +25,15 @@ class Cost(NamedTuple):
 
 
 class Diagnostics(NamedTuple):
-    """Scalars that tell whether a pull can be trusted; all are 0 where they do not apply."""
+    """Scalars that tell whether a pull can be trusted; 0 or None where they do not apply."""
 
     step_ratio: Tensor
     r"""$h\lVert J^\top\lambda\rVert / \lVert\lambda\rVert$ over the stability limit."""
     defect: Tensor
     """Relative defect of the interpolated state."""
+    gap: Tensor | None = None
+    """How far the step that was differentiated leads from the state that the forward sweep came
+    to, in units of what rounding explains; above 1 something has changed in between."""
 
 
 class Pulled(NamedTuple):
@@ -53,7 +56,7 @@ class Interval(NamedTuple):
     y0: Tensor
     """The state at its start, shape [d]."""
     y1: Tensor
-    """The state at its end; the same tensor as y0 for adjoints with `needs_end = False`."""
+    """The state at its end."""
 
 
 class Adjoint:
@@ -78,15 +81,16 @@ class Adjoint:
     """Whether it evaluates a velocity between or beyond the steps that were made; else it works
     for update rules and streams of batches as well."""
 
+    exact: bool = False
+    """Whether it is the exact gradient of the steps that were made: growth of the adjoint variable
+    is then no sign of instability."""
+
 
 class LocalAdjoint(Adjoint, ABC):
     """Goes backward interval by interval."""
 
     replays: bool
     """Whether it needs every state (replayed where it was not kept) or only a mesh."""
-
-    needs_end: bool
-    """Whether a pull needs the state at the end of its interval."""
 
     @abstractmethod
     def pull(self, solver: Solver, stepping: Stepping, interval: Interval, lam: Tensor) -> Pulled:

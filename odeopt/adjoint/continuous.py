@@ -65,7 +65,6 @@ class ContinuousAdjoint(LocalAdjoint):
     """
 
     replays = False
-    needs_end = True
 
     def __init__(self, solver: Solver, differentiation: Differentiation | None = None) -> None:
         if not isinstance(solver, ExplicitRungeKutta):

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from odeopt.errors import CompatibilityError, InputError
 from odeopt.linearization import Cotangents, FlatField, Linearization
+from odeopt.seeds import random_state, restore_random_state
 from odeopt.theta import Data, Theta
 
 
@@ -19,6 +20,9 @@ class Differentiation(ABC):
 
     value_cost: int
     """Gradient evaluations for a value that is asked for before the first pullback."""
+
+    respects_no_grad: bool = True
+    """Whether what a loss computes under `torch.no_grad` counts as constant."""
 
     @abstractmethod
     def linearize(
@@ -79,7 +83,8 @@ class ForwardOverReverse(Differentiation):
     keeps no second tape.
 
     Raises:
-        CompatibilityError: in the solve, if the field has no potential.
+        CompatibilityError: in the solve, if the field has no potential, or its loss uses
+            `torch.no_grad`, which a forward pass does not respect.
 
     References:
         Pearlmutter 1994; Kemaev et al. 2025, "Scalable Meta-Learning via Mixed-Mode
@@ -87,6 +92,7 @@ class ForwardOverReverse(Differentiation):
     """
 
     value_cost = 1
+    respects_no_grad = False  # tangents pass through
 
     @override
     def linearize(
@@ -122,21 +128,26 @@ class _Reverse(Linearization):
 
 
 class _ForwardOverReverse(Linearization):
+    """Evaluates the gradients for each product, every time with the same random numbers."""
+
     def __init__(self, gradients: Any, y: Tensor) -> None:
         self._gradients = gradients
         self._y = y
         self._value: Tensor | None = None
+        self._random = random_state()
 
     @property
     @override
     def value(self) -> Tensor:
         found = self._value
         if found is None:
+            restore_random_state(self._random)
             found = self._value = torch.neg(self._gradients(self._y)[0])
         return found
 
     @override
     def pullback(self, cotangent: Tensor) -> Cotangents:
+        restore_random_state(self._random)
         primals, tangents = _jvp(self._gradients, self._y, cotangent)
         self._value = -primals[0]
         g_y, g_t, g_theta = tangents

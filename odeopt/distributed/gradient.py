@@ -126,7 +126,7 @@ class _Inputs:
             replace(self.call, stop=stop),
             self.params,
             share.take(self.batch, "batch"),
-            share.grid(self.grid),
+            self.grid.rows(share.first, share.stop),
             share.take(self.outer_batch, "outer_batch"),
             self.hparams,
             state,

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from odeopt import tree
 from odeopt.errors import CompatibilityError
-from odeopt.grid import TimeGrid
 from odeopt.problem import check_lead
 from odeopt.stream import Stream
 from odeopt.types import PyTree
@@ -56,12 +55,6 @@ class Share:
             return tree.pytree.tree_map(lambda leaf: self.take(leaf, what), batch)
         check_lead(batch, self.total, what)
         return tree.map_tensors(self._rows, batch)
-
-    def grid(self, grid: TimeGrid) -> TimeGrid:
-        """The grid of these tasks."""
-        if grid.tasks is None:
-            return grid
-        return TimeGrid(self._rows(grid.times), grid.observe, dt=self._rows(grid.dt))
 
     def _rows(self, leaf: Tensor) -> Tensor:
         return leaf.detach()[self.first : self.stop].requires_grad_(leaf.requires_grad)

@@ -127,14 +127,11 @@ class InnerLoop(Method):
     def stopped_grid(
         self, params: PyTree, batch: TaskBatch, hparams: PyTree
     ) -> tuple[TimeGrid, Stats]:
-        """The grid with each task's own horizon, and what it cost to find it.
-
-        Steps after the horizon have zero length.
-        """
+        """The grid with each task's own horizon, and what it cost to find it."""
         assert self.horizon is not None, "asked for only if there is one"
         steps = self.grid.steps
         looks = self.horizon.looks(steps)
-        observing = TimeGrid(self.grid.times, looks, dt=self.grid.dt)
+        observing = self.grid.observing(looks)
         with torch.no_grad():
             sol = self.opt.solve(
                 params, batch.train, observing, hparams, tasks=True, on_failure="skip"
@@ -143,6 +140,4 @@ class InnerLoop(Method):
             losses = [task_losses(self.outer_loss, p, batch.validation, hparams) for p in read]
             values = torch.stack(losses)
         stop = self.horizon.choose(looks, values)
-        moving = torch.arange(steps, device=stop.device) < stop[:, None]
-        own = TimeGrid.from_lr(torch.where(moving, self.grid.dt.to(stop.device), 0.0))
-        return own, sol.stats
+        return self.grid.to(stop.device).stopping(stop), sol.stats

@@ -23,6 +23,9 @@ class StepGradient(NamedTuple):
     dt: Tensor
     """w.r.t. the step size, 0-dim."""
     theta: Theta
+    y1: Tensor | None = None
+    """The state after the step that was differentiated, or as many of its first entries as are
+    known: they are compared with those of the forward sweep. Without them the step is made again."""
 
 
 class FlatRule(ABC):
@@ -91,6 +94,9 @@ class StepSolver(Solver):
     pull_gradients: int = 0
     """Gradient evaluations of a pull beside its Hessian-vector products."""
 
+    moves_at_zero: bool = False
+    """Whether a step of zero length may change the state; else a task waits with such steps."""
+
     @abstractmethod
     def step(self, velocity: Velocity, t: Tensor, dt: Tensor, y: Tensor) -> Tensor:
         """The state after one step of length dt from (t, y); shape [d]."""
@@ -112,9 +118,10 @@ class StepSolver(Solver):
             field, data = stepping.field, stepping.data
             return self.step(lambda s, u: field.velocity(s, u, theta, data), t, dt, y)
 
-        pullback: Any = torch.func.vjp(stepped, t, dt, y0, stepping.theta)[1]
+        linearized: Any = torch.func.vjp(stepped, t, dt, y0, stepping.theta)
+        y1, pullback = linearized
         g_t, g_dt, g_y, g_theta = pullback(lam)
-        return StepGradient(g_y, g_t, g_dt, g_theta)
+        return StepGradient(g_y, g_t, g_dt, g_theta, y1)
 
 
 class GridSolver(Solver):

@@ -114,7 +114,7 @@ def pull(
     $\lambda_0 = \lambda + \sum_j \ell_j$.
     """
     found, length = coefficients(s), dt[..., None]
-    points = _linearize(found, linearize, t, dt, y)
+    points, last = _linearize(found, linearize, t, dt, y)
     now, before = lam, torch.zeros_like(lam)  # cotangents of D_j and D_{j-1}
     g_slope, total = torch.zeros_like(lam), lam
     g_t, g_dt = torch.zeros_like(t), torch.zeros_like(dt)
@@ -131,13 +131,15 @@ def pull(
     cotangents = points[0].pullback(length * seed)
     g_dt = g_dt + (seed * points[0].value).sum(-1)
     theta = add_thetas([*(each.theta for each in pulled), cotangents.theta])
-    return StepGradient(total + cotangents.y, g_t + cotangents.t, g_dt, theta)
+    rise, push = length * points[0].value, length * points[-1].value
+    y1 = y + _next(found.stages[-1], *last, push, rise)
+    return StepGradient(total + cotangents.y, g_t + cotangents.t, g_dt, theta, y1)
 
 
 def _linearize(
     found: Coefficients, linearize: Linearize, t: Tensor, dt: Tensor, y: Tensor
-) -> list[Linearization]:
-    """The velocity at every stage but the last, which is the new state."""
+) -> tuple[list[Linearization], tuple[Tensor, Tensor]]:
+    """The velocity at every stage but the last, which is the new state; D of the two before it."""
     points = [linearize(t, y)]
     length = dt[..., None]
     rise = length * points[0].value
@@ -146,7 +148,7 @@ def _linearize(
         points.append(linearize(t + stage.c * dt, y + now))
         if len(points) <= len(found.stages):
             before, now = now, _next(stage, before, now, length * points[-1].value, rise)
-    return points
+    return points, (before, now)
 
 
 def _next(stage: Stage, before: Tensor, now: Tensor, push: Tensor, rise: Tensor) -> Tensor:

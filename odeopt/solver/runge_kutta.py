@@ -51,7 +51,9 @@ class ExplicitRungeKutta(StepSolver):
             points.append(stepping.linearize(shift(t, c, dt), advance(y0, dt, row, slopes)))
             if len(points) < self.stages:
                 slopes.append(points[-1].value)
-        return self._transpose(points, dt, lam)
+        found = self._transpose(points, dt, lam)
+        slopes.append(points[-1].value)  # last, where a product brings it along
+        return found._replace(y1=advance(y0, dt, self.tableau.b[: self.stages], slopes))
 
     def _transpose(self, points: Sequence[Linearization], dt: Tensor, lam: Tensor) -> StepGradient:
         pulled: dict[int, Cotangents] = {}

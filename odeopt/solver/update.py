@@ -18,6 +18,7 @@ class RuleSteps(StepSolver):
     order = 1
     stages = 1
     stability_limit = math.inf
+    moves_at_zero = True
 
     def __init__(self, pull_gradients: int = 0) -> None:
         self.pull_gradients = pull_gradients

@@ -37,6 +37,8 @@ class Trace:
 
     exact: bool
     """Whether the adjoint is the exact one, of which growth is no sign of instability."""
+    end: Tensor = field(default_factory=lambda: torch.empty(0))
+    """A fingerprint of the final state."""
     starts: list[int] = field(default_factory=list[int])
     scalars: Rows = field(default_factory=Rows)
     prints: Rows = field(default_factory=Rows)
@@ -87,12 +89,13 @@ class BackwardSweep:
         journal: Journal | None = None,
     ) -> None:
         assert stepper.length is not None, "known after the forward sweep"
-        self.trace = Trace(exact=adjoint.replays)
-        self._stepper, self._adjoint, self._pull = stepper, adjoint, pull
+        self.trace = Trace(exact=adjoint.exact)
+        self._stepper, self._pull = stepper, pull
         self._trajectory, self._stats = trajectory, stats
         self._cotangents = cotangents
         self._y = trajectory.before_end
-        self._y1 = trajectory.y_end if adjoint.needs_end else None
+        self._y1 = trajectory.y_end
+        self.trace.end = fingerprint(trajectory.y_end)
         self._steps = stepper.length
         self._stops: list[int] = []
         self._theta: Theta | None = None
@@ -153,10 +156,11 @@ class BackwardSweep:
         y, lam = self._y, self._arrive(first + stop)
         if self._trajectory.prints:
             self.trace.prints.append(fingerprint(y))
-        end = y if self._y1 is None else self._y1
-        pulled = self._pull(first + start, Interval(t, dt, y, end), lam)
-        self._lam = pulled.lam
-        self._y1 = y if self._adjoint.needs_end else None
+        pulled = self._pull(first + start, Interval(t, dt, y, self._y1), lam)
+        waiting = self._stepper.waits(first + start, first + stop)
+        if waiting is not None:
+            pulled = waiting.pull(lam, pulled)
+        self._lam, self._y1 = pulled.lam, y
         self._collect(pulled, first + start, first + stop)
 
     def _arrive(self, index: int) -> Tensor:

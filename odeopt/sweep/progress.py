@@ -59,7 +59,7 @@ class BackwardProgress:
         actions: how many of the schedule's actions have been carried out.
         index: where the action after these is, if it is an advance that has begun.
         y: the running state.
-        y1: the state at the end of the next interval, for adjoints that need it.
+        y1: the state at the end of the next interval.
         lam: the adjoint variable.
         theta: gradients of theta so far.
         intervals: starts and stops of those that were pulled.
@@ -72,7 +72,7 @@ class BackwardProgress:
     actions: int
     index: int | None
     y: Tensor
-    y1: Tensor | None
+    y1: Tensor
     lam: Tensor
     theta: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None
     intervals: tuple[list[int], list[int]]

@@ -35,8 +35,7 @@ class StepKernels:
         stages = self._stages(k)
         if stages not in self._known:
             kernels = self._kernels.at(stages)
-            pull = kernels.pull(self._adjoint, self._stepper.has_frozen)
-            self._known[stages] = pull, kernels.cost(self._adjoint)
+            self._known[stages] = kernels.pull(self._adjoint), kernels.cost(self._adjoint)
         return self._known[stages]
 
     def _stages(self, k: int) -> int | None:

@@ -10,12 +10,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from odeopt.errors import CompatibilityError
-from odeopt.frozen import has_zero, keep_frozen
 from odeopt.grid import TimeGrid
 from odeopt.kernels import Kernels
 from odeopt.solver.base import GridSolver, StepSolver
 from odeopt.solver.update import RuleSteps
 from odeopt.stats import Stats
+from odeopt.waiting import Waiting, Waits
 
 StepKernel = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
@@ -42,8 +42,9 @@ class Stepper(ABC):
 class SettledStepper(Stepper):
     """Steps of known lengths, which a backward sweep can take again."""
 
-    has_frozen: bool
-    """Whether a step may have zero length for some task."""
+    @abstractmethod
+    def waits(self, start: int, stop: int) -> Waiting | None:
+        """The tasks that wait between two states; None if none does."""
 
     @abstractmethod
     def interval(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
@@ -71,7 +72,7 @@ class FixedStepper(SettledStepper):
         starts = _step_indices(grid) if ruled else grid.times
         self._starts = _apart(starts, dtype)
         self._lengths = _apart(grid.dt, dtype)
-        self.has_frozen = has_zero(grid.dt)
+        self._waits = Waits(grid, _moves_at_zero(kernels))
         self._dtype = dtype
 
     @override
@@ -79,8 +80,12 @@ class FixedStepper(SettledStepper):
         step, stages = self._step(self.stages_at(k))
         self._stats.gradient_evaluations += stages
         dt = self._lengths[k]
-        y1 = step(k, self._starts[k], dt, y)
-        return keep_frozen(dt, y, y1) if self.has_frozen else y1
+        y1, waiting = step(k, self._starts[k], dt, y), self.waits(k, k + 1)
+        return y1 if waiting is None else waiting.keep(y, y1)
+
+    @override
+    def waits(self, start: int, stop: int) -> Waiting | None:
+        return self._waits.between(start, stop)
 
     @override
     def time(self, k: int) -> Tensor:
@@ -107,7 +112,7 @@ class GridStepper(SettledStepper):
 
     def __init__(self, kernels: Kernels, grid: TimeGrid, y0: Tensor, stats: Stats) -> None:
         self.length = grid.steps
-        self.has_frozen = has_zero(grid.dt)
+        self._waits = Waits(grid, moves_at_zero=False)
         self._kernels, self._grid, self._y0, self._stats = kernels, grid, y0, stats
         self._states: Tensor | None = None
         self._places: list[int] = []
@@ -116,6 +121,10 @@ class GridStepper(SettledStepper):
     def advance(self, k: int, y: Tensor) -> Tensor:
         states = self._solve() if self._states is None else self._states
         return states[self._places[k + 1]].clone()
+
+    @override
+    def waits(self, start: int, stop: int) -> Waiting | None:
+        return self._waits.between(start, stop)
 
     @override
     def time(self, k: int) -> Tensor:
@@ -136,6 +145,11 @@ class GridStepper(SettledStepper):
         self._places = places.tolist()
         self._stats.gradient_evaluations += evaluations
         return self._states
+
+
+def _moves_at_zero(kernels: Kernels) -> bool:
+    assert isinstance(kernels.solver, StepSolver), "grid solvers have their own stepper"
+    return kernels.solver.moves_at_zero
 
 
 def _apart(times: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:

@@ -30,7 +30,6 @@ class ReleasedEuler(LocalAdjoint):
     """
 
     replays = False
-    needs_end = True
     consistent = False
 
     @override

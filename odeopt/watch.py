@@ -1,0 +1,105 @@
+"""What a loss does that would spoil a derivative without a sign."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from typing_extensions import override
+
+from odeopt.tracking import requires_grad
+
+KINKED = {
+    "relu": "ReLU", "relu_": "ReLU", "threshold": "threshold", "leaky_relu": "leaky ReLU",
+    "leaky_relu_": "leaky ReLU", "_prelu_kernel": "PReLU", "rrelu_with_noise": "RReLU",
+    "hardtanh": "hardtanh or ReLU6", "hardtanh_": "hardtanh or ReLU6", "hardsigmoid": "hardsigmoid",
+    "hardswish": "hardswish", "hardshrink": "hardshrink", "softshrink": "softshrink", "abs": "abs",
+    "max_pool2d_with_indices": "max pooling", "max_pool3d_with_indices": "max pooling",
+    "max_pool2d": "max pooling", "adaptive_max_pool2d": "max pooling",
+}  # fmt: skip
+"""Operations of ATen whose first derivative jumps, and what they are called. Not among them are
+clamp and max, with which logarithms and softmax are kept finite."""
+
+
+_LOW = (torch.float16, torch.bfloat16)
+
+
+class LossWatch:
+    """Notes what an evaluation inside it does; it makes the evaluation some times slower.
+
+    Attributes:
+        kinks: the operations with kinks, as they are called, in the order in which they were met.
+        lowered: whether a number was rounded to half precision.
+        no_grad: whether a part was kept from differentiation by `torch.no_grad`.
+        data: whether `.data` was taken of something that is being differentiated.
+    """
+
+    def __init__(self) -> None:
+        self.kinks: dict[str, None] = {}
+        self.lowered = self.no_grad = self.data = False
+        self._modes = _Operations(self), _Functions(self)
+
+    def __enter__(self) -> Self:
+        for mode in self._modes:
+            mode.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for mode in reversed(self._modes):
+            mode.__exit__(*error)
+
+
+class _Operations(TorchDispatchMode):
+    """Sees the operations of ATen."""
+
+    def __init__(self, watch: LossWatch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    @override
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        name = KINKED.get(func.overloadpacket.__name__)
+        if name is not None and _moves(args):
+            self._watch.kinks[name] = None
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, Tensor) and found.dtype in _LOW and _moves(args):
+            self._watch.lowered = True
+        return found
+
+
+class _Functions(TorchFunctionMode):
+    """Sees the functions of torch, before they are differentiated."""
+
+    def __init__(self, watch: LossWatch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    @override
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is torch._C._set_grad_enabled and args == (False,):  # noqa: SLF001  # pyright: ignore
+            self._watch.no_grad = True
+        if func == torch.Tensor.data.__get__ and requires_grad(args[0]):  # pyright: ignore
+            self._watch.data = True
+        return func(*args, **(kwargs or {}))
+
+
+def _moves(args: tuple[Any, ...]) -> bool:
+    """Whether the first argument is a floating-point tensor of full precision."""
+    first = args[0] if args else None
+    return isinstance(first, Tensor) and first.is_floating_point() and first.dtype not in _LOW
