@@ -27,6 +27,7 @@ from odeopt.choices import Choices
 from odeopt.engine import Run, resume, run_backward, run_forward
 from odeopt.errors import SecondOrderError
 from odeopt.grid import TimeGrid
+from odeopt.probe import check_ends, ends_of_velocity
 from odeopt.problem import Problem
 from odeopt.safety import Status
 from odeopt.stats import Stats
@@ -99,6 +100,7 @@ class Record:
         stats: the cost so far.
         raises: whether a failed task raises; else it gets no gradient.
         refinement: the accepted steps of an adaptive solver.
+        ends: see `ends_of_velocity`.
         places: for each kept, observed or last-but-one state: its place among the outputs.
     """
 
@@ -107,6 +109,7 @@ class Record:
     stats: Stats
     raises: bool = True
     refinement: Refinement | None = None
+    ends: Tensor | None = None
     places: _Places = field(default_factory=_Places)
 
     def inputs(self) -> tuple[Tensor, ...]:
@@ -125,13 +128,15 @@ class Record:
     def rebuild(self, inputs: tuple[Tensor, ...]) -> Problem:
         """The problem with other tensors."""
         y0, times, dt, *rest = (tensor.detach() for tensor in inputs)
+        known = self.problem.grid
+        stops = None if known.stops is None else rest.pop(0)
         parts: list[tuple[Tensor, ...]] = []
         for part in (*self.problem.theta, *self.problem.data):
             parts.append(tuple(rest[: len(part)]))
             rest = rest[len(part) :]
         return Problem(
             y0, Theta(parts[0], parts[1]), Data(parts[2], parts[3]),
-            TimeGrid(times, self.problem.grid.observe, dt=dt),
+            TimeGrid(times, known.observe, dt=dt, stops=stops),
             self.problem.layout, self.problem.tasks, self.problem.stream,
         )  # fmt: skip
 
@@ -164,6 +169,7 @@ class Solve(_ReverseOnly):
         trajectory = run.trajectory
         record.places.fill(run)
         y_end = trajectory.y_end
+        record.ends = ends_of_velocity(record.choices, problem, y_end)
         if y_end is problem.y0 or any(y_end is state for state in record.places.states):
             y_end = y_end.clone()
         outputs = (y_end, *record.places.states, trajectory.prints.stacked(y_end))
@@ -228,6 +234,7 @@ def pull_back(
 ) -> tuple[Tensor, ...]:
     """Gradients w.r.t. the inputs of `Solve`, in their order."""
     problem = record.rebuild(inputs)
+    check_ends(record.ends, record.choices, problem, y_end)
     places = record.places
     trajectory = places.trajectory(problem.y0, y_end, states, record.stats)
     run = resume(record.choices, problem, trajectory, record.refinement, record.stats)
@@ -257,7 +264,9 @@ def _gradients(problem: Problem, swept: Swept) -> tuple[Tensor, ...]:
     g_data = [torch.zeros_like(leaf) for part in problem.data for leaf in part]
     g_times = torch.nn.functional.pad(swept.t, (0, 1)).to(problem.grid.times.dtype)
     g_dt = swept.dt.to(problem.grid.dt.dtype)
-    return (swept.lam, g_times, g_dt, *theta.shared, *theta.batch, *g_data)
+    stops = problem.grid.stops
+    g_stops = [] if stops is None else [torch.zeros_like(stops)]
+    return (swept.lam, g_times, g_dt, *g_stops, *theta.shared, *theta.batch, *g_data)
 
 
 def is_visible(tensor: Tensor) -> bool:

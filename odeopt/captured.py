@@ -84,23 +84,48 @@ def check_not_scripted(value: Any) -> None:
         )
 
 
+@functools.singledispatch
 def _parts(value: Any) -> Iterable[Any]:
-    if isinstance(value, (Tensor, *_NUMBERS, types.ModuleType, type)):
-        return ()
-    if isinstance(value, types.FunctionType):
-        return () if _is_foreign(value) else _parts_of_function(value)
-    if isinstance(value, types.MethodType):
-        return value.__func__, value.__self__
-    if isinstance(value, functools.partial):
-        return value.func, *value.args, *value.keywords.values()
-    if isinstance(value, Mapping):
-        return list(value.values())
-    if isinstance(value, (list, tuple, set, frozenset, deque)):
-        return list(value)
+    """What an object holds, in the order in which it holds it."""
     return _attributes(value)
 
 
-def _parts_of_function(function: types.FunctionType) -> list[Any]:
+@_parts.register(Tensor)
+@_parts.register(types.ModuleType)
+@_parts.register(type)
+def _nothing(value: Any) -> Iterable[Any]:
+    del value
+    return ()
+
+
+@_parts.register
+def _of_method(value: types.MethodType) -> Iterable[Any]:
+    return value.__func__, value.__self__
+
+
+@_parts.register
+def _of_partial(value: functools.partial) -> Iterable[Any]:  # type: ignore[type-arg]
+    return value.func, *value.args, *value.keywords.values()
+
+
+@_parts.register
+def _of_mapping(value: Mapping) -> Iterable[Any]:  # type: ignore[type-arg]
+    return [*value.values(), *getattr(value, "__dict__", {}).values()]
+
+
+@_parts.register(list)
+@_parts.register(tuple)
+@_parts.register(set)
+@_parts.register(frozenset)
+@_parts.register(deque)
+def _of_collection(value: Any) -> Iterable[Any]:
+    return [*value, *getattr(value, "__dict__", {}).values()]
+
+
+@_parts.register
+def _of_function(function: types.FunctionType) -> Iterable[Any]:
+    if (function.__module__ or "").partition(".")[0] in _FOREIGN:
+        return ()
     found = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     found += [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
     names = _names(function.__code__)
@@ -118,12 +143,12 @@ def _names(code: types.CodeType) -> list[str]:
 
 
 def _is_filled(cell: types.CellType) -> bool:
+    """Whether the variable has a value yet."""
     try:
-        return bool(cell.cell_contents) or True
-    except ValueError:  # a variable that has no value yet
+        cell.cell_contents  # noqa: B018
+    except ValueError:
         return False
-    except Exception:  # its truth value cannot be told, so that it has one
-        return True
+    return True
 
 
 def _attributes(value: Any) -> list[Any]:
@@ -134,7 +159,3 @@ def _attributes(value: Any) -> list[Any]:
             if isinstance(kind.__dict__.get(name), types.MemberDescriptorType):
                 own += [getattr(value, name)] if hasattr(value, name) else []
     return own
-
-
-def _is_foreign(function: types.FunctionType) -> bool:
-    return (function.__module__ or "").partition(".")[0] in _FOREIGN

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import dataclasses
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -31,7 +32,7 @@ class Choices:
     checkpoints: CheckpointSchedule
     safety: Safety
     compiler: Compiler | None = None
-    watched: set[object] = field(default_factory=set[object], compare=False)
+    watched: set[object] = dataclasses.field(default_factory=set[object], compare=False)
     """The kinds of inputs with which each operation of the loss has been looked at."""
 
     @property

@@ -68,12 +68,8 @@ class TimeGrid:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TimeGrid):
             return NotImplemented
-        return self.observe == other.observe and all(
-            _same(own, theirs)
-            for own, theirs in (
-                (self.times, other.times), (self.dt, other.dt), (self.stops, other.stops),
-            )  # fmt: skip
-        )
+        mine, theirs = (self.times, self.dt, self.stops), (other.times, other.dt, other.stops)
+        return self.observe == other.observe and all(map(_same, mine, theirs))
 
     def __hash__(self) -> int:
         return hash((self.times.shape, self.observe))

@@ -45,6 +45,7 @@ class Noted(NamedTuple):
 def note(pulled: Pulled) -> Noted:
     """A pull of one task or of all, with the norm of its lam."""
     norm, zero = torch.linalg.vector_norm(pulled.lam, dim=-1), torch.zeros_like(pulled.dt)
-    told = (zero if number is None else number for number in pulled.diagnostics)
-    scalars = Scalars(pulled.t, pulled.dt, *told, norm)
+    step_ratio, defect, gap = pulled.diagnostics
+    gap = zero if gap is None else gap
+    scalars = Scalars(pulled.t, pulled.dt, step_ratio, defect, gap, norm)
     return Noted(pulled.lam, pulled.theta, torch.stack(scalars, dim=-1))

@@ -129,6 +129,7 @@ class _Evaluation:
         self._seed = None if problem.stream is None else problem.stream.step_seed(0)
         self._tasks = problem.tasks
         self._args = _first_task(problem)
+        self._t_end = problem.grid.times.detach().reshape(-1, problem.grid.steps + 1)[0, -1]
         self._hidden = inside_transform(problem.tensors())
         self._field = inner
 
@@ -136,6 +137,11 @@ class _Evaluation:
         y = self._args[2]
         with nullcontext() if self._seed is None else seeded(self._seed, y.device):
             return self._evaluate(*self._args)
+
+    def at_end(self, y: Tensor) -> Tensor:
+        """The same at the end of the grid."""
+        _, lr, _, theta, data = self._args
+        return self._evaluate(self._t_end, lr, y, theta, data)
 
     def compare(self, compiler: Compiler, found: Tensor) -> bool:
         """Whether it was compared with what was recorded in an earlier call.
@@ -152,6 +158,34 @@ class _Evaluation:
         if isinstance(self._dynamics, BoundRule):
             return self._dynamics.update(torch.zeros_like(t), lr, y, theta, data)
         return self._dynamics.velocity(t, y, theta, data)
+
+
+def ends_of_velocity(choices: Choices, problem: Problem, y_end: Tensor) -> Tensor | None:
+    """The velocity of the first task at both ends of a solve, to be compared with a later one.
+
+    Adjoints that evaluate velocities between the steps do not meet the steps themselves, so that
+    nothing else would tell that the loss has changed since the solve. None for other adjoints,
+    where `Safety.probe` is off, and where a transform hides values. Shape [2, d].
+    """
+    hidden = inside_transform([*problem.tensors(), y_end])
+    if not (choices.adjoint.needs_velocity and choices.safety.probe) or hidden:
+        return None
+    first = _Evaluation(choices.field, problem)
+    end = y_end if problem.tasks is None else y_end[0]
+    with torch.no_grad():
+        return torch.stack([first(), first.at_end(end)])
+
+
+def check_ends(before: Tensor | None, choices: Choices, problem: Problem, y_end: Tensor) -> None:
+    """Raise `NondeterminismError` if the velocity at the ends of a solve is another one now."""
+    now = None if before is None else ends_of_velocity(choices, problem, y_end)
+    if before is not None and now is not None and _differ(before, now):
+        raise NondeterminismError(
+            "the velocity is not what it was in the forward sweep: something that the loss uses"
+            " has changed since the solve (a number or tensor that it captures, an attribute of a"
+            " module). Pass what changes in hparams or in the batch, and change it after"
+            " backward()."
+        )
 
 
 def probe_init(field: InnerOptimizer, params: PyTree, hparams: PyTree) -> None:
@@ -177,8 +211,10 @@ _CAPTURED = (
 def _differ(first: Tensor, second: Tensor) -> bool:
     """Whether two results differ by more than rounding (some CUDA kernels round at random)."""
     try:
-        tolerance = torch.finfo(first.dtype).eps ** 0.5
-        return not torch.allclose(first, second, rtol=tolerance, atol=tolerance, equal_nan=True)
+        tolerance = torch.finfo(first.dtype).eps ** 0.5 * torch.linalg.vector_norm(first)
+        missing = first.isnan() & second.isnan()
+        gap = torch.where(missing, torch.zeros_like(first), first - second)
+        return bool(~(torch.linalg.vector_norm(gap) <= tolerance) & (first != second).any())
     except RuntimeError:  # inside torch.func.vmap values are hidden
         return False
 

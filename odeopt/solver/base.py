@@ -25,7 +25,7 @@ class StepGradient(NamedTuple):
     theta: Theta
     y1: Tensor | None = None
     """The state after the step that was differentiated, or as many of its first entries as are
-    known: they are compared with those of the forward sweep. Without them the step is made again."""
+    known, to be compared with those of the forward sweep. Without them the step is made again."""
 
 
 class FlatRule(ABC):
