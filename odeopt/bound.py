@@ -16,6 +16,7 @@ from odeopt.linearization import Cotangents, Differentiate, FlatField, Lineariza
 from odeopt.rule.base import GradientRule, UpdateRule
 from odeopt.seeds import random_state, restore_random_state
 from odeopt.solver.base import FlatRule, StepGradient
+from odeopt.solver.reached import reached
 from odeopt.theta import Data, Theta, add_thetas
 from odeopt.tree import Partition, Ravel
 from odeopt.types import PyTree
@@ -83,7 +84,7 @@ class BoundRule(FlatRule):
         linearized: Any = torch.func.vjp(updated, lr, y, theta)
         y1, pullback = linearized
         g_lr, g_y, g_theta = pullback(lam)
-        return StepGradient(g_y, torch.zeros_like(k), g_lr, g_theta, y1)
+        return StepGradient(g_y, torch.zeros_like(k), g_lr, g_theta, reached(y1))
 
 
 class BoundGradientRule(BoundRule):
@@ -129,7 +130,7 @@ class BoundGradientRule(BoundRule):
             g_y = torch.cat([g_y[: params.size] + pulled.y, g_y[params.size :]])
             total = add_thetas([total, pulled.theta])
         known = sum(leaf.numel() for leaf in tree.tensors((state.params, state.slots)))
-        return StepGradient(g_y, torch.zeros_like(k), g_lr, total, y1[:known])
+        return StepGradient(g_y, torch.zeros_like(k), g_lr, total, reached(y1[:known]))
 
     def _survey(
         self, params: Ravel, y: Tensor, theta: Theta, data: Data

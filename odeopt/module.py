@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from odeopt.calls import check_scalar
+from odeopt.captured import check_not_scripted
 from odeopt.errors import InputError
+from odeopt.loan import Loan
 from odeopt.types import PyTree
 
 Objective = Callable[[Callable[..., Any], PyTree], Tensor]
@@ -70,9 +70,12 @@ def from_module(
         adapt: which parameters the inner loop moves, by name; all by default.
 
     Raises:
-        InputError: if no parameter is adapted, or if running statistics are averaged in a way
-            that depends on a counter (`momentum=None`).
+        InputError: if no parameter is adapted, if running statistics are averaged in a way that
+            depends on a counter (`momentum=None`), or if a lazy part has no parameters yet.
+        CompatibilityError: if TorchScript runs a part of it.
     """
+    check_not_scripted(module)
+    _check_initialised(module)
     copies = {name: p.detach().clone() for name, p in module.named_parameters()}
     params = {name: p for name, p in copies.items() if adapt(name)}
     frozen = {name: p for name, p in copies.items() if name not in params}
@@ -95,7 +98,7 @@ class _Parts:
 
     def __init__(self, module: nn.Module, objective: Objective, moving: list[str]) -> None:
         self._module, self._objective, self.moving = module, objective, moving
-        self._host = _Host(module)
+        self._loan = Loan(module)
         self._training = {name: child.training for name, child in module.named_modules()}
         self.fixed = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
 
@@ -111,8 +114,7 @@ class _Parts:
                 " (track_running_stats=False) or in groups (GroupNorm)."
             )
         now = {name: buffers[name].detach().clone() for name in self.moving}
-        with self._mode(self._training):
-            value = self._call(params, batch, hparams, now)
+        value = self._call(params, batch, hparams, now, self._training)
         return (value, now) if self.moving else value
 
     def evaluate(
@@ -124,53 +126,36 @@ class _Parts:
                 "evaluate needs the running statistics: pass buffers (an outer loss gets them from"
                 " an update rule that was made with buffers=problem.buffers)."
             )
-        with self._mode(dict.fromkeys(self._training, False)):
-            return self._call(params, batch, hparams, dict(buffers or {}))
+        evaluating = dict.fromkeys(self._training, False)
+        return self._call(params, batch, hparams, dict(buffers or {}), evaluating)
 
     def _call(
-        self, params: dict[str, Tensor], batch: PyTree, hparams: Any, now: dict[str, Tensor]
-    ) -> Tensor:
+        self, params: dict[str, Tensor], batch: PyTree, hparams: Any, now: dict[str, Tensor],
+        training: dict[str, bool],
+    ) -> Tensor:  # fmt: skip
         counters = {name: b for name, b in self.fixed.items() if name.endswith(_COUNTER)}
         others = {name: b for name, b in self.fixed.items() if name not in counters}
         before = _versions(others)
         spent = {name: counter.clone() for name, counter in counters.items()}
         values = {**others, **spent, **now, **(hparams or {}), **params}
-
-        lent = {f"{_Host.NAME}.{name}": value for name, value in values.items()}
-        found = torch.func.functional_call(self._host, lent, (self._objective, batch))
+        with self._loan.of(values, training):
+            found = self._objective(self._module, batch)
         value = check_scalar(found, "objective")
         _check_unchanged(before, _versions(others))
         return value
 
-    @contextmanager
-    def _mode(self, training: dict[str, bool]) -> Generator[None]:
-        children = dict(self._module.named_modules())
-        found = {name: child.training for name, child in children.items()}
-        try:
-            for name, mode in training.items():
-                children[name].training = mode
-            yield
-        finally:
-            for name, mode in found.items():
-                children[name].training = mode
-
-
-class _Host(nn.Module):
-    """Lends a module to an objective, which may use any part of it."""
-
-    NAME = "module"
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, objective: Objective, batch: PyTree) -> Any:
-        """What the objective returns."""
-        return objective(self.module, batch)
-
 
 _COUNTER = "num_batches_tracked"
 """A buffer that counts forward passes and has no effect on them (unless momentum is None)."""
+
+
+def _check_initialised(module: nn.Module) -> None:
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise InputError(
+                f"{name!r} has no shape yet, since its module is a lazy one: call the module once,"
+                " on a batch of the kind that it will see."
+            )
 
 
 def _statistics(module: nn.Module) -> list[str]:

@@ -14,6 +14,7 @@ from odeopt.calls import check_positive
 from odeopt.errors import CompatibilityError
 from odeopt.registry import ADJOINTS
 from odeopt.solver.base import Solver, StepGradient, Stepping, StepSolver
+from odeopt.solver.reached import reached
 
 
 class ExactAdjoint(LocalAdjoint):
@@ -40,8 +41,8 @@ class ExactAdjoint(LocalAdjoint):
         assert isinstance(solver, StepSolver), "checked before"
         t, dt, y0, _ = interval
         step = solver.pull(stepping, t, dt, y0, lam)
-        if step.y1 is None:
-            step = step._replace(y1=solver.advance(stepping, t, dt, y0))
+        if step.end is None:
+            step = step._replace(end=reached(solver.advance(stepping, t, dt, y0)))
         return as_pulled(step, interval)
 
     @override
@@ -53,23 +54,10 @@ class ExactAdjoint(LocalAdjoint):
 
 def as_pulled(step: StepGradient, interval: Interval) -> Pulled:
     """The gradient of a step that knows where it leads, compared with where the solve came to."""
-    assert step.y1 is not None, "computed where the solver does not say it"
+    assert step.end is not None, "found where the solver does not say it"
     zero = torch.zeros_like(interval.dt)
-    gap = rounding_gap(step.y1, interval.y0, interval.y1)
+    gap = step.end.gap(interval.y0, interval.y1)
     return Pulled(step.lam, step.t, step.dt, step.theta, Diagnostics(zero, zero, gap))
-
-
-def rounding_gap(found: Tensor, y0: Tensor, y1: Tensor) -> Tensor:
-    r"""$\lVert y - y_1\rVert$ in units of what rounding explains: above 1 it does not.
-
-    Allowed are $\sqrt\epsilon$ of the way from y0 to y1, and a few units in the last place of y1,
-    which matter where a step is tiny. Shapes [..., d] to [...]; `found` may be shorter than y1.
-    """
-    known, eps = found.shape[-1], torch.finfo(y1.dtype).eps
-    y0, y1 = y0[..., :known], y1[..., :known]
-    way, size = (torch.linalg.vector_norm(x, dim=-1) for x in (y1 - y0, y1))
-    allowed = eps**0.5 * way + 4 * eps * size + torch.finfo(y1.dtype).tiny
-    return torch.linalg.vector_norm(found - y1, dim=-1) / allowed
 
 
 @final

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from odeopt.linearization import Differentiate, FlatField, Linearization
+from odeopt.solver.reached import Reached, reached
 from odeopt.theta import Data, Theta
 from odeopt.types import Velocity
 
@@ -23,9 +24,9 @@ class StepGradient(NamedTuple):
     dt: Tensor
     """w.r.t. the step size, 0-dim."""
     theta: Theta
-    y1: Tensor | None = None
-    """The state after the step that was differentiated, or as many of its first entries as are
-    known, to be compared with those of the forward sweep. Without them the step is made again."""
+    end: Reached | None = None
+    """Where the step that was differentiated leads, as `reached(y1)` has it, to be compared with
+    where the forward sweep came to. Without it the step is made again for that."""
 
 
 class FlatRule(ABC):
@@ -121,7 +122,7 @@ class StepSolver(Solver):
         linearized: Any = torch.func.vjp(stepped, t, dt, y0, stepping.theta)
         y1, pullback = linearized
         g_t, g_dt, g_y, g_theta = pullback(lam)
-        return StepGradient(g_y, g_t, g_dt, g_theta, y1)
+        return StepGradient(g_y, g_t, g_dt, g_theta, reached(y1))
 
 
 class GridSolver(Solver):

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from odeopt.linearization import Cotangents, Linearization
 from odeopt.solver.base import StepGradient
+from odeopt.solver.reached import reached
 from odeopt.theta import add_thetas
 from odeopt.types import Velocity
 
@@ -133,7 +134,7 @@ def pull(
     theta = add_thetas([*(each.theta for each in pulled), cotangents.theta])
     rise, push = length * points[0].value, length * points[-1].value
     y1 = y + _next(found.stages[-1], *last, push, rise)
-    return StepGradient(total + cotangents.y, g_t + cotangents.t, g_dt, theta, y1)
+    return StepGradient(total + cotangents.y, g_t + cotangents.t, g_dt, theta, reached(y1))
 
 
 def _linearize(

@@ -13,6 +13,7 @@ from typing_extensions import override
 from odeopt.linearization import Cotangents, Linearization
 from odeopt.registry import SOLVERS
 from odeopt.solver.base import StepGradient, Stepping, StepSolver
+from odeopt.solver.reached import Reached, spread
 from odeopt.solver.tableau import EULER, HEUN, MIDPOINT, RUNGE_KUTTA_4, Tableau
 from odeopt.theta import add_thetas
 from odeopt.types import Velocity
@@ -53,7 +54,8 @@ class ExplicitRungeKutta(StepSolver):
                 slopes.append(points[-1].value)
         found = self._transpose(points, dt, lam)
         slopes.append(points[-1].value)  # last, where a product brings it along
-        return found._replace(y1=advance(y0, dt, self.tableau.b[: self.stages], slopes))
+        weights, some = self.tableau.b[: self.stages], [spread(slope) for slope in slopes]
+        return found._replace(end=Reached(advance(spread(y0), dt, weights, some), len(y0)))
 
     def _transpose(self, points: Sequence[Linearization], dt: Tensor, lam: Tensor) -> StepGradient:
         pulled: dict[int, Cotangents] = {}

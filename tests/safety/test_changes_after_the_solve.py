@@ -7,6 +7,7 @@ import torch
 
 import odeopt
 from odeopt.solver import StepSolver
+from odeopt.solver.reached import reached
 from odeopt.testing import relative_error
 
 CHOICES = {
@@ -159,7 +160,7 @@ def test_a_change_before_the_outer_loss_is_noticed_in_one_call(device):
 
 
 class Plugin(StepSolver):
-    """Euler's method, whose pull says that it leads to `says(y1)`."""
+    """Euler's method, whose pull says that it leads to `says(end)`."""
 
     order, stages, stability_limit = 1, 1, 2.0
 
@@ -171,7 +172,7 @@ class Plugin(StepSolver):
 
     def pull(self, stepping, t, dt, y0, lam):
         found = super().pull(stepping, t, dt, y0, lam)
-        return found._replace(y1=self.says(found.y1))
+        return found._replace(end=self.says(found.end))
 
 
 def of_plugin(says, problem, changes):
@@ -184,10 +185,26 @@ def of_plugin(says, problem, changes):
     return params["layer.weight"].grad
 
 
-@pytest.mark.parametrize("says", [lambda y1: None, lambda y1: y1 * (1 + 1e-5)])
+@pytest.mark.parametrize("says", [lambda end: None, lambda end: reached(end.entries * (1 + 1e-5))])
 def test_a_pull_that_leads_elsewhere_by_rounding_is_judged_by_the_solve_itself(says, device):
     """Compiled code may round otherwise, and some rules magnify that; so may a plugin."""
-    expected = of_plugin(lambda y1: y1, Problem(device), changes=False)
+    expected = of_plugin(lambda end: end, Problem(device), changes=False)
     assert torch.equal(of_plugin(says, Problem(device), changes=False), expected)
     with pytest.raises(odeopt.NondeterminismError, match="has changed since"):
         of_plugin(says, Problem(device), changes=True)
+
+
+def test_of_a_large_state_some_entries_are_compared(device):
+    """Evenly spread, of each layer; a change that moves all of them is seen."""
+    scale = {"now": 1.0}
+    loss = lambda params, batch: scale["now"] * (params - batch).square().sum()  # noqa: E731
+    params = torch.ones(200_001, device=device, requires_grad=True)
+    opt = odeopt.ODEOptimizer(odeopt.GradientFlow(loss))
+    for changes in (False, True):
+        sol = opt.solve(params, torch.zeros((), device=device), odeopt.TimeGrid.from_lr(0.1, 2))
+        scale["now"] += 1e-3 * changes
+        if not changes:
+            sol.params.sum().backward()
+            continue
+        with pytest.raises(odeopt.NondeterminismError, match="has changed since"):
+            sol.params.sum().backward()
