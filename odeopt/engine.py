@@ -10,7 +10,6 @@ from torch import Tensor
 
 from odeopt.adjoint.base import LocalAdjoint, Sweep, Swept, WholeAdjoint
 from odeopt.bound import bind
-from odeopt.captured import captured_values
 from odeopt.choices import Choices
 from odeopt.errors import CompatibilityError
 from odeopt.heap import keep_freed_heap
@@ -73,7 +72,7 @@ def make_kernels(choices: Choices, problem: Problem, stats: Stats) -> Kernels:
         if compiler is not None and stream.seed is not None:
             compiler.decline("steps draw random numbers, which a trace would draw anew.")
             compiler = None
-    captured = () if compiler is None else captured_values(choices.field)
+    captured = () if compiler is None else choices.field.captured()
     return Kernels(
         dynamics, choices.solver, theta, data, problem.tasks, steps, compiler, captured, stats
     )

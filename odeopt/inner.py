@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC
 from typing import Any
 
+from odeopt.captured import captured_values
 from odeopt.types import PyTree
 
 
@@ -24,6 +25,14 @@ class InnerOptimizer(ABC):  # noqa: B024  (a field adds its velocity, an update 
     def readout(self, state: PyTree) -> PyTree:
         """The parameters contained in a state; it is the identity by default."""
         return state
+
+    def captured(self) -> tuple[Any, ...]:
+        """The numbers and tensors beside its arguments on which its evaluations depend.
+
+        Compiled kernels are kept for them. By default they are looked for in what it holds: losses
+        and what these capture.
+        """
+        return captured_values(self)
 
     def outer_keywords(self, state: PyTree) -> dict[str, Any]:
         """What of a state the outer loss gets by keyword beside the parameters; {} by default."""

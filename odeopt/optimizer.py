@@ -60,7 +60,8 @@ class ODEOptimizer:
         safety: limits beyond which a gradient is refused.
         compile: None; "trace" to run the kernels as recorded graphs; or "inductor" to compile
             those graphs, which takes seconds per kernel, once per shape, and needs a C++
-            compiler. Inside `torch.func` transforms kernels run eagerly.
+            compiler; or a `Compiler` that several optimisers share. Inside `torch.func` transforms
+            kernels run eagerly.
 
     Raises:
         CompatibilityError: if two choices do not work together.
@@ -73,7 +74,7 @@ class ODEOptimizer:
         adjoint: Adjoint | None = None,
         checkpoints: CheckpointSchedule | None = None,
         safety: Safety | None = None,
-        compile: str | None = None,
+        compile: str | Compiler | None = None,
     ) -> None:
         inner = as_field(field)
         self._choices = Choices(
@@ -82,7 +83,7 @@ class ODEOptimizer:
             _instance(adjoint, Adjoint, "adjoint", DiscreteAdjoint),
             _instance(checkpoints, CheckpointSchedule, "checkpoints", Every),
             _instance(safety, Safety, "safety", Safety),
-            None if compile is None else Compiler(compile),
+            Compiler(compile) if isinstance(compile, str) else compile,
         )
         self._choices.check()
 

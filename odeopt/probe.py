@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import warnings
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from odeopt import tree
-from odeopt.adjoint.linearize import Differentiation
 from odeopt.bound import BoundRule, bind
 from odeopt.calls import noting_losses
-from odeopt.captured import captured_values, check_not_scripted
+from odeopt.captured import check_not_scripted
 from odeopt.choices import Choices
 from odeopt.compilation import Compiler
-from odeopt.errors import (
-    CapturedTensorError,
-    CompatibilityError,
-    InputError,
-    NondeterminismError,
-    OdeoptWarning,
-)
+from odeopt.errors import CapturedTensorError, NondeterminismError
 from odeopt.inner import InnerOptimizer
 from odeopt.problem import Problem
 from odeopt.seeds import seeded
 from odeopt.theta import Data, Theta
 from odeopt.tracking import any_requires_grad, captures, inside_transform, requires_grad
 from odeopt.types import PyTree
-from odeopt.watch import LossWatch
+from odeopt.watch import LossWatch, check_watched
 
 
 def probe(choices: Choices, problem: Problem) -> None:
@@ -82,45 +74,6 @@ def _watch(choices: Choices, problem: Problem) -> LossWatch | None:
     return LossWatch()
 
 
-def check_watched(
-    watch: LossWatch, differentiation: Differentiation, follows_flow: bool = False
-) -> None:
-    """Raise, or warn, if an evaluation did what derivatives do not show.
-
-    Args:
-        watch: what it did.
-        differentiation: how it will be differentiated.
-        follows_flow: whether the gradient is to be that of the flow.
-    """
-    if watch.lowered:
-        raise InputError(
-            "the loss rounds numbers to half precision (autocast, .half() or .bfloat16() inside"
-            " it), which spoils the gradient of a long loop without a sign: leave the model in"
-            " float32 or float64, or call it under torch.autocast(..., enabled=False)."
-        )
-    if watch.data:
-        raise InputError(
-            "the loss takes .data of something that depends on the parameters, which torch.func"
-            " differentiates in part: use .detach()."
-        )
-    if watch.no_grad and not differentiation.respects_no_grad:
-        raise CompatibilityError(
-            f"the loss uses torch.no_grad, which {type(differentiation).__name__} does not see:"
-            " use ReverseMode(), or .detach() in the loss."
-        )
-    if watch.kinks and follows_flow:
-        message = _KINKS.format(kinks=", ".join(watch.kinks))
-        warnings.warn(message, OdeoptWarning, stacklevel=3)
-
-
-_KINKS = (
-    "the loss has kinks ({kinks}), where the velocity of the flow jumps: its true gradient then"
-    " has parts that no adjoint sees, however small the steps are (16 % of it in one measurement)."
-    " Use smooth activations such as tanh, softplus or GELU, or Euler() with"
-    " DiscreteAdjoint(), whose gradient is that of gradient descent, as backpropagation has it."
-)
-
-
 class _Evaluation:
     """The velocity at the start, or the first update, with the random numbers of step 0."""
 
@@ -151,7 +104,7 @@ class _Evaluation:
         """
         if self._seed is not None or self._hidden:
             return False
-        key = self._dynamics.layout, captured_values(self._field)
+        key = self._dynamics.layout, self._field.captured()
         return compiler.check_unchanged(key, self._evaluate, self._args, found)
 
     def _evaluate(self, t: Tensor, lr: Tensor, y: Tensor, theta: Theta, data: Data) -> Tensor:

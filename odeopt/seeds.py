@@ -73,3 +73,10 @@ def restore_random_state(state: tuple[Tensor, ...] | None) -> None:
     torch.set_rng_state(state[0])
     for own in state[1:]:
         torch.cuda.set_rng_state(own, _open.devices[-1])
+
+
+def same_random_state(first: tuple[Tensor, ...] | None, second: tuple[Tensor, ...] | None) -> bool:
+    """Whether nothing has been drawn between two looks at torch's generators."""
+    if first is None or second is None:
+        return first is second
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

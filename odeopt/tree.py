@@ -150,6 +150,11 @@ def ravel(tree: PyTree, what: str) -> tuple[Tensor, Ravel]:
     return _concatenate(found), layout_of(tree)
 
 
+def flat(tree: PyTree) -> Tensor:
+    """The tensors of a tree of one dtype as one vector."""
+    return _concatenate(tensors(tree))
+
+
 def layout_of(tree: PyTree) -> Ravel:
     """How a tree of tensors that has been checked becomes one vector."""
     found, spec = pytree.tree_flatten(tree)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+import warnings
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor
@@ -11,7 +13,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
-from odeopt.tracking import requires_grad
+from odeopt.adjoint.linearize import Differentiation
+from odeopt.calls import noting_losses
+from odeopt.captured import check_not_scripted
+from odeopt.errors import CompatibilityError, InputError, OdeoptWarning
+from odeopt.tracking import captures, requires_grad
 
 KINKED = {
     "relu": "ReLU", "relu_": "ReLU", "threshold": "threshold", "leaky_relu": "leaky ReLU",
@@ -103,3 +109,75 @@ def _moves(args: tuple[Any, ...]) -> bool:
     """Whether the first argument is a floating-point tensor of full precision."""
     first = args[0] if args else None
     return isinstance(first, Tensor) and first.is_floating_point() and first.dtype not in _LOW
+
+
+def check_watched(
+    watch: LossWatch, differentiation: Differentiation, follows_flow: bool = False
+) -> None:
+    """Raise, or warn, if an evaluation did what derivatives do not show.
+
+    Args:
+        watch: what it did.
+        differentiation: how it will be differentiated.
+        follows_flow: whether the gradient is to be that of the flow.
+    """
+    if watch.lowered:
+        raise InputError(
+            "the loss rounds numbers to half precision (autocast, .half() or .bfloat16() inside"
+            " it), which spoils the gradient of a long loop without a sign: leave the model in"
+            " float32 or float64, or call it under torch.autocast(..., enabled=False)."
+        )
+    if watch.data:
+        raise InputError(
+            "the loss takes .data of something that depends on the parameters, which torch.func"
+            " differentiates in part: use .detach()."
+        )
+    if watch.no_grad and not differentiation.respects_no_grad:
+        raise CompatibilityError(
+            f"the loss uses torch.no_grad, which {type(differentiation).__name__} does not see:"
+            " use ReverseMode(), or .detach() in the loss."
+        )
+    if watch.kinks and follows_flow:
+        message = _KINKS.format(kinks=", ".join(watch.kinks))
+        warnings.warn(message, OdeoptWarning, stacklevel=3)
+
+
+_KINKS = (
+    "the loss has kinks ({kinks}), where the velocity of the flow jumps: its true gradient then"
+    " has parts that no adjoint sees, however small the steps are (16 % of it in one measurement)."
+    " Use smooth activations such as tanh, softplus or GELU, or Euler() with"
+    " DiscreteAdjoint(), whose gradient is that of gradient descent, as backpropagation has it."
+)
+
+
+@final
+class WatchedLosses:
+    """Evaluations of many losses, each of which is looked at closely when it first comes.
+
+    Args:
+        differentiation: how they will be differentiated.
+    """
+
+    def __init__(self, differentiation: Differentiation) -> None:
+        self._differentiation = differentiation
+        self._seen: set[object] = set()
+
+    @contextmanager
+    def evaluation(self, loss: Callable[..., Any]) -> Generator[list[Tensor]]:
+        """A block that evaluates a loss; in the end the list holds values that capture something.
+
+        Raises:
+            InputError: as `check_watched`.
+            CompatibilityError: likewise, or if TorchScript runs the loss.
+        """
+        code = getattr(loss, "__code__", type(loss))
+        watch = None if code in self._seen else LossWatch()
+        capturing: list[Tensor] = []
+        if watch is not None:
+            check_not_scripted(loss)
+        with noting_losses() as values, watch or nullcontext():
+            yield capturing
+        if watch is not None:
+            check_watched(watch, self._differentiation)
+            self._seen.add(code)
+        capturing += [value for value in values if captures(value)]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from typing import final
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from odeopt.errors import InputError
+from odeopt.errors import CompatibilityError, InputError
 
 
 @final
@@ -40,6 +42,60 @@ class Guard:
 
     def _look_at_modes(self) -> list[bool]:
         return [child.training for child in self._module.modules()]
+
+
+def check_hooks(model: nn.Module, optimizer: Optimizer) -> None:
+    """Raise `CompatibilityError` if there is a hook that a recorded loop would not call.
+
+    Hooks of the forward pass are called as ever.
+    """
+    found = [
+        f"{kind} on {owner}"
+        for owner, hooked, kinds in _hooked(model, optimizer)
+        for attribute, kind in kinds.items()
+        if getattr(hooked, attribute, None)
+    ]
+    if found:
+        raise CompatibilityError(
+            f"there is a hook ({', '.join(found)}), which a recorded loop does not call, since it"
+            " has no graph of its own: remove it. What is to be done to gradients goes into"
+            " gradient_transform=, what is to be done in each step into the loop."
+        )
+
+
+def _hooked(
+    model: nn.Module, optimizer: Optimizer
+) -> Iterator[tuple[str, object, Mapping[str, str]]]:
+    """What may have hooks, with the attributes in which torch keeps them."""
+    for name, parameter in model.named_parameters():
+        yield f"the parameter {name!r}", parameter, _OF_PARAMETERS
+    for name, child in model.named_modules():
+        yield (f"the module {name!r}" if name else "the module"), child, _OF_MODULES
+    yield "the optimizer", optimizer, _OF_OPTIMIZERS
+    yield "all optimizers", import_module("torch.optim.optimizer"), _OF_ALL_OPTIMIZERS
+    yield "all modules", import_module("torch.nn.modules.module"), _OF_ALL_MODULES
+
+
+_OF_PARAMETERS = {
+    "_backward_hooks": "register_hook",
+    "_post_accumulate_grad_hooks": "register_post_accumulate_grad_hook",
+}
+_OF_MODULES = {
+    "_backward_hooks": "register_full_backward_hook",
+    "_backward_pre_hooks": "register_full_backward_pre_hook",
+}
+_OF_OPTIMIZERS = {
+    "_optimizer_step_pre_hooks": "register_step_pre_hook",
+    "_optimizer_step_post_hooks": "register_step_post_hook",
+}
+_OF_ALL_OPTIMIZERS = {
+    "_global_optimizer_pre_hooks": "register_optimizer_step_pre_hook",
+    "_global_optimizer_post_hooks": "register_optimizer_step_post_hook",
+}
+_OF_ALL_MODULES = {
+    "_global_backward_hooks": "register_module_full_backward_hook",
+    "_global_backward_pre_hooks": "register_module_full_backward_pre_hook",
+}
 
 
 def moved_groups(model: nn.Module, optimizer: Optimizer) -> list[list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -11,11 +12,16 @@ from torch.optim import Optimizer
 
 from odeopt import tree
 from odeopt.adjoint.base import Adjoint
+from odeopt.adjoint.discrete import DiscreteAdjoint
+from odeopt.bilevel.compilers import shared_compiler
 from odeopt.bilevel.groups import Groups
-from odeopt.bilevel.guard import Guard, moved_groups
+from odeopt.bilevel.guard import Guard, check_hooks, moved_groups
 from odeopt.bilevel.loop_result import LoopGrads, LoopResult
 from odeopt.bilevel.record import (
+    Alike,
+    ByNumber,
     Call,
+    Feed,
     Inputs,
     RecordedRule,
     Records,
@@ -33,9 +39,10 @@ from odeopt.optimizer import ODEOptimizer
 from odeopt.precision import refuse_autocast
 from odeopt.result import Result
 from odeopt.rule.clipping import GradientTransform
-from odeopt.seeds import seeded
-from odeopt.stream import Stream
+from odeopt.seeds import mix, random_state, same_random_state, seeded
+from odeopt.solver.reached import reached
 from odeopt.types import PyTree
+from odeopt.watch import WatchedLosses
 
 
 @final
@@ -78,9 +85,14 @@ class RecordedLoop:
         adjoint: how it differentiates; `DiscreteAdjoint()`, the exact gradient, by default.
         gradient_transform: what is done to gradients first, e.g. `clip_by_norm(1.0)`.
         seed: of the random numbers in losses; by default drawn from torch's generator.
+        compile: None, "trace" or "inductor" (see `ODEOptimizer`), for the steps as `backward` makes
+            them. It needs one loss for all steps, given to each as the same function, batches of
+            one structure, and no random numbers. What is compiled is kept for later loops with the
+            same module.
 
     Raises:
-        CompatibilityError: if the optimiser or one of its options is not supported.
+        CompatibilityError: if the optimiser or one of its options is not supported, if a hook
+            stands where the loop would not call it, or if TorchScript runs a part of the module.
         InputError: if the optimiser moves tensors that are no parameters of the module.
 
     References:
@@ -91,9 +103,11 @@ class RecordedLoop:
         self, model: nn.Module, optimizer: Optimizer, hparams: PyTree = None, *,
         checkpoints: CheckpointSchedule | None = None, adjoint: Adjoint | None = None,
         gradient_transform: GradientTransform | None = None, seed: int | None = None,
+        compile: str | None = None,
     ) -> None:  # fmt: skip
         self._module, self._optimizer, self._hparams = model, optimizer, hparams
         self._settings = settings(optimizer)
+        check_hooks(model, optimizer)
         names = moved_groups(model, optimizer)
         moved = {name for own in names for name in own}
         self._own = dict(model.named_parameters())
@@ -103,12 +117,16 @@ class RecordedLoop:
         parameters = {name: self._own[name] for name in self._problem.params}
         self._taken = take_over(optimizer, rule.slot_names, parameters)
         self._records = Records()
-        self._rule = RecordedRule(
-            rule, self._groups, self._taken, self._problem, self._records, gradient_transform
-        )
-        self._engine = ODEOptimizer(self._rule, adjoint=adjoint, checkpoints=checkpoints)
-        seed = int(torch.randint(2**31, ())) if seed is None else seed
-        self._stream = Stream(torch.tensor, seed)  # each step gets its number
+        self._make_rule = partial(
+            RecordedRule, rule, self._groups, self._taken, self._problem,
+            transform=gradient_transform,
+        )  # fmt: skip
+        self._rule = self._make_rule(feed=ByNumber(self._records))
+        self._engine = partial(ODEOptimizer, adjoint=adjoint, checkpoints=checkpoints)
+        self._compiler = None if compile is None else shared_compiler(model, compile)
+        self._engine(self._rule)  # checks the choices
+        self._seed = int(torch.randint(2**31, ())) if seed is None else seed
+        self._watched = WatchedLosses((adjoint or DiscreteAdjoint()).differentiation)
         state, _ = self._rule.init(self._problem.params, None)
         self._flat, self._layout = tree.ravel(state, "the parameters")
         self._rates: list[Tensor] = []
@@ -186,8 +204,10 @@ class RecordedLoop:
             return self._rule.outer(params, call, inputs, buffers), params
 
         grid = TimeGrid.from_lr(1.0, self.steps)  # the rates themselves are among the inputs
-        call = self._engine.value_and_grad(outer, has_aux=True)
-        res = call(self._problem.params, self._stream, grid, outer_batch, self._inputs(self._lrs()))
+        opt, feed = self._chosen_engine()
+        call = opt.value_and_grad(outer, has_aux=True)
+        inputs = self._inputs(self._lrs())
+        res = call(self._problem.params, feed.stream(self._seed), grid, outer_batch, inputs)
         self._check_replay(res)
         found: Inputs = res.grads.hparams
         params = {**res.grads.params, **(found.frozen or {})}
@@ -231,6 +251,18 @@ class RecordedLoop:
         write_state(self._optimizer, moved, slots, self._taken.steps + self.steps)
         self._guard = Guard(self._module)
 
+    def _chosen_engine(self) -> tuple[ODEOptimizer, Feed]:
+        """What makes the steps again, compiled if that is wanted and possible, and feeds them."""
+        compiler, numbered = self._compiler, ByNumber(self._records)
+        if compiler is None or not self.steps:
+            return self._engine(self._rule), numbered
+        reason = Alike.why_not(self._records)
+        if reason is not None:
+            compiler.decline(reason)
+            return self._engine(self._rule), numbered
+        alike = Alike(self._records)
+        return self._engine(self._make_rule(feed=alike), compile=compiler), alike
+
     def _advance(self, rates: Tensor) -> tuple[Tensor, Tensor]:
         """The next flat state and the loss before it, exactly as the engine computes them."""
         k, like = self.steps - 1, self._flat
@@ -238,13 +270,21 @@ class RecordedLoop:
         inputs = tree.map_tensors(Tensor.detach, self._inputs(rates.expand(k + 1, -1)))
         state = self._layout.unflatten(like)
         index, one = like.new_tensor(float(k)), like.new_ones(())
-        with torch.enable_grad(), seeded(self._stream.step_seed(k) or 0, like.device):
-            after = self._rule.update(index, one, state, (), inputs, self._stream(k))
-        if any(leaf.requires_grad for leaf in tree.tensors(after)):
+        loss, _ = self._records.steps[k]
+        with (
+            torch.enable_grad(),
+            seeded(mix(self._seed, k), like.device),
+            self._watched.evaluation(loss) as captures,
+        ):
+            before = random_state()
+            after = self._rule.update(index, one, state, (), inputs, torch.tensor(k))
+            self._records.drew |= not same_random_state(before, random_state())
+        if captures or any(leaf.requires_grad for leaf in tree.tensors(after)):
             raise CapturedTensorError(
                 "the loss uses a tensor that requires grad and is not one of its arguments: its"
-                " gradient would be lost. Pass it to RecordedLoop as hparams (or as a leaf in the"
-                " batch), and take it from the loss's arguments; or detach it."
+                " gradient would be lost. Take the module's parameters from the model that the loss"
+                " is given. Pass other tensors to RecordedLoop as hparams (or as leaves in the"
+                " batch), and take them from the loss's arguments; or detach them."
             )
         return self._layout.flatten(after, "the updated state"), after.buffers["loss"]
 
@@ -273,13 +313,14 @@ class RecordedLoop:
             raise InputError("the loop has been left: make its steps inside the with block.")
         self._guard.check_parameters()
         self._guard.check_modes()
+        check_hooks(self._module, self._optimizer)
         check_settings(self._optimizer, self._settings)
 
     def _check_replay(self, res: Result) -> None:
-        state = self._layout.unflatten(self._flat)
-        pairs = [(own, res.aux[name]) for name, own in state.params.items()]
-        tolerance = torch.finfo(self._flat.dtype).eps ** 0.5
-        if not all(torch.allclose(a, b, rtol=tolerance, atol=tolerance) for a, b in pairs):
+        now = self._layout.unflatten(self._flat).params
+        found, end, start = map(tree.flat, (res.aux, now, self._problem.params))
+        allowed = 1.0 if self._compiler is None else torch.finfo(end.dtype).eps ** -0.25
+        if not bool(reached(found).gap(start, end) <= allowed):
             raise NondeterminismError(
                 "the recorded steps, run again, lead to other parameters than they did at first: a"
                 " batch or hparams were changed in place, or a loss depends on something else"
@@ -290,5 +331,11 @@ class RecordedLoop:
 def _current_rates(optimizer: Optimizer) -> Tensor:
     """The rates of the groups now, shape [groups]; a later change in place does not touch them."""
     with torch.enable_grad():
-        rates = [torch.as_tensor(group["lr"]) for group in optimizer.param_groups]
-        return torch.stack([rate.to("cpu", torch.float64).reshape(()) for rate in rates])
+        rates = [_as_float64(group["lr"]) for group in optimizer.param_groups]
+        return torch.stack(rates)
+
+
+def _as_float64(rate: Any) -> Tensor:
+    if not isinstance(rate, Tensor):  # a number is not to be rounded to torch's default
+        return torch.tensor(rate, dtype=torch.float64)
+    return rate.to("cpu", torch.float64).reshape(())

@@ -69,6 +69,8 @@ class BilevelProblem:
             of solver, adjoint and checkpoints. Losses are called `loss(params, batch, hparams)`.
         outer_loss: `outer_loss(params, outer_batch, hparams)`, a scalar tensor.
         grid: the learning rates, or a function of hparams that makes them.
+        compile: None, "trace" or "inductor" (see `ODEOptimizer`); not with an `ODEOptimizer`, which
+            has its own.
 
     Raises:
         InputError: if one of them is none of these.
@@ -80,8 +82,10 @@ class BilevelProblem:
         inner: InnerOptimizer | ODEOptimizer | Callable[..., PyTree],
         outer_loss: Callable[..., Tensor],
         grid: TimeGrid | Callable[[PyTree], TimeGrid],
+        *,
+        compile: str | None = None,
     ) -> None:
-        self._opt = inner if isinstance(inner, ODEOptimizer) else ODEOptimizer(inner)
+        self._opt = _optimizer(inner, compile)
         self._call = self._opt.value_and_grad(outer_loss)
         self._outer_loss, self._grid = outer_loss, grid
         if not callable(grid):
@@ -191,6 +195,19 @@ class BilevelProblem:
                 " differentiated: begin at a fixed time, as from_lr and uniform do."
             )
         return grid
+
+
+def _optimizer(
+    inner: InnerOptimizer | ODEOptimizer | Callable[..., PyTree], compile: str | None
+) -> ODEOptimizer:
+    if not isinstance(inner, ODEOptimizer):
+        return ODEOptimizer(inner, compile=compile)
+    if compile is not None:
+        raise InputError(
+            f"compile={compile!r} was given beside an ODEOptimizer, which has its own: give it to"
+            " that one."
+        )
+    return inner
 
 
 _CAPTURED = (

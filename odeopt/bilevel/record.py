@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,13 @@ from odeopt import tree
 from odeopt.bilevel.groups import Groups
 from odeopt.bilevel.torch_state import Taken
 from odeopt.calls import call_loss
+from odeopt.captured import captured_values
 from odeopt.errors import CapturedTensorError, InputError
 from odeopt.module import ModuleLoss
 from odeopt.rule import GradientRule
 from odeopt.rule.clipping import GradientTransform
 from odeopt.rule.leafwise import LeafwiseRule
+from odeopt.stream import Stream
 from odeopt.types import PyTree
 
 StepLoss = Callable[..., Tensor]
@@ -66,14 +69,25 @@ def run_call(model: Any, call: Call) -> Tensor:
 
 
 class Records:
-    """What each step was given. Batches are kept by reference."""
+    """What each step was given. Batches are kept by reference.
+
+    Attributes:
+        found: tensors in batches that require grad.
+        drew: whether a step drew random numbers.
+    """
 
     def __init__(self) -> None:
         self.found: list[Tensor] = []
+        self.drew = False
         self._steps: list[tuple[StepLoss, PyTree]] = []
 
     def __len__(self) -> int:
         return len(self._steps)
+
+    @property
+    def steps(self) -> list[tuple[StepLoss, PyTree]]:
+        """The loss and the batch of each step, with `Found` for tensors that require grad."""
+        return self._steps
 
     def append(self, loss: StepLoss, batch: PyTree) -> None:
         """Record a step; leaves of the batch that require grad are noted."""
@@ -82,15 +96,6 @@ class Records:
     def drop(self) -> None:
         """Forget the last step."""
         self._steps.pop()
-
-    def call(self, k: int, inputs: Inputs) -> Call:
-        """The loss and the batch of step k."""
-        loss, batch = self._steps[k]
-
-        def put_back(leaf: Any) -> Any:
-            return inputs.found[leaf.index] if isinstance(leaf, Found) else leaf
-
-        return Call(loss, tree.pytree.tree_map(put_back, batch), inputs.hparams)
 
     def _lift(self, leaf: Tensor) -> Any:
         if not leaf.requires_grad:
@@ -108,6 +113,82 @@ class Records:
         return Found(len(self.found) - 1)
 
 
+class Feed(ABC):
+    """How the steps of a rule get the records."""
+
+    loss: StepLoss | None = None
+    """The loss of every step, if it is one."""
+
+    @abstractmethod
+    def stream(self, seed: int) -> Stream:
+        """What each step gets for its batch; the seed is that of random numbers in losses."""
+
+    @abstractmethod
+    def call(self, item: PyTree, inputs: Inputs) -> Call:
+        """The loss that a step is to evaluate, from what the stream gave it."""
+
+
+@final
+class ByNumber(Feed):
+    """Each step gets its number: any losses and batches, which are looked up in Python."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+
+    @override
+    def stream(self, seed: int) -> Stream:
+        return Stream(torch.tensor, seed)
+
+    @override
+    def call(self, item: PyTree, inputs: Inputs) -> Call:
+        loss, batch = self._records.steps[int(item)]
+        return Call(loss, _put_back(batch, inputs), inputs.hparams)
+
+
+@final
+class Alike(Feed):
+    """Each step gets its batch: one loss, and batches of one structure, which can be compiled."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+        self.loss, _ = records.steps[0]
+
+    @classmethod
+    def why_not(cls, records: Records) -> str | None:
+        """Why steps differ too much for it; None if they do not."""
+        if records.drew:
+            return "steps draw random numbers, which a trace would draw anew."
+        if any(loss is not records.steps[0][0] for loss, _ in records.steps):
+            return "steps have different losses: pass the same function object to each."
+        outlines = [tree.partition(batch, _never)[0] for _, batch in records.steps]
+        if any(outline != outlines[0] for outline in outlines):
+            return "the batches of the steps differ in structure."
+        return None
+
+    @override
+    def stream(self, seed: int) -> Stream:
+        return Stream(lambda k: self._records.steps[k][1], length=len(self._records))
+
+    @override
+    def call(self, item: PyTree, inputs: Inputs) -> Call:
+        assert self.loss is not None, "set when it is made"
+        return Call(self.loss, _put_back(item, inputs), inputs.hparams)
+
+
+def _put_back(batch: PyTree, inputs: Inputs) -> PyTree:
+    """The batch with the tensors that are differentiated in the places of `Found`."""
+
+    def real(leaf: Any) -> Any:
+        return inputs.found[leaf.index] if isinstance(leaf, Found) else leaf
+
+    return tree.pytree.tree_map(real, batch)
+
+
+def _never(leaf: object) -> bool:
+    del leaf
+    return False
+
+
 class RecordedRule(GradientRule):
     """The update of a translated optimiser, with the records' losses.
 
@@ -116,14 +197,19 @@ class RecordedRule(GradientRule):
     """
 
     def __init__(
-        self, rule: LeafwiseRule, groups: Groups, taken: Taken, problem: ModuleLoss,
-        records: Records, transform: GradientTransform | None,
+        self, rule: LeafwiseRule, groups: Groups, taken: Taken, problem: ModuleLoss, feed: Feed,
+        transform: GradientTransform | None,
     ) -> None:  # fmt: skip
         like = next(iter(problem.params.values()))
         buffers = {"loss": like.new_zeros(()), "statistics": problem.buffers or {}}
         super().__init__(self._loss_of_step, transform, buffers=buffers)
         self._rule, self._groups, self._taken = rule, groups, taken
-        self._problem, self._records = problem, records
+        self._problem, self._feed = problem, feed
+
+    @override
+    def captured(self) -> tuple[Any, ...]:
+        own = (self._feed.loss, self._problem.loss, self._rule, self._transform)
+        return captured_values(own)
 
     @override
     def init_slots(self, params: PyTree) -> PyTree:
@@ -149,9 +235,9 @@ class RecordedRule(GradientRule):
         return evaluate(params, call, inputs.frozen, statistics or None)
 
     def _loss_of_step(
-        self, params: PyTree, index: Tensor, inputs: Inputs, buffers: PyTree
+        self, params: PyTree, item: PyTree, inputs: Inputs, buffers: PyTree
     ) -> tuple[Tensor, PyTree]:
-        call = self._records.call(int(index), inputs)
+        call = self._feed.call(item, inputs)
         statistics = buffers["statistics"]
         found: Any = self._problem.loss(params, call, inputs.frozen, statistics or None)
         value, statistics = found if self._problem.buffers else (found, statistics)
