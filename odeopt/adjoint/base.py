@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from odeopt.adjoint.linearize import Differentiation, ReverseMode
+from odeopt.keywords import KnownKeywords
 from odeopt.solver.base import Solver, Stepping
 from odeopt.theta import Theta
 
@@ -56,7 +57,7 @@ class Interval(NamedTuple):
     """The state at its end; the same tensor as y0 for adjoints with `needs_end = False`."""
 
 
-class Adjoint:
+class Adjoint(KnownKeywords):
     """How a solve is differentiated backward: a `LocalAdjoint` or a `WholeAdjoint`."""
 
     differentiation: Differentiation = ReverseMode()
