@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -67,15 +68,21 @@ def plugins() -> None:
         raise typer.Exit(1)
 
 
+class Wrapper(textwrap.TextWrapper):
+    """Breaks lines at blanks and inside of dotted names."""
+
+    wordsep_simple_re = re.compile(r"(\s+|(?<=[.:])(?=\w))")
+
+
 def aligned(rows: Iterable[tuple[str, ...]]) -> str:
     """Rows of cells as text: columns as wide as their longest cell, the last one wrapped."""
     rows = list(rows)
     widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)][:-1]
-    room = max(WIDTH - sum(widths), NARROWEST)
+    wrapper = Wrapper(max(WIDTH - sum(widths), NARROWEST), break_on_hyphens=False)
     lines: list[str] = []
     for *cells, last in rows:
         start = "".join(map(str.ljust, cells, widths))
-        for part in textwrap.wrap(last, room, break_on_hyphens=False) or [""]:
+        for part in wrapper.wrap(last) or [""]:
             lines.append((start + part).rstrip())
             start = " " * len(start)
     return "\n".join(lines)

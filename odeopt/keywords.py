@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from odeopt.errors import UnknownKeywordError
 
+_WORD = re.compile(r"[^\W_]+")
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -32,12 +33,16 @@ def unknown(
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that was probably meant: one spelt alike, or with the same words in it."""
+    """The known name that was probably meant.
+
+    It is spelt alike; or else one of the two has all words of the other, as in "inner_lr" and "lr",
+    or the known one its initials, as in "learning_rate" and "lr".
+    """
     name = name.casefold()
     folded = {each.casefold(): each for each in known}
     found = get_close_matches(name, folded, n=1)
     if not found:
-        related = [each for each in folded if _share_words(each, name)]
+        related = [each for each in folded if _are_related(name, each)]
         found = get_close_matches(name, related, n=1, cutoff=0.0)
     return folded[found[0]] if found else None
 
@@ -110,7 +115,16 @@ def _with_nearest(name: str, known: Iterable[str]) -> str:
     return repr(name) if found is None else f"{name!r} (did you mean {found!r}?)"
 
 
-def _share_words(one: str, other: str) -> bool:
-    """Whether one has all words of the other."""
-    mine, theirs = (set(re.findall(r"[^\W_]+", name)) for name in (one, other))
-    return bool(mine and theirs) and (mine <= theirs or theirs <= mine)
+def _are_related(one: str, other: str) -> bool:
+    mine, theirs = _words(one), _words(other)
+    if not mine or not theirs:
+        return False
+    return bool(mine <= theirs or theirs <= mine or _initials(one) == other)
+
+
+def _words(name: str) -> set[str]:
+    return set(_WORD.findall(name))
+
+
+def _initials(name: str) -> str:
+    return "".join(word[0] for word in _WORD.findall(name))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.harness.runner import Cell, run_cells
+from benchmarks.harness.runner import Cell, IncompleteError, UnknownCellError, run_cells
 from benchmarks.harness.store import ResultStore
 
 MARK = "settings"
@@ -107,3 +107,34 @@ def test_keys_must_differ(tmp_path):
     with pytest.raises(ValueError, match="same key: a"):
         run_cells("t", [counter.cell("a"), counter.cell("a")], ResultStore(tmp_path), MARK, "")
     assert counter.calls == []
+
+
+def test_cells_can_be_chosen_by_a_part_of_their_keys(tmp_path):
+    store, counter = ResultStore(tmp_path), Counter()
+    cells = [counter.cell("ridge steps=1"), counter.cell("ridge steps=2"), counter.cell("sgd")]
+    with pytest.raises(IncompleteError, match="2 of 3 cells are stored"):
+        run_cells("t", cells, store, MARK, "ridge")
+    assert counter.calls == ["ridge steps=1", "ridge steps=2"]
+    assert list(run_cells("t", cells, store, MARK, "sgd")) == [cell.key for cell in cells]
+
+
+@pytest.mark.parametrize(("only", "hint"), [
+    ("rigde", " (did you mean 'ridge'?)"), ("ridge step=1", " (did you mean 'ridge steps=1'?)"),
+    ("blah", ""),
+])  # fmt: skip
+def test_cells_that_there_are_not_are_refused_before_anything_is_computed(tmp_path, only, hint):
+    counter = Counter()
+    cells = [counter.cell("ridge steps=1"), counter.cell("sgd")]
+    with pytest.raises(UnknownCellError) as caught:
+        run_cells("t", cells, ResultStore(tmp_path), MARK, only, gaps=True)
+    assert str(caught.value) == (
+        f"--only: unknown cell '{only}'{hint}; expected one of 'ridge steps=1', 'sgd'."
+        " A part of a key will do."
+    )
+    assert counter.calls == []
+
+
+def test_nothing_can_be_chosen_where_there_are_no_cells(tmp_path):
+    with pytest.raises(UnknownCellError, match="expected none"):
+        run_cells("t", [], ResultStore(tmp_path), MARK, "a")
+    assert run_cells("t", [], ResultStore(tmp_path), MARK, "") == {}
