@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 import odeopt
+from odeopt.plugins import UNKNOWN, read
 from odeopt.registry import (
     ADJOINTS,
     CHECKPOINTS,
@@ -92,11 +93,7 @@ def source(entry: Callable[..., Any]) -> tuple[str, str]:
     """The module and the qualified name of a class or a factory (of its function, if partial)."""
     while isinstance(entry, partial):
         entry = entry.func
-    kind: type[Any] = type(entry)
-    return (
-        getattr(entry, "__module__", None) or kind.__module__,
-        getattr(entry, "__qualname__", None) or kind.__qualname__,
-    )
+    return _own_or_of_type(entry, "__module__"), _own_or_of_type(entry, "__qualname__")
 
 
 def distribution_of(module: str, reports: Iterable[PluginReport]) -> str:
@@ -104,6 +101,11 @@ def distribution_of(module: str, reports: Iterable[PluginReport]) -> str:
     plugins = [(report.module.partition(":")[0], report.distribution) for report in reports]
     nearest = max([("odeopt", "odeopt"), *plugins], key=lambda known: _shared(known[0], module))
     return nearest[1] if _shared(nearest[0], module) > 0 else "-"
+
+
+def _own_or_of_type(entry: object, attribute: str) -> str:
+    own = read(entry, attribute)
+    return own if own != UNKNOWN else read(type(entry), attribute)
 
 
 def _shared(one: str, other: str) -> int:

@@ -65,7 +65,9 @@ class Plugins:
         if not self._has_built_in:
             with self._loading_built_in:
                 if not self._has_built_in:
-                    self._import(EntryPoint("builtin", BUILT_IN, ENTRY_POINT_GROUP))
+                    for found in _find():
+                        if read(found, "module") == BUILT_IN:
+                            self._load(found)  # its report is made with those of all others
                     self._has_built_in = True
 
     def _load_all(self) -> None:

@@ -39,16 +39,24 @@ class Registry:
                 arguments, by default. For fields it is called with a loss.
 
         Raises:
-            InputError: if the name is taken by another entry, or empty. The entries that come with
-                odeopt have their names before anyone else can take them.
+            InputError: if the name is no text that can be printed, or is taken by another entry,
+                as those of built-in entries always are; or if the entry cannot be called.
         """
-        if not name:
-            raise InputError(f"cannot register a {self.kind} under an empty name.")
+        if not isinstance(name, str) or not name.strip() or not name.isprintable():  # pyright: ignore
+            raise InputError(
+                f"cannot register a {self.kind} under the name {name!r}; expected lower case words"
+                ' joined by hyphens, e.g. "modified-euler".'
+            )
 
         def decorate(entry: Entry) -> Entry:
             module = _caller()
             if package(module) not in ("odeopt", BUILT_IN):
                 PLUGINS.load_built_in()
+            if not callable(entry):
+                raise InputError(
+                    f"cannot register {entry!r} as {self.kind} {name!r}; expected a class or a"
+                    " function."
+                )
             known = self._entries.get(name)
             if known is not None and _origin(known) != _origin(entry):
                 raise InputError(

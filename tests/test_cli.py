@@ -153,6 +153,14 @@ def test_the_source_of_what_has_no_module_is_that_of_its_type():
     assert cli.source("".join) == ("builtins", "str.join")
 
 
+def test_the_source_of_what_cannot_be_asked_is_that_of_its_type():
+    class Silent(Callme):
+        def __getattr__(self, name):
+            raise RuntimeError(name)
+
+    assert cli.source(Silent()) == (__name__, Silent.__qualname__)
+
+
 @pytest.mark.parametrize(("module", "distribution"), [
     ("company.first.fields", "company-first"), ("company.first.entries", "company-first"),
     ("company.second.fields", "company-second"), ("odeopt.field.base", "odeopt"),

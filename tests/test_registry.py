@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 import odeopt
@@ -97,9 +99,18 @@ def test_an_entry_can_be_registered_again():
     assert registry.names() == ["mine"]
 
 
-def test_an_empty_name_is_refused():
-    with pytest.raises(odeopt.InputError, match="thing under an empty name"):
-        Registry("thing").register("")
+@pytest.mark.parametrize("name", ["", " ", 3, None, "two\nlines", "half \ud800"])
+def test_a_name_that_cannot_be_listed_is_refused(name):
+    with pytest.raises(odeopt.InputError, match=f"thing under the name {re.escape(repr(name))}"):
+        Registry("thing").register(name)
+
+
+@pytest.mark.parametrize("entry", [None, 3])
+def test_an_entry_that_cannot_be_called_is_refused(entry):
+    registry = Registry("thing")
+    with pytest.raises(odeopt.InputError, match=f"register {entry} as thing 'mine'; expected a"):
+        registry.register("mine")(entry)
+    assert registry.names() == []
 
 
 def test_an_unknown_name_lists_the_names_there_are():
