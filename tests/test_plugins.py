@@ -38,10 +38,10 @@ def install(unloaded, monkeypatch):
 
 @pytest.fixture
 def things(monkeypatch):
-    """A registry that plugins find in the module `shared`, beside two events."""
+    """A registry that plugins find in the module `shared`, beside three events."""
     shared = ModuleType("shared")
     shared.THINGS = Registry("thing")
-    shared.begun, shared.go_on = threading.Event(), threading.Event()
+    shared.begun, shared.go_on, shared.end = (threading.Event() for _ in range(3))
     monkeypatch.setitem(sys.modules, "shared", shared)
     return shared.THINGS
 
@@ -338,3 +338,24 @@ def test_what_another_thread_registers_meanwhile_stays(install, write, things):
     shared.go_on.set()
     first.join(30)
     assert things.names() == ["mine"]
+
+
+def test_a_thread_that_registers_waits_for_the_built_in_plugins_only(
+    install, write, things, monkeypatch
+):
+    shared = sys.modules["shared"]
+    monkeypatch.setattr(plugins_module, "BUILT_IN", "first")
+    last = write("last", "import shared\nassert shared.end.wait(30)\n")
+    install(last, write("first", WAITING + registers("first")))
+    loading = in_thread(load_plugins)
+    assert shared.begun.wait(30)
+    registering = in_thread(lambda: things.register("mine")(dict))
+    registering.join(0.2)
+    assert registering.is_alive()
+    shared.go_on.set()
+    registering.join(20)
+    assert not registering.is_alive()
+    assert loading.is_alive()
+    shared.end.set()
+    loading.join(30)
+    assert things.names() == ["first", "mine"]
