@@ -27,6 +27,7 @@ class Registry:
     kind: str
     _entries: dict[str, Callable[..., Any]] = field(default_factory=dict[str, Callable[..., Any]])
     _examples: dict[str, Callable[..., Any]] = field(default_factory=dict[str, Callable[..., Any]])
+    _homes: dict[str, str] = field(default_factory=dict[str, str])  # the modules that registered
 
     def register(
         self, name: str, example: Callable[..., Any] | None = None
@@ -39,8 +40,9 @@ class Registry:
                 arguments, by default. For fields it is called with a loss.
 
         Raises:
-            InputError: if the name is no text that can be printed, or is taken by another entry,
-                as those of built-in entries always are; or if the entry cannot be called.
+            InputError: if the name is no text that can be printed, or is taken, as those of
+                built-in entries always are; or if the entry cannot be called. A module may
+                register an entry again, as it does when it is reloaded.
         """
         if not isinstance(name, str) or not name.strip() or not name.isprintable():  # pyright: ignore
             raise InputError(
@@ -57,21 +59,26 @@ class Registry:
                     f"cannot register {entry!r} as {self.kind} {name!r}; expected a class or a"
                     " function."
                 )
-            known = self._entries.get(name)
-            if known is not None and _origin(known) != _origin(entry):
-                raise InputError(
-                    f"cannot register {_origin(entry)} as {self.kind} {name!r}:"
-                    f" {_origin(known)} has that name. Choose another."
-                )
-            PLUGINS.note(module, partial(self._set, name, known, self._examples.get(name)))
-            self._set(name, entry, example or entry)
+            self._check_free(name, entry, module)
+            tables = self._entries, self._examples, self._homes
+            PLUGINS.note(module, partial(self._set, name, *(table.get(name) for table in tables)))
+            self._set(name, entry, example or entry, module)
             return entry
 
         return decorate
 
-    def _set(self, name: str, *values: Callable[..., Any] | None) -> None:
-        """The entry and the example of a name; they are removed where they are None."""
-        for table, value in zip((self._entries, self._examples), values, strict=True):
+    def _check_free(self, name: str, entry: Callable[..., Any], module: str) -> None:
+        known, home = self._entries.get(name), self._homes.get(name)
+        if known is not None and (_origin(known), home) != (_origin(entry), module):
+            raise InputError(
+                f"cannot register {_origin(entry)} as {self.kind} {name!r}: {_origin(known)} has"
+                f" that name, registered by {home}. Choose another."
+            )
+
+    def _set(self, name: str, *values: Any) -> None:
+        """The entry, the example and the home of a name; they are removed where they are None."""
+        tables: tuple[dict[str, Any], ...] = self._entries, self._examples, self._homes
+        for table, value in zip(tables, values, strict=True):
             if value is None:
                 table.pop(name, None)
             else:

@@ -188,11 +188,11 @@ def test_reports_cannot_be_changed_from_outside(install):
 
 
 def test_a_plugin_that_fails_half_way_brings_nothing(install, write, things):
-    things.register("old", example=list)(dict)
-    text = registers("new", "old") + "raise RuntimeError\n"
-    install(write("earlier", registers("mine")), write("half", text))
+    earlier = write("earlier", "from shared import THINGS\nTHINGS.register('old', list)(dict)\n")
+    again = "import earlier\nexec(\"THINGS.register('old', set)(dict)\", vars(earlier))\n"
+    install(earlier, write("half", registers("new") + again + "raise RuntimeError\n"))
     assert errors() == [None, "RuntimeError"]
-    assert things.names() == ["mine", "old"]
+    assert things.names() == ["old"]
     assert things.example("old") is list
 
 

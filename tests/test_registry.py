@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import wraps
 
 import pytest
 
@@ -90,6 +91,20 @@ def test_a_taken_name_is_refused_and_the_first_entry_stays():
     with pytest.raises(odeopt.InputError, match=r"builtins\.list as thing 'mine'.*builtins\.dict"):
         registry.register("mine")(list)
     assert registry.get("mine") is dict
+
+
+def test_a_name_stays_with_the_module_that_took_it():
+    taken = odeopt.METHODS.get("maml")
+
+    @wraps(taken)  # which gives it the same module and name
+    def disguised(*args, **keywords):
+        return taken(*args, **keywords)
+
+    for entry in (disguised, taken):
+        with pytest.raises(odeopt.InputError, match=r"registered by odeopt_plugins\.maml\. Choose"):
+            odeopt.METHODS.register("maml", example=list)(entry)
+    assert odeopt.METHODS.get("maml") is taken
+    assert odeopt.METHODS.example("maml") is not list
 
 
 def test_an_entry_can_be_registered_again():
