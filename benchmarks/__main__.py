@@ -13,7 +13,7 @@ import typer
 from benchmarks import catalogue
 from benchmarks.harness import registry
 from benchmarks.harness.registry import Benchmark, Preset, Settings
-from benchmarks.harness.runner import IncompleteError
+from benchmarks.harness.runner import IncompleteError, UnknownCellError
 from benchmarks.harness.store import ResultStore
 from benchmarks.problems.data_files import BrokenDataError, MissingDataError
 
@@ -52,6 +52,8 @@ def main(
         _fail(str(error), code=1)
     except IncompleteError as error:
         typer.echo(str(error))
+    except UnknownCellError as error:
+        _fail(str(error), code=2)
     typer.echo(f"results: {store.directory}")
 
 

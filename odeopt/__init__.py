@@ -29,6 +29,7 @@ from odeopt.errors import (
     StepLimitError,
     StorageError,
     ToleranceError,
+    UnknownKeywordError,
     UnknownNameError,
     WorkerError,
 )
@@ -173,6 +174,7 @@ __all__ = [
     "ToleranceOptimizer",
     "Torchdiffeq",
     "TruncatedAdjoint",
+    "UnknownKeywordError",
     "UnknownNameError",
     "UpdateRule",
     "WorkerError",

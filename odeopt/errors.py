@@ -2,6 +2,7 @@
 
 OdeoptError
     InputError               an argument has the wrong type, shape, dtype or value
+        UnknownKeywordError  a keyword is given to what does not take it
     CompatibilityError       two choices do not work together
     CapturedTensorError      a loss or field uses a tensor that requires grad but is no argument
     NondeterminismError      evaluating or replaying the inner loop twice gives different numbers
@@ -44,6 +45,10 @@ class OdeoptError(Exception):
 
 class InputError(OdeoptError, ValueError):
     """An argument has the wrong type, shape, dtype or value."""
+
+
+class UnknownKeywordError(InputError, TypeError):
+    """A keyword is given to a function or a class that does not take it."""
 
 
 class CompatibilityError(OdeoptError, ValueError):

@@ -6,10 +6,11 @@ from abc import ABC
 from typing import Any
 
 from odeopt.captured import captured_values
+from odeopt.keywords import KnownKeywords
 from odeopt.types import PyTree
 
 
-class InnerOptimizer(ABC):  # noqa: B024  (a field adds its velocity, an update rule its update)
+class InnerOptimizer(KnownKeywords, ABC):
     """The common part of a `Field` and an `UpdateRule`.
 
     A state is any pytree of floating-point tensors of one dtype. All methods are pure functions of

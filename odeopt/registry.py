@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
+from functools import partial
 from typing import Any, TypeVar
 
 from odeopt.errors import InputError, UnknownNameError
-
-ENTRY_POINT_GROUP = "odeopt.plugins"
+from odeopt.keywords import unknown
+from odeopt.plugins import BUILT_IN, PLUGINS, PluginReport, package
+from odeopt.plugins import ENTRY_POINT_GROUP as ENTRY_POINT_GROUP  # noqa: PLC0414  (public here)
 
 Entry = TypeVar("Entry", bound=Callable[..., Any])
-
-
-@dataclass(frozen=True)
-class PluginReport:
-    """What became of one entry point: `error` is None when its module was imported."""
-
-    name: str
-    module: str
-    distribution: str
-    version: str
-    error: str | None
 
 
 @dataclass
@@ -37,6 +27,7 @@ class Registry:
     kind: str
     _entries: dict[str, Callable[..., Any]] = field(default_factory=dict[str, Callable[..., Any]])
     _examples: dict[str, Callable[..., Any]] = field(default_factory=dict[str, Callable[..., Any]])
+    _homes: dict[str, str] = field(default_factory=dict[str, str])  # the modules that registered
 
     def register(
         self, name: str, example: Callable[..., Any] | None = None
@@ -49,23 +40,49 @@ class Registry:
                 arguments, by default. For fields it is called with a loss.
 
         Raises:
-            InputError: if the name is taken by another entry, or empty.
+            InputError: if the name is no text that can be printed, or is taken, as those of
+                built-in entries always are; or if the entry cannot be called. A module may
+                register an entry again, as it does when it is reloaded.
         """
-        if not name:
-            raise InputError(f"cannot register a {self.kind} under an empty name.")
+        if not isinstance(name, str) or not name.strip() or not name.isprintable():  # pyright: ignore
+            raise InputError(
+                f"cannot register a {self.kind} under the name {name!r}; expected lower case words"
+                ' joined by hyphens, e.g. "modified-euler".'
+            )
 
         def decorate(entry: Entry) -> Entry:
-            known = self._entries.get(name)
-            if known is not None and _origin(known) != _origin(entry):
+            module = _caller()
+            if package(module) not in ("odeopt", BUILT_IN):
+                PLUGINS.load_built_in()
+            if not callable(entry):
                 raise InputError(
-                    f"cannot register {_origin(entry)} as {self.kind} {name!r}:"
-                    f" {_origin(known)} has that name. Choose another."
+                    f"cannot register {entry!r} as {self.kind} {name!r}; expected a class or a"
+                    " function."
                 )
-            self._entries[name] = entry
-            self._examples[name] = example or entry
+            self._check_free(name, entry, module)
+            tables = self._entries, self._examples, self._homes
+            PLUGINS.note(module, partial(self._set, name, *(table.get(name) for table in tables)))
+            self._set(name, entry, example or entry, module)
             return entry
 
         return decorate
+
+    def _check_free(self, name: str, entry: Callable[..., Any], module: str) -> None:
+        known, home = self._entries.get(name), self._homes.get(name)
+        if known is not None and (_origin(known), home) != (_origin(entry), module):
+            raise InputError(
+                f"cannot register {_origin(entry)} as {self.kind} {name!r}: {_origin(known)} has"
+                f" that name, registered by {home}. Choose another."
+            )
+
+    def _set(self, name: str, *values: Any) -> None:
+        """The entry, the example and the home of a name; they are removed where they are None."""
+        tables: tuple[dict[str, Any], ...] = self._entries, self._examples, self._homes
+        for table, value in zip(tables, values, strict=True):
+            if value is None:
+                table.pop(name, None)
+            else:
+                table[name] = value
 
     def names(self) -> list[str]:
         """The registered names, sorted."""
@@ -91,9 +108,7 @@ class Registry:
         if name not in self._entries:
             failed = [report.name for report in load_plugins() if report.error is not None]
             hint = f" Plugins that failed to load: {', '.join(failed)}." if failed else ""
-            raise UnknownNameError(
-                f"unknown {self.kind} {name!r}; expected one of {', '.join(self.names())}.{hint}"
-            )
+            raise UnknownNameError(unknown(self.kind, [name], self.names()) + hint)
 
 
 FIELDS = Registry("field")
@@ -111,30 +126,21 @@ CHECKPOINTS = Registry("checkpoint schedule")
 METHODS = Registry("method")
 """Meta-learning methods: `METHODS.get(name)(loss, outer_loss=None, **settings)` is a `Method`."""
 
-_reports: list[PluginReport] | None = None
-
 
 def load_plugins() -> list[PluginReport]:
-    """Import every module of the entry-point group `odeopt.plugins`, once.
+    """Import every module of the entry-point group `odeopt.plugins`, once; the built-in one first.
 
-    A module that fails to import is reported and brings nothing else down.
+    A module that fails to import, whatever it raises, is reported. What it had registered by then
+    is taken back, and it brings nothing else down. Other threads wait until all are loaded; a
+    plugin that looks up a name while it is imported finds what is there by then.
     """
-    global _reports  # noqa: PLW0603  (loaded once per process)
-    if _reports is None:
-        _reports = []  # set first: a plugin may look up a name while it is being imported
-        _reports.extend(_load(point) for point in entry_points(group=ENTRY_POINT_GROUP))
-    return list(_reports)
+    return PLUGINS.load()
 
 
-def _load(point: EntryPoint) -> PluginReport:
-    known = point.dist
-    source = ("unknown", "unknown") if known is None else (known.name, known.version)
-    try:
-        importlib.import_module(point.module)
-    except (Exception, SystemExit) as error:  # third-party code is reported, not let through
-        message = f"{type(error).__name__}: {error}"
-        return PluginReport(point.name, point.value, *source, message)
-    return PluginReport(point.name, point.value, *source, None)
+def _caller() -> str:
+    """The module that calls the caller of this function."""
+    frame = sys._getframe(2)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    return str(frame.f_globals.get("__name__"))
 
 
 def _origin(entry: Callable[..., Any]) -> str:

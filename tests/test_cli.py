@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 
 import odeopt
 from odeopt import cli
+from odeopt import plugins as plugins_module
 from odeopt import registry as registry_module
+from odeopt.plugins import Plugins
 from odeopt.registry import ENTRY_POINT_GROUP, PluginReport, Registry
 
 REPORTS = [
@@ -23,12 +25,13 @@ REPORTS = [
 @pytest.fixture
 def broken(monkeypatch, tmp_path):
     """The installed entry points and one more, whose module raises an error of two lines."""
-    (tmp_path / "raising_plugin.py").write_text("raise RuntimeError('no licence:\\n  ask for one')")
+    said = "no licence:\\n  ask for one, " + "please, " * 100
+    (tmp_path / "raising_plugin.py").write_text(f"raise RuntimeError('{said}')")
     monkeypatch.syspath_prepend(tmp_path)
-    installed = registry_module.entry_points(group=ENTRY_POINT_GROUP)
+    installed = plugins_module.entry_points(group=ENTRY_POINT_GROUP)
     points = [EntryPoint("raising", "raising_plugin", ENTRY_POINT_GROUP), *installed]
-    monkeypatch.setattr(registry_module, "_reports", None)
-    monkeypatch.setattr(registry_module, "entry_points", lambda group: points)
+    monkeypatch.setattr(registry_module, "PLUGINS", Plugins())
+    monkeypatch.setattr(plugins_module, "entry_points", lambda group: points)
 
 
 def call(*arguments):
@@ -40,6 +43,16 @@ def rows(text):
     return {tuple(re.split(r"\s{2,}", line.rstrip())) for line in text.splitlines()}
 
 
+def registered(text):
+    """The rows of the tables of each kind, with the kind first."""
+    tables = [table.splitlines() for table in text.partition("Registered:\n\n")[2].split("\n\n")]
+    return {
+        (re.split(r"\s{2,}", head)[0], *row)
+        for head, *lines in tables
+        for row in rows("\n".join(lines))
+    }
+
+
 def test_the_built_in_plugin_is_listed_as_loaded():
     result = call("plugins")
     assert result.exit_code == 0
@@ -48,42 +61,63 @@ def test_the_built_in_plugin_is_listed_as_loaded():
 
 
 @pytest.mark.parametrize("row", [
-    ("field", "gradient-flow", "odeopt.field.gradient_flow:GradientFlow", "odeopt"),
-    ("field", "nesterov-flow", "odeopt_plugins.nesterov_flow:NesterovFlow", "odeopt"),
-    ("solver", "rk4", "odeopt.solver.runge_kutta:RK4", "odeopt"),
-    ("adjoint", "continuous-rk4", "odeopt.adjoint.continuous:ContinuousAdjoint", "odeopt"),
-    ("checkpoint schedule", "every", "odeopt.checkpoint.uniform:Every", "odeopt"),
-    ("method", "maml", "odeopt_plugins.maml:maml", "odeopt"),
+    ("field", "gradient-flow", "odeopt", "odeopt.field.gradient_flow:GradientFlow"),
+    ("field", "nesterov-flow", "odeopt", "odeopt_plugins.nesterov_flow:NesterovFlow"),
+    ("solver", "rk4", "odeopt", "odeopt.solver.runge_kutta:RK4"),
+    ("adjoint", "continuous-rk4", "odeopt", "odeopt.adjoint.continuous:ContinuousAdjoint"),
+    ("checkpoint schedule", "every", "odeopt", "odeopt.checkpoint.uniform:Every"),
+    ("method", "maml", "odeopt", "odeopt_plugins.maml:maml"),
 ])  # fmt: skip
 def test_entries_of_each_kind_are_listed_with_where_they_come_from(row):
-    assert row in rows(call("plugins").stdout)
+    assert row in registered(call("plugins").stdout)
 
 
 def test_every_registered_name_is_listed():
-    listed = {row[:2] for row in rows(call("plugins").stdout)}
-    assert {(r.kind, name) for r in cli.REGISTRIES for name in r.names()} <= listed
+    listed = {row[:2] for row in registered(call("plugins").stdout)}
+    assert {(r.kind, name) for r in cli.REGISTRIES for name in r.names()} == listed
 
 
 def test_a_broken_plugin_is_shown_with_its_error_and_nothing_else_is_missing(broken):
     result = call("plugins")
     assert result.exit_code == 1
-    cells = rows(result.stdout)
-    error = "failed: RuntimeError: no licence: ask for one"
-    assert ("raising", "raising_plugin", "unknown", "unknown", error) in cells
-    assert ("builtin", "odeopt_plugins", "odeopt", odeopt.__version__, "loaded") in cells
-    assert ("method", "maml", "odeopt_plugins.maml:maml", "odeopt") in cells
+    cells = ("raising", "raising_plugin", "unknown", "unknown", "failed: RuntimeError: no licence:")
+    assert " ".join(cells) + " ask for one, please," in " ".join(result.stdout.split())
+    built_in = ("builtin", "odeopt_plugins", "odeopt", odeopt.__version__, "loaded")
+    assert built_in in rows(result.stdout)
+    row = ("method", "maml", "odeopt", "odeopt_plugins.maml:maml")
+    assert row in registered(result.stdout)
+
+
+def test_lines_have_at_most_80_characters_and_a_long_error_is_cut(broken):
+    text = call("plugins").stdout
+    assert max(map(len, text.splitlines())) <= 80
+    assert 40 < text.count("please,") < 80
 
 
 def test_without_plugins_the_entries_of_odeopt_are_listed(monkeypatch):
-    monkeypatch.setattr(registry_module, "_reports", [])
+    monkeypatch.setattr(registry_module, "PLUGINS", Plugins())
+    monkeypatch.setattr(plugins_module, "entry_points", lambda group: ())
     result = call("plugins")
     assert result.exit_code == 0
-    row = ("solver", "euler", "odeopt.solver.runge_kutta:Euler", "odeopt")
-    assert row in rows(result.stdout)
+    row = ("solver", "euler", "odeopt", "odeopt.solver.runge_kutta:Euler")
+    assert row in registered(result.stdout)
 
 
 def test_columns_are_aligned():
     assert cli.aligned([("a", "bb", "c"), ("ddd", "e", "f")]) == "a    bb  c\nddd  e   f"
+
+
+def test_the_last_column_is_wrapped_and_has_some_room_in_any_case():
+    assert cli.aligned([("a" * 50, "words of " + "b" * 20)]).splitlines() == [
+        "a" * 50 + "  words of",
+        " " * 52 + "b" * 20,
+    ]
+    assert cli.aligned([("a" * 90, "b" * 25)]).splitlines()[1] == " " * 92 + "b" * 5
+    assert cli.aligned([("a" * 40, "company.first.entries:ALongNameOfAClass")]).splitlines() == [
+        "a" * 40 + "  company.first.entries:",
+        " " * 42 + "ALongNameOfAClass",
+    ]
+    assert cli.aligned([("a", "")]) == "a"
 
 
 def test_version():
@@ -115,6 +149,18 @@ def test_the_source_of_classes_functions_partials_and_instances(entry, name):
     assert cli.source(entry) == (__name__, name)
 
 
+def test_the_source_of_what_has_no_module_is_that_of_its_type():
+    assert cli.source("".join) == ("builtins", "str.join")
+
+
+def test_the_source_of_what_cannot_be_asked_is_that_of_its_type():
+    class Silent(Callme):
+        def __getattr__(self, name):
+            raise RuntimeError(name)
+
+    assert cli.source(Silent()) == (__name__, Silent.__qualname__)
+
+
 @pytest.mark.parametrize(("module", "distribution"), [
     ("company.first.fields", "company-first"), ("company.first.entries", "company-first"),
     ("company.second.fields", "company-second"), ("odeopt.field.base", "odeopt"),
@@ -128,4 +174,4 @@ def test_an_entry_of_no_plugin_is_listed_without_a_distribution(monkeypatch):
     registry = Registry("thing")
     registry.register("mine")(dict)
     monkeypatch.setattr(cli, "REGISTRIES", (registry,))
-    assert ("thing", "mine", "builtins:dict", "-") in rows(call("plugins").stdout)
+    assert registered(call("plugins").stdout) == {("thing", "mine", "-", "builtins:dict")}

@@ -1,39 +1,14 @@
-"""Registries: names, entries, clashes and plugins."""
+"""Registries: names, entries and clashes."""
 
 from __future__ import annotations
 
-import sys
-import types
-from importlib.metadata import EntryPoint
+import re
+from functools import wraps
 
 import pytest
 
 import odeopt
-from odeopt import registry as registry_module
-from odeopt.registry import Registry, load_plugins
-
-GROUP = registry_module.ENTRY_POINT_GROUP
-
-
-@pytest.fixture
-def plugins(monkeypatch):
-    """Replaces the installed entry points; load them with `load_plugins()`."""
-
-    def install(*points):
-        monkeypatch.setattr(registry_module, "_reports", None)
-        monkeypatch.setattr(registry_module, "entry_points", lambda group: _only(group, points))
-
-    return install
-
-
-def _only(group, points):
-    return tuple(point for point in points if point.group == group)
-
-
-def _module(monkeypatch, name, **contents):
-    module = types.ModuleType(name)
-    vars(module).update(contents)
-    monkeypatch.setitem(sys.modules, name, module)
+from odeopt.registry import Registry
 
 
 @pytest.mark.parametrize(("registry", "name", "entry"), [
@@ -118,6 +93,20 @@ def test_a_taken_name_is_refused_and_the_first_entry_stays():
     assert registry.get("mine") is dict
 
 
+def test_a_name_stays_with_the_module_that_took_it():
+    taken = odeopt.METHODS.get("maml")
+
+    @wraps(taken)  # which gives it the same module and name
+    def disguised(*args, **keywords):
+        return taken(*args, **keywords)
+
+    for entry in (disguised, taken):
+        with pytest.raises(odeopt.InputError, match=r"registered by odeopt_plugins\.maml\. Choose"):
+            odeopt.METHODS.register("maml", example=list)(entry)
+    assert odeopt.METHODS.get("maml") is taken
+    assert odeopt.METHODS.example("maml") is not list
+
+
 def test_an_entry_can_be_registered_again():
     registry = Registry("thing")
     registry.register("mine")(dict)
@@ -125,110 +114,45 @@ def test_an_entry_can_be_registered_again():
     assert registry.names() == ["mine"]
 
 
-def test_an_empty_name_is_refused():
-    with pytest.raises(odeopt.InputError, match="thing under an empty name"):
-        Registry("thing").register("")
+@pytest.mark.parametrize("name", ["", " ", 3, None, "two\nlines", "half \ud800"])
+def test_a_name_that_cannot_be_listed_is_refused(name):
+    with pytest.raises(odeopt.InputError, match=f"thing under the name {re.escape(repr(name))}"):
+        Registry("thing").register(name)
+
+
+@pytest.mark.parametrize("entry", [None, 3])
+def test_an_entry_that_cannot_be_called_is_refused(entry):
+    registry = Registry("thing")
+    with pytest.raises(odeopt.InputError, match=f"register {entry} as thing 'mine'; expected a"):
+        registry.register("mine")(entry)
+    assert registry.names() == []
 
 
 def test_an_unknown_name_lists_the_names_there_are():
-    with pytest.raises(odeopt.UnknownNameError, match="unknown solver 'eulr'; expected one of"):
+    expected = r"unknown solver 'eulr' \(did you mean 'euler'\?\); expected one of"
+    with pytest.raises(odeopt.UnknownNameError, match=expected):
         odeopt.SOLVERS.get("eulr")
     with pytest.raises(odeopt.UnknownNameError, match=r"euler, .*rk4"):
         odeopt.SOLVERS.example("eulr")
+
+
+@pytest.mark.parametrize(("registry", "given", "meant"), [
+    (odeopt.FIELDS, "GradientFlow", "gradient-flow"), (odeopt.SOLVERS, "RK4", "rk4"),
+    (odeopt.SOLVERS, "euler-modified", "modified-euler"), (odeopt.METHODS, "amaml", "a-maml"),
+    (odeopt.CHECKPOINTS, "revolve-binomial", "binomial"),
+])  # fmt: skip
+def test_an_unknown_name_leads_to_the_one_that_was_meant(registry, given, meant):
+    with pytest.raises(odeopt.UnknownNameError, match=rf"'{given}' \(did you mean '{meant}'\?\)"):
+        registry.get(given)
+
+
+def test_a_name_like_no_other_leads_nowhere():
+    with pytest.raises(odeopt.UnknownNameError) as caught:
+        odeopt.SOLVERS.get("zzz")
+    assert "did you mean" not in str(caught.value)
 
 
 def test_an_unknown_name_is_a_key_error_with_a_readable_message():
     with pytest.raises(KeyError) as caught:
         odeopt.FIELDS.get("no-such-field")
     assert str(caught.value).startswith("unknown field 'no-such-field'")
-
-
-def test_the_built_in_plugins_come_through_the_entry_point():
-    reports = {report.module: report for report in load_plugins()}
-    assert reports["odeopt_plugins"].error is None
-    assert reports["odeopt_plugins"].distribution == "odeopt"
-    assert "nesterov-flow" in odeopt.FIELDS.names()
-
-
-def test_entry_points_are_loaded_once(plugins, monkeypatch):
-    calls = []
-    plugins()
-    monkeypatch.setattr(registry_module, "entry_points", lambda group: calls.append(group) or ())
-    load_plugins()
-    load_plugins()
-    assert calls == [GROUP]
-
-
-def test_looking_up_a_name_loads_plugins(plugins, monkeypatch):
-    registry = Registry("thing")
-    _module(monkeypatch, "good_plugin")
-    plugins(EntryPoint("good", "good_plugin", GROUP))
-    monkeypatch.setattr(
-        registry_module.importlib, "import_module", lambda name: registry.register(name)(dict)
-    )
-    assert registry.get("good_plugin") is dict
-
-
-def test_entry_points_of_other_groups_are_left_alone(plugins):
-    plugins(EntryPoint("other", "no_such_module_anywhere", "another.group"))
-    assert load_plugins() == []
-
-
-def test_a_failing_plugin_is_reported(plugins):
-    plugins(EntryPoint("broken", "no_such_module_anywhere", GROUP))
-    (report,) = load_plugins()
-    assert (report.name, report.module) == ("broken", "no_such_module_anywhere")
-    assert "ModuleNotFoundError" in report.error
-
-
-def test_a_failing_plugin_brings_nothing_else_down(plugins, monkeypatch):
-    _module(monkeypatch, "good_plugin")
-    plugins(
-        EntryPoint("broken", "no_such_module_anywhere", GROUP),
-        EntryPoint("good", "good_plugin", GROUP),
-    )
-    assert [report.error is None for report in load_plugins()] == [False, True]
-    assert odeopt.SOLVERS.get("euler") is odeopt.Euler
-
-
-def test_a_plugin_that_raises_while_imported_is_reported(plugins, monkeypatch, tmp_path):
-    (tmp_path / "raising_plugin.py").write_text("raise RuntimeError('no licence')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    plugins(EntryPoint("raising", "raising_plugin", GROUP))
-    (report,) = load_plugins()
-    assert report.error == "RuntimeError: no licence"
-
-
-def test_a_plugin_that_ends_the_program_is_reported(plugins, monkeypatch, tmp_path):
-    (tmp_path / "leaving_plugin.py").write_text("raise SystemExit('wrong machine')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    plugins(EntryPoint("leaving", "leaving_plugin", GROUP))
-    (report,) = load_plugins()
-    assert report.error == "SystemExit: wrong machine"
-
-
-def test_a_malformed_entry_point_is_reported(plugins):
-    plugins(EntryPoint("malformed", "!!", GROUP))
-    (report,) = load_plugins()
-    assert report.error is not None
-
-
-def test_an_unknown_name_mentions_plugins_that_failed(plugins):
-    plugins(EntryPoint("broken", "no_such_module_anywhere", GROUP))
-    with pytest.raises(odeopt.UnknownNameError, match="Plugins that failed to load: broken"):
-        odeopt.SOLVERS.get("eulr")
-
-
-def test_a_plugin_may_look_up_names_while_it_is_imported(plugins, monkeypatch, tmp_path):
-    (tmp_path / "asking_plugin.py").write_text(
-        "import odeopt\nassert odeopt.SOLVERS.get('euler') is odeopt.Euler\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    plugins(EntryPoint("asking", "asking_plugin", GROUP))
-    assert load_plugins()[0].error is None
-
-
-def test_reports_cannot_be_changed_from_outside(plugins):
-    plugins(EntryPoint("broken", "no_such_module_anywhere", GROUP))
-    load_plugins().clear()
-    assert len(load_plugins()) == 1

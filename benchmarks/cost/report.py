@@ -34,7 +34,8 @@ def run(settings: Settings) -> None:
         "sizes": repr(sizes),
     }
     mark = fingerprint(depends)
-    results = run_cells(TITLE, measure.cells(settings, sizes, mark), settings.store, mark)
+    cells = measure.cells(settings, sizes, mark)
+    results = run_cells(TITLE, cells, settings.store, mark, settings.only)
     lines = measure.measured_lines(sizes)
     sections = [
         _head(settings, sizes, circumstances),

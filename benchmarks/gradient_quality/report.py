@@ -41,7 +41,7 @@ def run(settings: Settings) -> None:
         "sizes": repr(sizes),
     }
     found = cells(settings, sizes)
-    results = run_cells(TITLE, found, settings.store, fingerprint(depends))
+    results = run_cells(TITLE, found, settings.store, fingerprint(depends), settings.only)
     sections = [_head(settings, sizes, circumstances)]
     sections += [section(results, problem, settings, sizes) for problem in sizes.problems]
     sections.append(_failures(results))

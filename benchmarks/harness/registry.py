@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness.store import ResultStore
+from odeopt.keywords import unknown
 
 
 class Preset(StrEnum):
@@ -85,8 +86,8 @@ def find(name: str, benchmarks: Sequence[Benchmark]) -> Benchmark:
     for benchmark in benchmarks:
         if benchmark.name == name:
             return benchmark
-    known = ", ".join(benchmark.name for benchmark in benchmarks) or "none"
-    raise UnknownBenchmarkError(f"no benchmark is called {name!r}; registered: {known}")
+    known = [benchmark.name for benchmark in benchmarks]
+    raise UnknownBenchmarkError(unknown("benchmark", [name], known))
 
 
 def _resolve(entry: str) -> Benchmark:

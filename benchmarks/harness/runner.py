@@ -17,6 +17,7 @@ from rich.progress import (
 )
 
 from benchmarks.harness.store import ResultStore
+from odeopt.keywords import unknown
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,12 @@ class IncompleteError(RuntimeError):
         )
 
 
+class UnknownCellError(LookupError):
+    """Cells were asked for that the benchmark does not have."""
+
+
 def run_cells(
-    title: str, cells: Sequence[Cell], store: ResultStore, fingerprint: str, only: str = "",
+    title: str, cells: Sequence[Cell], store: ResultStore, fingerprint: str, only: str,
     gaps: bool = False,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Compute the cells that are not stored yet, storing each as soon as it is done.
@@ -48,21 +53,22 @@ def run_cells(
         cells: The cells in the order of computation; their keys must differ.
         store: Where results are kept.
         fingerprint: What the results depend on besides their keys (`store.fingerprint`).
-        only: Compute cells whose key contains this text only; several processes may so share
-            the work and the store.
+        only: Compute cells whose key contains this text only, "" for all; several processes may
+            so share the work and the store.
         gaps: Whether a report can do without some of the cells that `only` left out.
 
     Returns:
         The value of each cell by its key, in the order of `cells`.
 
     Raises:
+        UnknownCellError: No key contains `only`; the message lists the keys.
         KeyboardInterrupt: The user stopped the run; the cells done so far stay stored.
         IncompleteError: Cells are missing that `only` left out, and `gaps` is false.
     """
     _check_unique([cell.key for cell in cells])
+    chosen = _choose(cells, only)
     found = {cell.key: store.get(cell.key, fingerprint) for cell in cells}
     values = {key: value for key, value in found.items() if value is not None}
-    chosen = [cell for cell in cells if only in cell.key]
     console = Console(stderr=True)
     try:
         _compute_missing(title, chosen, values, store, fingerprint, console)
@@ -82,6 +88,17 @@ def check_complete(found: Mapping[str, Any], cells: Sequence[Cell]) -> None:
     """Raise `IncompleteError` unless every cell is there."""
     if len(found) < len(cells):
         raise IncompleteError(len(found), len(cells))
+
+
+def _choose(cells: Sequence[Cell], only: str) -> list[Cell]:
+    """The cells whose key contains a text."""
+    chosen = [cell for cell in cells if only in cell.key]
+    if only and not chosen:
+        keys = [cell.key for cell in cells]
+        parts = dict.fromkeys(part for key in keys for part in (key, *key.split()))
+        message = unknown("cell", [only], [repr(key) for key in keys], near=parts)
+        raise UnknownCellError(f"--only: {message} A part of a key will do.")
+    return chosen
 
 
 def _compute_missing(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from odeopt.adjoint.linearize import Differentiation, ReverseMode
+from odeopt.keywords import KnownKeywords
 from odeopt.solver.base import Solver, Stepping
 from odeopt.theta import Theta
 
@@ -59,7 +60,7 @@ class Interval(NamedTuple):
     """The state at its end."""
 
 
-class Adjoint:
+class Adjoint(KnownKeywords):
     """How a solve is differentiated backward: a `LocalAdjoint` or a `WholeAdjoint`."""
 
     differentiation: Differentiation = ReverseMode()

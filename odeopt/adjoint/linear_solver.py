@@ -12,11 +12,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from odeopt.errors import InputError
+from odeopt.keywords import KnownKeywords
 
 MatVec = Callable[[Tensor], Tensor]
 
 
-class LinearSolver(ABC):
+class LinearSolver(KnownKeywords, ABC):
     """A fixed number of products with a symmetric matrix, so that tasks can be batched."""
 
     steps: int

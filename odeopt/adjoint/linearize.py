@@ -10,12 +10,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from odeopt.errors import CompatibilityError, InputError
+from odeopt.keywords import KnownKeywords
 from odeopt.linearization import Cotangents, FlatField, Linearization
 from odeopt.seeds import random_state, restore_random_state
 from odeopt.theta import Data, Theta
 
 
-class Differentiation(ABC):
+class Differentiation(KnownKeywords, ABC):
     """Makes linearisations of a flat field."""
 
     value_cost: int

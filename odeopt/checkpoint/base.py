@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from odeopt.keywords import KnownKeywords
 from odeopt.plan import Plan
 from odeopt.store import Device, Tier, check_tier
 
@@ -70,7 +71,7 @@ class Progress(NamedTuple):
 ForwardStream = Generator[Action, Progress, None]
 
 
-class CheckpointSchedule(ABC):
+class CheckpointSchedule(KnownKeywords, ABC):
     """Which states are kept in the forward sweep, and how the others come back.
 
     A slot holds one state. The initial state takes one of the slots; the final and the running

@@ -7,6 +7,7 @@ from typing import Any, cast
 from torch import nn
 
 from odeopt.errors import InputError
+from odeopt.keywords import keywords_of
 from odeopt.meta.method import Method
 from odeopt.module import ModuleLoss, from_module
 from odeopt.registry import METHODS
@@ -26,6 +27,7 @@ def resolve(
                 " loss=objective(model, batch), parameters with loss=loss(params, batch), or build"
                 f" the method yourself, METHODS.get({method!r})(loss, ...)."
             )
+        keywords_of(factory).check(f"method {method!r}", settings)
         return cast("Method", factory(own, **settings)), params, hparams
     if not isinstance(method, Method):  # pyright: ignore
         raise InputError(f"method is {method!r}; expected a Method or a name in METHODS.")

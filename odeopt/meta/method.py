@@ -13,6 +13,7 @@ from torch import Tensor
 from odeopt import tree
 from odeopt.calls import call_loss
 from odeopt.errors import InputError
+from odeopt.keywords import KnownKeywords
 from odeopt.problem import check_lead
 from odeopt.stats import Stats
 from odeopt.types import PyTree
@@ -65,7 +66,7 @@ class MetaGradient:
     diagnostics: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
-class Method(ABC):
+class Method(KnownKeywords, ABC):
     """A meta-learning method: `method(params, task_batch, hparams) -> MetaGradient`.
 
     A method owns its loss and all its settings; what is learned is passed in: `params`, the

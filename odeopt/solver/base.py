@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from odeopt.keywords import KnownKeywords
 from odeopt.linearization import Differentiate, FlatField, Linearization
 from odeopt.solver.reached import Reached, reached
 from odeopt.theta import Data, Theta
@@ -67,7 +68,7 @@ class Stepping(NamedTuple):
         return self.differentiate(self.field, t, y, self.theta, self.data)
 
 
-class Solver(ABC):
+class Solver(KnownKeywords, ABC):
     """Advances a state through the intervals of a time grid."""
 
     order: int

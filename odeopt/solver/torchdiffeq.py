@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from collections.abc import Mapping
+from typing import Any, cast, final
 
 from torch import Tensor
 from typing_extensions import override
 
-from odeopt.errors import CompatibilityError, DivergenceError, InputError
+from odeopt.errors import CompatibilityError, DivergenceError, InputError, UnknownKeywordError
+from odeopt.keywords import keywords_of, unknown
 from odeopt.registry import SOLVERS
 from odeopt.solver.base import GridSolver
 from odeopt.types import Velocity
@@ -22,6 +24,9 @@ ORDERS = {
 ADAPTIVE = frozenset(("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun"))
 """Those that choose their own steps."""
 
+GIVEN = frozenset(("func", "y0", "rtol", "atol"))
+"""What `odeint` gives to its methods itself, so that it cannot be an option."""
+
 
 class Torchdiffeq(GridSolver):
     """Any explicit method of torchdiffeq for $y' = f(t, y)$, as an oracle and as the paper uses it.
@@ -35,12 +40,12 @@ class Torchdiffeq(GridSolver):
         method: a torchdiffeq method, e.g. "dopri5"; fixed-step ones take one step per interval.
         rtol: relative tolerance, of adaptive methods.
         atol: absolute tolerance.
-        options: passed to torchdiffeq.
+        options: passed to torchdiffeq, e.g. `{"max_num_steps": 1000}`.
 
     Raises:
-        InputError: if there is no such method.
-        CompatibilityError: in the solve, if torchdiffeq is not installed; from `ODEOptimizer`, with
-            an adjoint that needs every step.
+        InputError: if there is no such method, or the method has no such option.
+        CompatibilityError: in the solve, or with options at once, if torchdiffeq is not installed;
+            from `ODEOptimizer`, with an adjoint that needs every step.
         DivergenceError: in the solve, if torchdiffeq gives up.
 
     References:
@@ -57,7 +62,7 @@ class Torchdiffeq(GridSolver):
         if method not in ORDERS:
             raise InputError(f"method is {method!r}; expected one of {', '.join(ORDERS)}.")
         self.method, self.rtol, self.atol = method, rtol, atol
-        self.options = options
+        self.options = _check_options(method, options)
         self.order = ORDERS[method]
         self.chooses_steps = method in ADAPTIVE
 
@@ -117,6 +122,30 @@ class DormandPrince(Torchdiffeq):
 
     def __init__(self, rtol: float = 1e-7, atol: float = 1e-9) -> None:
         super().__init__("dopri5", rtol, atol)
+
+
+def _check_options(method: str, options: object) -> dict[str, Any] | None:
+    if options is None:
+        return None
+    if not isinstance(options, Mapping):
+        raise InputError(f"options is {options!r}; expected a dictionary, or None.")
+    known = _options_of(method)
+    wrong = [name for name in cast("Mapping[Any, Any]", options) if name not in known]
+    if wrong:
+        message = unknown("option", wrong, known)
+        raise UnknownKeywordError(f"torchdiffeq's {method}: {message}")
+    return dict(cast("Mapping[str, Any]", options))
+
+
+def _options_of(method: str) -> list[str]:
+    """What the constructors of torchdiffeq's class for a method and of its bases take by name.
+
+    They hand on what they do not know, and warn of what is left.
+    """
+    classes: dict[str, type[Any]] = _odeint().__globals__["SOLVERS"]  # where it looks methods up
+    bases = classes[method].__mro__[:-1]
+    names = {name for base in bases for name in keywords_of(base.__init__).names}
+    return sorted(names - GIVEN)
 
 
 def _odeint() -> Any:

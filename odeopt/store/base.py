@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from odeopt.errors import CompatibilityError, InputError
+from odeopt.keywords import KnownKeywords
 
 Kind = Literal["device", "host", "disk"]
 
@@ -55,7 +56,7 @@ class JournalSettings(NamedTuple):
     seconds: float
 
 
-class Tier(ABC):
+class Tier(KnownKeywords, ABC):
     """Where kept states are: on the device of the solve, on the host, or on disk."""
 
     kind: ClassVar[Kind]

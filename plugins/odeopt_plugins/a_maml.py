@@ -6,9 +6,10 @@ from typing_extensions import Unpack
 
 import odeopt
 from odeopt.solver import Solver
-from odeopt_plugins.common import Loss, Settings, inner_loop
+from odeopt_plugins.common import Loss, Settings, inner_loop, known_settings
 
 
+@known_settings
 def a_maml(
     loss: Loss,
     outer_loss: Loss | None = None,

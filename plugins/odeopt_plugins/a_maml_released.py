@@ -18,7 +18,7 @@ from odeopt.solver import Solver
 from odeopt.solver.base import Stepping
 from odeopt.theta import add_thetas, scale_theta
 from odeopt.types import PyTree
-from odeopt_plugins.common import Loss, Settings, inner_loop
+from odeopt_plugins.common import Loss, Settings, inner_loop, known_settings
 
 
 class ReleasedEuler(LocalAdjoint):
@@ -81,6 +81,7 @@ class ReleasedAMAML(odeopt.Method):
         return self._inner.evaluate(params, task_batch, {"center": params, "loss": hparams})
 
 
+@known_settings
 def a_maml_released(
     loss: Loss,
     outer_loss: Loss | None = None,

@@ -13,7 +13,7 @@ from odeopt import tree
 from odeopt.calls import call_loss
 from odeopt.meta.method import TaskData
 from odeopt.types import PyTree
-from odeopt_plugins.common import Loss, Settings, inner_loop
+from odeopt_plugins.common import Loss, Settings, inner_loop, known_settings
 
 
 @final
@@ -35,6 +35,7 @@ class ANIL(odeopt.Method):
         Raghu et al. 2020, "Rapid Learning or Feature Reuse?".
     """
 
+    @known_settings
     def __init__(
         self,
         loss: Loss,

@@ -16,7 +16,7 @@ from odeopt.gradient import OnFailure
 from odeopt.meta.method import TaskBatch, TaskData, as_task_batch
 from odeopt.solver import Solver
 from odeopt.types import PyTree
-from odeopt_plugins.common import Settings, check_values, mean_over
+from odeopt_plugins.common import Settings, check_values, known_settings, mean_over
 from odeopt_plugins.gram_flow import GramFlow, OutputLoss
 
 Features = Callable[[PyTree, PyTree], Tensor]
@@ -82,6 +82,7 @@ class COMLN(odeopt.Method):
         Deleu et al. 2022, "Continuous-Time Meta-Learning with Forward Mode Differentiation".
     """
 
+    @known_settings
     def __init__(
         self,
         features: Features,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,9 +13,13 @@ from typing_extensions import TypedDict, Unpack
 import odeopt
 from odeopt.errors import AllFailed
 from odeopt.gradient import OnFailure
+from odeopt.keywords import Keywords, keywords_of
 
 Loss = Callable[..., Any]
 """`loss(params, batch)`, or `loss(params, batch, hparams)` where hparams is not None."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Settings(TypedDict, total=False):
@@ -33,6 +38,24 @@ class Settings(TypedDict, total=False):
     horizon: odeopt.TaskHorizon | None
 
 
+def known_settings(method: Callable[P, R]) -> Callable[P, R]:
+    """A decorator of a method's factory or `__init__`: it takes its own keywords and `Settings`.
+
+    Raises:
+        UnknownKeywordError: in the call, if there is any other.
+    """
+    taken = Keywords((*keywords_of(method).names, *Settings.__annotations__), open=False)
+    owner = method.__qualname__.removesuffix(".__init__")
+
+    @wraps(method)
+    def checked(*args: P.args, **keywords: P.kwargs) -> R:
+        taken.check(owner, keywords)
+        return method(*args, **keywords)
+
+    return checked
+
+
+@known_settings
 def inner_loop(
     field: odeopt.Field,
     solver: Any,

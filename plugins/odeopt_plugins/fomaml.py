@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing_extensions import Unpack
 
 import odeopt
-from odeopt_plugins.common import Loss, Settings, inner_loop
+from odeopt_plugins.common import Loss, Settings, inner_loop, known_settings
 
 
+@known_settings
 def fomaml(
     loss: Loss,
     outer_loss: Loss | None = None,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing_extensions import Unpack
 
 import odeopt
-from odeopt_plugins.common import Loss, Settings, inner_loop
+from odeopt_plugins.common import Loss, Settings, inner_loop, known_settings
 from odeopt_plugins.newton_cg import NewtonCG
 
 
+@known_settings
 def imaml_gd(
     loss: Loss,
     outer_loss: Loss | None = None,
@@ -48,6 +49,7 @@ def imaml_gd(
     return inner_loop(field, odeopt.Euler(), adjoint, None, grid, outer_loss or loss, **settings)
 
 
+@known_settings
 def imaml_hf(
     loss: Loss,
     outer_loss: Loss | None = None,

@@ -6,9 +6,10 @@ from typing_extensions import Unpack
 
 import odeopt
 from odeopt.checkpoint import CheckpointSchedule
-from odeopt_plugins.common import Loss, Settings, inner_loop
+from odeopt_plugins.common import Loss, Settings, inner_loop, known_settings
 
 
+@known_settings
 def maml(
     loss: Loss,
     outer_loss: Loss | None = None,
@@ -41,6 +42,7 @@ def maml(
     )
 
 
+@known_settings
 def maml_1(
     loss: Loss, outer_loss: Loss | None = None, *, lr: float = 0.01, **settings: Unpack[Settings]
 ) -> odeopt.InnerLoop:
@@ -51,6 +53,7 @@ def maml_1(
     return maml(loss, outer_loss, lr=lr, steps=1, **settings)
 
 
+@known_settings
 def truncated_maml(
     loss: Loss,
     outer_loss: Loss | None = None,

@@ -14,7 +14,7 @@ from odeopt.calls import call_loss
 from odeopt.gradient import OnFailure
 from odeopt.meta.method import TaskData, as_task_batch, task_losses
 from odeopt.types import PyTree
-from odeopt_plugins.common import Loss, Settings, check_values, mean_over
+from odeopt_plugins.common import Loss, Settings, check_values, known_settings, mean_over
 
 
 @final
@@ -41,6 +41,7 @@ class Reptile(odeopt.Method):
         Nichol et al. 2018, "On First-Order Meta-Learning Algorithms".
     """
 
+    @known_settings
     def __init__(
         self,
         loss: Loss,

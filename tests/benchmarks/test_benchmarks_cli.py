@@ -15,6 +15,8 @@ from benchmarks.harness import registry
 from benchmarks.harness.registry import Benchmark, Preset, Settings
 from benchmarks.problems.data_files import MissingDataError, require
 
+NAMES = [benchmark.name for benchmark in registry.load(catalogue.BENCHMARKS)]
+
 
 @pytest.fixture
 def runs(monkeypatch):
@@ -52,7 +54,8 @@ def test_an_empty_catalogue_says_so(monkeypatch):
 def test_an_unknown_name_lists_what_is_there(runs):
     result = call("frist")
     assert result.exit_code == 2
-    assert "no benchmark is called 'frist'; registered: first, needy" in result.stderr
+    expected = "unknown benchmark 'frist' (did you mean 'first'?); expected one of first, needy."
+    assert expected in result.stderr
     assert runs == []
 
 
@@ -108,8 +111,17 @@ def test_an_empty_variable_is_no_data_folder(monkeypatch):
 
 
 def test_the_real_catalogue_loads():
-    names = [benchmark.name for benchmark in registry.load(catalogue.BENCHMARKS)]
-    assert "accuracy-vs-checkpoints" in names
+    assert "accuracy-vs-checkpoints" in NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_benchmark_refuses_cells_that_it_does_not_have(name, tmp_path):
+    options = ["--preset", "smoke", "--results", str(tmp_path / "r"), "--data", str(tmp_path)]
+    result = call(name, *options, "--only", "no such cell")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("--only: unknown cell 'no such cell'; expected one of '")
+    assert result.stdout == ""
+    assert not any((tmp_path / "r").glob("*.*"))
 
 
 def test_wrong_entries_are_refused(runs):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.harness.runner import Cell, run_cells
+from benchmarks.harness.runner import Cell, IncompleteError, UnknownCellError, run_cells
 from benchmarks.harness.store import ResultStore
 
 MARK = "settings"
@@ -31,25 +31,25 @@ def interrupt():
 def test_a_second_run_computes_nothing(tmp_path):
     store, counter = ResultStore(tmp_path), Counter()
     cells = [counter.cell("a", 1), counter.cell("b", 2)]
-    first = run_cells("title", cells, store, MARK)
+    first = run_cells("title", cells, store, MARK, "")
     assert first == {"a": {"value": 1}, "b": {"value": 2}}
-    assert run_cells("title", cells, store, MARK) == first
+    assert run_cells("title", cells, store, MARK, "") == first
     assert counter.calls == ["a", "b"]
 
 
 def test_other_settings_are_computed_anew(tmp_path):
     store, counter = ResultStore(tmp_path), Counter()
-    run_cells("title", [counter.cell("a")], store, "one")
-    run_cells("title", [counter.cell("a")], store, "two")
+    run_cells("title", [counter.cell("a")], store, "one", "")
+    run_cells("title", [counter.cell("a")], store, "two", "")
     assert counter.calls == ["a", "a"]
 
 
 def test_a_damaged_cell_is_computed_again(tmp_path):
     store, counter = ResultStore(tmp_path), Counter()
     cells = [counter.cell("a"), counter.cell("b")]
-    run_cells("title", cells, store, MARK)
+    run_cells("title", cells, store, MARK, "")
     store.cell_path("a").write_text('{"key": "a", "val')
-    run_cells("title", cells, store, MARK)
+    run_cells("title", cells, store, MARK, "")
     assert counter.calls == ["a", "b", "a"]
     assert store.get("a", MARK) == {"value": 1}
 
@@ -58,12 +58,12 @@ def test_an_interrupted_run_resumes(tmp_path, capsys):
     store, counter = ResultStore(tmp_path), Counter()
     last = counter.cell("c")
     with pytest.raises(KeyboardInterrupt):
-        run_cells("title", [counter.cell("a"), Cell("b", interrupt), last], store, MARK)
+        run_cells("title", [counter.cell("a"), Cell("b", interrupt), last], store, MARK, "")
     captured = capsys.readouterr()
     assert "1 of 3 cells are stored" in captured.err
     assert "run the same command again to resume" in captured.err
     assert captured.out == ""
-    values = run_cells("title", [counter.cell("a"), counter.cell("b"), last], store, MARK)
+    values = run_cells("title", [counter.cell("a"), counter.cell("b"), last], store, MARK, "")
     assert counter.calls == ["a", "b", "c"]
     assert list(values) == ["a", "b", "c"]
 
@@ -75,7 +75,7 @@ def test_a_failing_cell_keeps_the_earlier_ones(tmp_path):
         raise ArithmeticError("diverged")
 
     with pytest.raises(ArithmeticError, match="diverged"):
-        run_cells("title", [counter.cell("a"), Cell("b", fail)], store, MARK)
+        run_cells("title", [counter.cell("a"), Cell("b", fail)], store, MARK, "")
     assert store.get("a", MARK) == {"value": 1}
     assert store.get("b", MARK) is None
 
@@ -83,11 +83,11 @@ def test_a_failing_cell_keeps_the_earlier_ones(tmp_path):
 def test_values_are_the_same_fresh_and_stored(tmp_path):
     cells = [Cell("a", lambda: {"pair": (1, 2)})]
     store = ResultStore(tmp_path)
-    assert run_cells("t", cells, store, MARK) == run_cells("t", cells, store, MARK)
+    assert run_cells("t", cells, store, MARK, "") == run_cells("t", cells, store, MARK, "")
 
 
 def test_progress_names_the_cells_on_standard_error(tmp_path, capsys):
-    run_cells("title", [Counter().cell("a [b] T=0.5")], ResultStore(tmp_path), MARK)
+    run_cells("title", [Counter().cell("a [b] T=0.5")], ResultStore(tmp_path), MARK, "")
     captured = capsys.readouterr()
     assert captured.err == "title: 1/1 a [b] T=0.5\n"
     assert captured.out == ""
@@ -96,7 +96,7 @@ def test_progress_names_the_cells_on_standard_error(tmp_path, capsys):
 def test_a_terminal_gets_a_progress_bar(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
-    run_cells("title", [Counter().cell("a"), Counter().cell("b")], ResultStore(tmp_path), MARK)
+    run_cells("title", [Counter().cell("a"), Counter().cell("b")], ResultStore(tmp_path), MARK, "")
     error = capsys.readouterr().err
     assert "title" in error
     assert "2/2" in error
@@ -105,5 +105,36 @@ def test_a_terminal_gets_a_progress_bar(tmp_path, capsys, monkeypatch):
 def test_keys_must_differ(tmp_path):
     counter = Counter()
     with pytest.raises(ValueError, match="same key: a"):
-        run_cells("t", [counter.cell("a"), counter.cell("a")], ResultStore(tmp_path), MARK)
+        run_cells("t", [counter.cell("a"), counter.cell("a")], ResultStore(tmp_path), MARK, "")
     assert counter.calls == []
+
+
+def test_cells_can_be_chosen_by_a_part_of_their_keys(tmp_path):
+    store, counter = ResultStore(tmp_path), Counter()
+    cells = [counter.cell("ridge steps=1"), counter.cell("ridge steps=2"), counter.cell("sgd")]
+    with pytest.raises(IncompleteError, match="2 of 3 cells are stored"):
+        run_cells("t", cells, store, MARK, "ridge")
+    assert counter.calls == ["ridge steps=1", "ridge steps=2"]
+    assert list(run_cells("t", cells, store, MARK, "sgd")) == [cell.key for cell in cells]
+
+
+@pytest.mark.parametrize(("only", "hint"), [
+    ("rigde", " (did you mean 'ridge'?)"), ("ridge step=1", " (did you mean 'ridge steps=1'?)"),
+    ("blah", ""),
+])  # fmt: skip
+def test_cells_that_there_are_not_are_refused_before_anything_is_computed(tmp_path, only, hint):
+    counter = Counter()
+    cells = [counter.cell("ridge steps=1"), counter.cell("sgd")]
+    with pytest.raises(UnknownCellError) as caught:
+        run_cells("t", cells, ResultStore(tmp_path), MARK, only, gaps=True)
+    assert str(caught.value) == (
+        f"--only: unknown cell '{only}'{hint}; expected one of 'ridge steps=1', 'sgd'."
+        " A part of a key will do."
+    )
+    assert counter.calls == []
+
+
+def test_nothing_can_be_chosen_where_there_are_no_cells(tmp_path):
+    with pytest.raises(UnknownCellError, match="expected none"):
+        run_cells("t", [], ResultStore(tmp_path), MARK, "a")
+    assert run_cells("t", [], ResultStore(tmp_path), MARK, "") == {}

@@ -86,8 +86,10 @@ def test_the_command_lists_it_with_its_entries(installed, tmp_path):
     lines = run_well(["-m", "odeopt", "plugins"], installed, tmp_path).splitlines()
     cells = {tuple(re.split(r"\s{2,}", line)) for line in lines}
     assert ("signflow", "odeopt_signflow", "odeopt-signflow", "0.1.0", "loaded") in cells
-    expected = {(kind, *entry, "odeopt-signflow") for kind, entry in ENTRIES.items()}
-    assert expected <= cells
+    joined = "".join("".join(lines).split())  # the last column may be wrapped
+    for name, origin in ENTRIES.values():
+        assert f"{name}odeopt-signflow{origin}" in joined
+    assert max(map(len, lines)) <= 80
 
 
 def test_the_command_shows_its_error_if_it_cannot_be_imported(installed, tmp_path):
@@ -96,7 +98,7 @@ def test_the_command_shows_its_error_if_it_cannot_be_imported(installed, tmp_pat
     (hiding / "__init__.py").write_text("raise OSError('broken on purpose')\n")
     result = run(["-m", "odeopt", "plugins"], f"{tmp_path}{os.pathsep}{installed}", tmp_path)
     assert result.returncode == 1
-    assert "failed: OSError: broken on purpose" in result.stdout
+    assert "failed: OSError: broken on purpose" in " ".join(result.stdout.split())
     assert "gradient-flow" in result.stdout
     assert "sign-flow" not in result.stdout
 
