@@ -17,7 +17,6 @@ from typing_extensions import override
 from odeopt.adjoint.base import Swept
 from odeopt.checks import (
     backward_status,
-    check_replay,
     drop_failed,
     outer_status,
     raise_for_status,
@@ -29,6 +28,7 @@ from odeopt.errors import SecondOrderError
 from odeopt.grid import TimeGrid
 from odeopt.probe import check_ends, ends_of_velocity
 from odeopt.problem import Problem
+from odeopt.replay import check_replay
 from odeopt.safety import Status
 from odeopt.stats import Stats
 from odeopt.sweep.adaptive import RefinedStepper, Refinement
