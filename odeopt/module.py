@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from odeopt.calls import check_scalar
+from odeopt.describing import module_settings
 from odeopt.errors import InputError
 from odeopt.types import PyTree
 
@@ -98,6 +99,13 @@ class _Parts:
         self._host = _Host(module)
         self._training = {name: child.training for name, child in module.named_modules()}
         self.fixed = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+
+    def settings(self) -> Mapping[str, Any]:
+        """What tells two of them apart: not the module's own parameters, which are not used."""
+        return {
+            "module": module_settings(self._module), "objective": self._objective,
+            "training": self._training, "moving": self.moving, "fixed": self.fixed,
+        }  # fmt: skip
 
     def loss(
         self, params: dict[str, Tensor], batch: PyTree, hparams: Any = None, buffers: Any = None

@@ -16,7 +16,7 @@ from torch import Tensor
 from odeopt.distributed.failure import Message, read
 from odeopt.distributed.roll import Roll
 from odeopt.errors import InputError, WorkerError
-from odeopt.store.digest import digest
+from odeopt.store.digest import digest_values
 
 T = TypeVar("T")
 
@@ -211,11 +211,7 @@ class Workers:
 
 def digests(parts: Mapping[str, Sequence[Tensor]]) -> dict[str, str]:
     """A digest of each part's shapes, dtypes and values, however they lie in memory."""
-    contiguous = torch.contiguous_format
-    return {
-        name: digest(tensor.detach().clone(memory_format=contiguous) for tensor in tensors)
-        for name, tensors in parts.items()
-    }
+    return {name: digest_values(tensors) for name, tensors in parts.items()}
 
 
 def compare(found: Sequence[Mapping[str, str]], when: str) -> None:
