@@ -53,6 +53,14 @@ class FolderLock:
             os.close(descriptor)  # who held it has removed the file meanwhile
 
     @classmethod
+    def take_in(cls, folder: Path, name: str) -> FolderLock | None:
+        """The lock on a folder, which is made if it is not there; as `take`."""
+        while True:
+            folder.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # who has used the folder has just removed it
+                return cls.take(folder / name)
+
+    @classmethod
     def _without(cls, path: Path, descriptor: int, error: OSError) -> FolderLock | None:
         os.close(descriptor)
         if error.errno in _TAKEN:

@@ -16,6 +16,7 @@ from torch import Tensor
 from odeopt.distributed.failure import Message, read
 from odeopt.distributed.roll import Roll
 from odeopt.errors import InputError, WorkerError
+from odeopt.parts import differing
 from odeopt.store.digest import digest_values
 
 T = TypeVar("T")
@@ -218,7 +219,7 @@ def compare(found: Sequence[Mapping[str, str]], when: str) -> None:
     """Raise `WorkerError` unless the digests of all workers are those of worker 0."""
     wrong = [rank for rank, mine in enumerate(found) if mine != found[0]]
     if wrong:
-        names = [name for name, own in found[0].items() if found[wrong[0]].get(name) != own]
+        names = differing(found[0], found[wrong[0]])
         raise WorkerError(
             f"{when}, {' and '.join(names)} of worker {', '.join(map(str, wrong))} are not those of"
             " worker 0. Every worker must begin with the same parameters and be handed the same"

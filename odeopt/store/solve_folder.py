@@ -13,6 +13,7 @@ import torch
 
 from odeopt.errors import InputError, StorageError
 from odeopt.locks import FolderLock
+from odeopt.parts import differing
 from odeopt.store.checked_file import of_solve
 from odeopt.store.own_files import LOCK, ROOT, remove_own, states
 
@@ -104,7 +105,7 @@ class SolveFolder:
         _IDENTITY.write(root, json.dumps(identity).encode())
 
     def _check(self, found: Mapping[str, str], own: Mapping[str, str]) -> None:
-        other = [name for name in {**found, **own} if found.get(name) != own.get(name)]
+        other = differing(found, own)
         if other:
             raise InputError(
                 f"{self.path} holds the progress of another solve, which differs in"
@@ -124,11 +125,7 @@ class SolveFolder:
 
 def _take(path: Path) -> FolderLock:
     try:
-        while True:
-            path.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):  # who has used it has just removed it
-                lock = FolderLock.take(path / LOCK)
-                break
+        lock = FolderLock.take_in(path, LOCK)
     except OSError as error:
         raise StorageError(
             f"Disk({str(path)!r}) cannot be written to: {error}. Give it a folder that can."
