@@ -10,9 +10,12 @@ import hashlib
 import types
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
+from pathlib import PurePath
 from typing import Any, cast
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from odeopt.errors import CompatibilityError
@@ -74,8 +77,12 @@ _NEW = object().__reduce_ex__(2)[0]
 """What pickle calls to make an object of most classes."""
 
 _PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes, type(...)))
-_UNNUMBERED = (tuple, type, types.ModuleType, Tensor)
 _REFERRING = (types.CodeType, types.FunctionType, types.MethodType, weakref.ReferenceType)
+_UNCHANGING = (
+    tuple, type, types.ModuleType, types.BuiltinFunctionType, *_REFERRING, Enum, PurePath, Tensor,
+    torch.dtype, torch.device,
+)  # fmt: skip
+"""Of these it makes no difference whether one is met twice or two that are the same."""
 
 
 class _Describer:
@@ -89,7 +96,7 @@ class _Describer:
     def text(self, value: Any, where: str) -> str:
         if type(value) in _PLAIN:
             return repr(value)
-        if not isinstance(value, _UNNUMBERED):
+        if not isinstance(value, _UNCHANGING):
             if id(value) in self._met:
                 return f"<{self._met[id(value)][0]}>"
             self._met[id(value)] = len(self._met), value

@@ -12,5 +12,5 @@ __version__ = "0.1.0"
 
 def versions() -> str:
     """What a number may depend on: the versions of odeopt, torch and Python."""
-    python = platform.python_version()
+    python = ".".join(platform.python_version_tuple()[:2])
     return f"odeopt {__version__}, torch {torch.__version__}, Python {python}"

@@ -170,7 +170,9 @@ def test_the_same_made_again_is_the_same(device):
 
 
 def test_what_a_function_has_captured_does_not_count():
-    assert describe(captures(1)) == describe(captures(2))
+    one, other = captures(1), captures(2)
+    assert describe(one) == describe(other)
+    assert describe([one, one]) == describe([one, other])
 
 
 def test_what_an_object_says_itself_counts():

@@ -14,49 +14,27 @@ from hypothesis import strategies as st
 import odeopt
 from odeopt import InputError, StorageError
 from odeopt.testing import smooth_problem
-
-
-def adam(leaves):
-    return torch.optim.Adam(leaves, lr=0.01)
-
-
-def make(folder, device=None, method="meta-sgd", optimizer=adam, order=1, **changes):
-    """A learner, or one that differs in something; hparams are the learned inner rates."""
-    problem = smooth_problem(device, 12)
-    pool = {"batch_size": 4, "seed": 0} | changes.pop("pool", {})
-    sign = pool.pop("sign", 1)
-    data = odeopt.tree.map_tensors(lambda leaf: sign * leaf, problem.batch)
-    params = dict(list(problem.params.items())[::order])
-    settings = {"lr": 0.1, "steps": 2} | changes.pop("settings", {})
-    loss = changes.pop("loss", problem.loss)
-    return odeopt.MetaLearner(
-        method, params, changes.pop("tasks", odeopt.TaskPool(data, problem.outer_batch, **pool)),
-        optimizer, loss=loss, settings=settings, folder=folder, checkpoint_every=2, **changes,
-    )  # fmt: skip
+from tests.meta.conftest import make, same
 
 
 def contents(learner):
     """What a failed restart must leave as it is."""
-    state = learner._optimizer.state_dict()
-    return copy.deepcopy((learner.params, learner.hparams, state, learner.updates)), (
-        torch.get_rng_state()
-    )
-
-
-def same(first, second):
-    pairs = zip(odeopt.tree.tensors(first), odeopt.tree.tensors(second), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
+    state = copy.deepcopy(learner._optimizer.state_dict())
+    metrics = learner._keeper._folder.checkpoint.with_name("metrics.jsonl")
+    written = metrics.read_bytes() if metrics.exists() else b""
+    tensors = copy.deepcopy((learner.params, learner.hparams)), torch.get_rng_state()
+    return (tensors, state), (learner.updates, written, str(state))
 
 
 def refuses(learner, error, message):
     """Restarting raises, and changes nothing."""
     torch.manual_seed(5)
-    before, random = contents(learner)
+    before, plain = contents(learner)
     with pytest.raises(error, match=message):
         learner.restore()
-    after, random_after = contents(learner)
-    assert str(before) == str(after)
-    assert torch.equal(random, random_after)
+    after, plain_after = contents(learner)
+    assert same(before, after)
+    assert plain == plain_after
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +49,8 @@ def run(tmp_path_factory):
 @pytest.fixture
 def folder(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"update": 4, "va')  # what a restart removes
     return tmp_path / "run"
 
 
@@ -191,96 +171,6 @@ def test_a_learner_goes_on_in_groups_of_the_optimizer(tmp_path, device):
     assert parts.restore()
     parts.fit(5)
     assert same((whole.params, whole.hparams), (parts.params, parts.hparams))
-
-
-def test_one_learner_at_a_time_runs_in_a_folder(tmp_path):
-    refused = []
-
-    def watch(step):
-        other = make(tmp_path)
-        if step.update == 0:
-            assert not other.restore()  # there is none yet
-        for call in (lambda: other.fit(1), other.save, *[other.restore][: step.update]):
-            with pytest.raises(StorageError, match="in use by another learner"):
-                call()
-            refused.append(step.update)
-        first.save()  # its own is no other
-
-    first = make(tmp_path, callback=watch)
-    first.fit(3)
-    assert refused == [0, 0, 1, 1, 1, 2, 2, 2]
-    assert len(first.history()) == 3
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "metrics.jsonl"]
-
-
-def test_the_folder_is_free_when_a_run_has_failed(tmp_path):
-    def fail(step):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt) as caught:  # whose traceback holds the learner
-        make(tmp_path, callback=fail).fit(3)
-    make(tmp_path).fit(2)
-    assert caught.value is not None
-
-
-def test_learners_that_take_turns_do_not_mix(tmp_path):
-    whole, first = make(tmp_path / "whole"), make(tmp_path / "parts")
-    whole.fit(6)
-    first.fit(2)
-    second = make(tmp_path / "parts")
-    assert second.restore()
-    second.fit(4)
-    for call in (lambda: first.fit(6), first.save):
-        with pytest.raises(InputError, match="was written by another learner since"):
-            call()
-    assert first.updates == 2
-    assert len(second.history()) == 4
-    assert first.restore()
-    first.fit(6)
-    assert same(first.params, whole.params)
-    assert [s.value for s in first.history()] == [s.value for s in whole.history()]
-
-
-def test_without_a_folder_nothing_can_be_saved():
-    learner = make(None)
-    learner.fit(2)
-    with pytest.raises(InputError, match="no folder to save to: pass folder="):
-        learner.save()
-
-
-def test_metrics_are_not_written_through_a_link(tmp_path):
-    (tmp_path / "precious").write_text("mine")
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "metrics.jsonl").symlink_to(tmp_path / "precious")
-    with pytest.raises(StorageError, match=r"metrics\.jsonl is a symbolic link"):
-        make(tmp_path / "run").fit(1)
-
-    def link(step):
-        path = tmp_path / "other" / "metrics.jsonl"
-        path.unlink()
-        path.symlink_to(tmp_path / "precious")
-
-    with pytest.raises(StorageError, match="is a symbolic link"):
-        make(tmp_path / "other", callback=link).fit(2)
-    assert (tmp_path / "precious").read_text() == "mine"
-
-
-def test_a_failed_append_is_no_part_of_the_next_line(tmp_path):
-    learner = make(tmp_path)
-    learner.fit(1)
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"update": 1, "va')
-    learner.fit(3)
-    assert [step.update for step in learner.history()] == [0, 1, 2]
-
-
-def test_a_relative_folder_is_the_one_it_was_when_it_was_given(tmp_path, monkeypatch):
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path)
-    learner = make("run", callback=lambda step: monkeypatch.chdir(tmp_path / "elsewhere"))
-    learner.fit(3)
-    assert list((tmp_path / "elsewhere").iterdir()) == []
-    assert (tmp_path / "run" / "checkpoint.pt").exists()
 
 
 class Own(odeopt.Method):
