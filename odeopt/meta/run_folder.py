@@ -38,7 +38,7 @@ class RunFolder:
         Raises:
             StorageError: if another learner runs here, or the folder cannot be written to.
         """
-        if self._lock is not None:
+        if self._lock is not None and self._lock.is_held:  # not by the process it was forked from
             return False
         try:
             self._lock = FolderLock.take_in(self._path, LOCK)
