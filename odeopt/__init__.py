@@ -83,9 +83,7 @@ from odeopt.stats import Stats
 from odeopt.store import Device, Disk, Host
 from odeopt.stream import Stream
 from odeopt.tolerance import ToleranceOptimizer, from_tolerance
-
-__version__ = "0.1.0"
-"""The release, which the package's metadata repeat."""
+from odeopt.version import __version__
 
 __all__ = [
     "ADJOINTS",

@@ -21,6 +21,7 @@ from odeopt.safety import Safety
 from odeopt.solver.base import GridSolver, Solver, StepSolver
 from odeopt.solver.runge_kutta import Euler
 from odeopt.solver.update import RuleSteps
+from odeopt.store import JournalSettings
 from odeopt.stream import Stream
 
 
@@ -77,6 +78,12 @@ class Choices:
         tiers = self.checkpoints.tiers if isinstance(self.adjoint, LocalAdjoint) else ()
         return ", ".join(type(tier).__name__ for tier in tiers if tier.kind != "device")
 
+    @property
+    def journal(self) -> tuple[int, JournalSettings] | None:
+        """The number of the tier in which progress is saved, and how; None if it is not."""
+        found = ((number, tier.journal) for number, tier in enumerate(self.checkpoints.tiers))
+        return next(((number, how) for number, how in found if how is not None), None)
+
     def check_autograd(self) -> None:
         """Raise `CompatibilityError` if states are not where autograd keeps them."""
         if self.elsewhere:
@@ -98,7 +105,7 @@ class Choices:
                 " RK4() or Adaptive(rtol, atol), or, if its velocity is minus the gradient of a"
                 " loss, GradientFlow(loss) or a GradientField of your own."
             )
-        if any(tier.journal is not None for tier in self.checkpoints.tiers):
+        if self.journal is not None:
             self._check_journal()
         if not isinstance(self.adjoint, LocalAdjoint):
             return
@@ -111,10 +118,10 @@ class Choices:
             )
 
     def _check_journal(self) -> None:
-        if len(self.checkpoints.tiers) > 1:
+        if sum(tier.journal is not None for tier in self.checkpoints.tiers) > 1:
             raise CompatibilityError(
-                "Disk(path, resume=True) was given beside other tiers, whose states do not outlive"
-                " a crash: keep all states in it."
+                "two tiers are Disk(path, resume=True), but progress is saved in one folder: leave"
+                " resume out in the other."
             )
         if not isinstance(self.adjoint, LocalAdjoint):
             raise CompatibilityError(

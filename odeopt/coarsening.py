@@ -75,7 +75,7 @@ def check_estimable(choices: Choices, stop: object) -> None:
             "estimate_error compares two solves, which would stop at different times: leave out"
             " stop or estimate_error."
         )
-    if any(tier.journal is not None for tier in choices.checkpoints.tiers):
+    if choices.journal is not None:
         raise CompatibilityError(
             "estimate_error makes a second solve, which Disk(path, resume=True) cannot save:"
             " leave one of them out."

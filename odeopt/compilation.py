@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -60,6 +60,10 @@ class Compiler:
         self._known: list[Traced] = []
         self._witnesses: list[Traced] = []
         self._warned = False
+
+    def settings(self) -> Mapping[str, Any]:
+        """What tells two compilers apart: not the kernels that they have made so far."""
+        return {"backend": self.backend}
 
     def find(
         self, name: str, key: object, kernel: Kernel, args: tuple[Any, ...], stats: Stats

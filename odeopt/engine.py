@@ -83,21 +83,37 @@ def run_forward(
     _check_visible(choices, problem)
     kernels = make_kernels(choices, problem, stats)
     journal = _open_journal(choices, problem, kernels)
-    saved = None if journal is None else journal.forward
+    with ExitStack() as on_error:
+        if journal is not None:
+            on_error.callback(journal.close)
+        run = _run_or_resume(choices, problem, kernels, refinement, journal)
+        on_error.pop_all()
+    return run
+
+
+def _run_or_resume(
+    choices: Choices, problem: Problem, kernels: Kernels, refinement: Refinement | None,
+    journal: Journal | None,
+) -> Run:  # fmt: skip
+    stats, saved = kernels.stats, None if journal is None else journal.forward
     stepper = _make_stepper(choices, kernels, problem, stats, refinement or _refinement(saved))
     if not isinstance(choices.adjoint, LocalAdjoint):
         return _sweep_forward(choices, problem, kernels, stepper, 0, Kept(stats), None)
     length = stepper.length
+    if saved is not None and saved.refinement is not None and not choices.needs_length:
+        length = None  # as it was for the schedule that has kept the states
     first = 0 if length is None else choices.adjoint.first_step(length)
     choices = choices.fit(problem.y0, None if length is None else length - first)
     with ExitStack() as on_error:
-        kept = on_error.enter_context(Kept(stats, choices.checkpoints.tiers))
+        opened = None if journal is None else {journal.tier: journal.shelf}
+        kept = on_error.enter_context(Kept(stats, choices.checkpoints.tiers, opened))
         if journal is not None:
             journal.resume(kept)
         if saved is not None and saved.done:
             trajectory = resumed_trajectory(saved, kept, first)
             assert isinstance(stepper, SettledStepper), "the refinement is saved"
-            run = Run(choices, problem, kernels, stepper, trajectory, saved.kept, journal)
+            placed = [index for index, _ in saved.kept]
+            run = Run(choices, problem, kernels, stepper, trajectory, placed, journal)
         else:
             run = _sweep_forward(choices, problem, kernels, stepper, first, kept, journal)
             _save_end(run)
@@ -132,11 +148,10 @@ def _sweep_forward(
 
 
 def _open_journal(choices: Choices, problem: Problem, kernels: Kernels) -> Journal | None:
-    settings = [tier.journal for tier in choices.checkpoints.tiers]
-    if settings[0] is None or problem.grid.steps == 0:
+    if choices.journal is None or problem.grid.steps == 0:
         return None
     identity = identify(choices, problem, kernels)
-    return Journal(*settings[0], identity, problem.y0.device)
+    return Journal(*choices.journal, identity, problem.y0.device)
 
 
 def _save_end(run: Run) -> None:

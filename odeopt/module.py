@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from odeopt.calls import check_scalar
 from odeopt.captured import check_not_scripted
+from odeopt.describing import module_settings
 from odeopt.errors import InputError
 from odeopt.loan import Loan
 from odeopt.types import PyTree
@@ -101,6 +102,13 @@ class _Parts:
         self._loan = Loan(module)
         self._training = {name: child.training for name, child in module.named_modules()}
         self.fixed = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+
+    def settings(self) -> Mapping[str, Any]:
+        """What tells two of them apart: not the module's own parameters, which are not used."""
+        return {
+            "module": module_settings(self._module), "objective": self._objective,
+            "training": self._training, "moving": self.moving, "fixed": self.fixed,
+        }  # fmt: skip
 
     def loss(
         self, params: dict[str, Tensor], batch: PyTree, hparams: Any = None, buffers: Any = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -56,13 +56,14 @@ class Stream:
     @classmethod
     def constant(cls, batch: PyTree, seed: int) -> Stream:
         """One batch for every step, with random numbers of each step's own."""
-        return cls(lambda k: batch, seed)
+        return cls(_Made(lambda k: batch, data=batch), seed)
 
     @classmethod
     def stacked(cls, batches: PyTree, seed: int | None = None) -> Stream:
         """Step k takes entry k of every tensor."""
         length = _common_length(batches, "batches")
-        return cls(lambda k: tree.map_tensors(lambda leaf: leaf[k], batches), seed, length)
+        entry = lambda k: tree.map_tensors(lambda leaf: leaf[k], batches)  # noqa: E731
+        return cls(_Made(entry, data=batches), seed, length)
 
     @classmethod
     def minibatches(
@@ -87,7 +88,8 @@ class Stream:
             indices = sampler(k)
             return assemble(_entry(leaf, indices) for leaf in found)
 
-        return cls(batch, seed if random_loss else None)
+        made = _Made(batch, data=data, size=batch_size, order=seed, shuffle=shuffle)
+        return cls(made, seed if random_loss else None)
 
     @classmethod
     def from_dataset(
@@ -108,7 +110,23 @@ class Stream:
         join = torch.utils.data.default_collate if collate is None else collate
         sampler = _Sampler(len(dataset), batch_size, seed, shuffle)
         fetch = lambda k: join([dataset[i] for i in sampler(k).tolist()])  # noqa: E731
-        return cls(fetch, seed if random_loss else None)
+        parts = {"data": dataset, "size": batch_size, "order": seed, "shuffle": shuffle}
+        made = _Made(fetch, **parts, collate=join)
+        return cls(made, seed if random_loss else None)
+
+
+class _Made:
+    """A function of the step's index that knows what it was made of."""
+
+    def __init__(self, batch: Callable[[int], PyTree], **parts: Any) -> None:
+        self._batch, self._parts = batch, parts
+
+    def __call__(self, k: int) -> PyTree:
+        return self._batch(k)
+
+    def settings(self) -> Mapping[str, Any]:
+        """What tells two of them apart; orders of examples are kept beside, which come and go."""
+        return self._parts
 
 
 def _entry(leaf: Any, indices: Tensor) -> Any:

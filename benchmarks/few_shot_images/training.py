@@ -25,7 +25,7 @@ from odeopt.types import PyTree
 CHECKPOINT_EVERY = 10
 """Updates, each of which takes a second or so; what was made after a checkpoint is made again."""
 
-CHECKPOINT, COSTS = "checkpoint.pt", "costs.jsonl"
+COSTS = "costs.jsonl"
 
 
 class Metered(odeopt.Method):
@@ -49,6 +49,10 @@ class Metered(odeopt.Method):
         self._path, self._update = folder / COSTS, 0
         self._costs = dict(_read(self._path))
         self._totals = [0.0]
+
+    def settings(self) -> dict[str, Any]:
+        """What a run may depend on; the folder is another one where the tasks are."""
+        return {"method": self._method}
 
     def tasks(self, update: int) -> odeopt.TaskBatch:
         """The meta-batch of an update, which the next call is on."""

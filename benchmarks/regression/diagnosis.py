@@ -21,6 +21,8 @@ from benchmarks.problems.models import Parameters
 from benchmarks.problems.tasks import Task
 from benchmarks.regression import cells as runs
 from benchmarks.regression.sizes import Setting, Sizes
+from odeopt.meta.run_folder import CHECKPOINT
+from odeopt.meta.storage import Checkpoint
 
 UPDATES = {Preset.SMOKE: 2, Preset.PAPER: 500}
 """For how many meta-updates the best initialisation is trained on, by preset."""
@@ -119,8 +121,9 @@ def _compute(settings: Settings, sizes: Sizes, setting: Setting) -> dict[str, An
 def _initialisation(settings: Settings, sizes: Sizes, setting: Setting, name: str) -> Parameters:
     """What a method has learned, from its checkpoint."""
     folder = runs.folder(settings, sizes, runs.key(setting, setting.seeds[0], name))
-    stored = torch.load(folder / "checkpoint.pt", map_location=settings.device)
-    return dict(zip(runs.PROBLEM.model.init(0), stored["params"], strict=True))
+    _, stored = Checkpoint.read(folder / CHECKPOINT)
+    names = runs.PROBLEM.model.init(0)
+    return {name: stored.tensors[f"params[{name!r}]"].to(settings.device) for name in names}
 
 
 def _objective(tasks: Task, steps: int, params: Parameters) -> float:

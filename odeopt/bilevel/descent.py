@@ -41,12 +41,21 @@ class Given:
     train: PyTree
     held_out: PyTree
 
-    @classmethod
-    def batch(cls, batch: PyTree, outer_batch: PyTree, update: int) -> TaskBatch:
-        """The data of an update; functions are called with its number."""
-        inner = batch(update) if callable(batch) and not isinstance(batch, Stream) else batch
-        outer = outer_batch(update) if callable(outer_batch) else outer_batch
-        return TaskBatch(cls(inner, outer), (), ("the inner problem",))
+
+@dataclass(frozen=True)
+class Batches:
+    """The data of each update by its number, with which functions are called."""
+
+    batch: PyTree
+    outer_batch: PyTree
+
+    def __call__(self, update: int) -> TaskBatch:
+        """The data of an update."""
+        inner, outer = self.batch, self.outer_batch
+        if callable(inner) and not isinstance(inner, Stream):
+            inner = inner(update)
+        outer = outer(update) if callable(outer) else outer
+        return TaskBatch(Given(inner, outer), (), ("the inner problem",))
 
 
 class Descent(Method):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from odeopt import tree
-from odeopt.bilevel.descent import Descent, Given
+from odeopt.bilevel.descent import Batches, Descent
 from odeopt.errors import CapturedTensorError, InputError
 from odeopt.grid import TimeGrid
 from odeopt.inner import InnerOptimizer
@@ -168,12 +168,11 @@ class BilevelProblem:
         """
         held_out = None
         if validation is not None:
-            held_out = Given.batch(batch, validation, 0)
+            held_out = Batches(batch, validation)(0)
         learner = MetaLearner(
-            Descent(self, params), hparams, lambda k: Given.batch(batch, outer_batch, k),
-            optimizer, clip=clip, validation=held_out, validate_every=validate_every,
-            callback=callback, folder=folder, checkpoint_every=checkpoint_every,
-            show_progress=show_progress,
+            Descent(self, params), hparams, Batches(batch, outer_batch), optimizer, clip=clip,
+            validation=held_out, validate_every=validate_every, callback=callback, folder=folder,
+            checkpoint_every=checkpoint_every, show_progress=show_progress,
         )  # fmt: skip
         learner.restore()
         steps = learner.fit(updates, tolerance)

@@ -43,7 +43,9 @@ class MemoryBudget(CheckpointSchedule):
     Args:
         device: bytes on the device, e.g. "512MiB"; an integer counts bytes.
         host: bytes in the memory of the host.
-        disk: a folder and the bytes that may be below it, e.g. `("/scratch", "100GiB")`.
+        disk: a folder and the bytes that may be below it, e.g. `("/scratch", "100GiB")`; with
+            `Disk("/scratch/run", resume=True)` in place of the folder an interrupted solve can be
+            resumed. The states of the other parts are then copied there, beside these bytes.
 
     Raises:
         InputError: for sizes that are none; in the solve, if not even one state fits.
@@ -58,7 +60,7 @@ class MemoryBudget(CheckpointSchedule):
 
     def __init__(
         self, device: Bytes, host: Bytes | None = None,
-        disk: tuple[str | os.PathLike[str], Bytes] | None = None,
+        disk: tuple[str | os.PathLike[str] | Disk, Bytes] | None = None,
     ) -> None:  # fmt: skip
         parts: list[tuple[Tier, int]] = [(Device(), parse_bytes(device, "device"))]
         if host is not None:
@@ -123,8 +125,9 @@ _NOT_FITTED = (
 def _disk_part(disk: object) -> tuple[Tier, int]:
     if not isinstance(disk, tuple) or len(disk) != 2:
         raise InputError(f"disk is {disk!r}; expected a pair such as ('/scratch', '100GiB').")
-    path, budget = disk
-    return Disk(path), parse_bytes(budget, "the size in disk")
+    place, budget = disk
+    tier = place if isinstance(place, Disk) else Disk(place)
+    return tier, parse_bytes(budget, "the size in disk")
 
 
 def _in_order(counts: Sequence[int]) -> list[int]:

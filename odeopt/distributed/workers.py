@@ -16,7 +16,8 @@ from torch import Tensor
 from odeopt.distributed.failure import Message, read
 from odeopt.distributed.roll import Roll
 from odeopt.errors import InputError, WorkerError
-from odeopt.store.digest import digest
+from odeopt.parts import differing
+from odeopt.store.digest import digest_values
 
 T = TypeVar("T")
 
@@ -211,18 +212,14 @@ class Workers:
 
 def digests(parts: Mapping[str, Sequence[Tensor]]) -> dict[str, str]:
     """A digest of each part's shapes, dtypes and values, however they lie in memory."""
-    contiguous = torch.contiguous_format
-    return {
-        name: digest(tensor.detach().clone(memory_format=contiguous) for tensor in tensors)
-        for name, tensors in parts.items()
-    }
+    return {name: digest_values(tensors) for name, tensors in parts.items()}
 
 
 def compare(found: Sequence[Mapping[str, str]], when: str) -> None:
     """Raise `WorkerError` unless the digests of all workers are those of worker 0."""
     wrong = [rank for rank, mine in enumerate(found) if mine != found[0]]
     if wrong:
-        names = [name for name, own in found[0].items() if found[wrong[0]].get(name) != own]
+        names = differing(found[0], found[wrong[0]])
         raise WorkerError(
             f"{when}, {' and '.join(names)} of worker {', '.join(map(str, wrong))} are not those of"
             " worker 0. Every worker must begin with the same parameters and be handed the same"

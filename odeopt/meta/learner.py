@@ -14,21 +14,21 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from odeopt import tree
+from odeopt.describing import describe_leniently
 from odeopt.distributed import Workers
-from odeopt.errors import DivergenceError, InputError, OdeoptError, OdeoptWarning
+from odeopt.errors import DivergenceError, OdeoptError, OdeoptWarning
 from odeopt.meta.arguments import check_settings, resolve
+from odeopt.meta.keeper import Keeper
 from odeopt.meta.method import MetaGradient, Method, TaskBatch, TaskData, as_task_batch
-from odeopt.meta.metrics import MetricsFile, Step, progress
+from odeopt.meta.metrics import Step, progress
+from odeopt.meta.named import NamedOptimizer, named_leaves
 from odeopt.meta.spread import SpreadMethod
-from odeopt.meta.storage import copy_into, read_checkpoint, write_checkpoint
 from odeopt.module import ModuleLoss
 from odeopt.safety import Status
 from odeopt.types import Loss, PyTree
 
 Tasks = Callable[[int], TaskData]
 """`tasks(k)` is the meta-batch of update k, the same whenever it is asked for."""
-
-CHECKPOINT, METRICS = "checkpoint.pt", "metrics.jsonl"
 
 
 @final
@@ -62,7 +62,8 @@ class MetaLearner:
         validation: held-out tasks, evaluated every `validate_every` updates and after the last.
         validate_every: see `validation`.
         callback: called with a `Step` after each update.
-        folder: where `checkpoint.pt` and `metrics.jsonl` go; None to write nothing.
+        folder: where `checkpoint.pt` and `metrics.jsonl` go; None to write nothing. One learner
+            at a time runs there. A relative path is looked up now.
         checkpoint_every: updates between two checkpoints; the end of `fit` makes one, too.
         show_progress: whether to show a progress bar, where standard error is a terminal.
         workers: `Workers()` to divide the tasks of each batch among the processes of `torchrun`.
@@ -93,19 +94,25 @@ class MetaLearner:
         self._tasks, self._clip, self._callback = tasks, clip, callback
         self._validation = None if validation is None else as_task_batch(validation)
         self._validate_every, self._checkpoint_every = validate_every, checkpoint_every
-        self._folder = None if folder is None else Path(folder)
-        self._metrics = None if self._folder is None else MetricsFile(self._folder / METRICS)
         self._workers = Workers.alone() if workers is None else workers
         self._spread = SpreadMethod(self.method, self._workers)
-        self._writes = self._workers.rank == 0
-        self._show = show_progress and self._writes
+        self._speaks = self._workers.rank == 0
+        self._show = show_progress and self._speaks
         self.updates = 0
-        self._owns_folder = False
         self.params: PyTree = tree.map_tensors(_copy, params)
         initial = self.method.init_hparams(params, own) if hparams is None else hparams
         self.hparams: PyTree = tree.map_tensors(_copy, initial)
         learned = [leaf for leaf in self._leaves() if tree.is_differentiable(leaf)]
         self._optimizer = optimizer(learned)
+        named = NamedOptimizer(self._optimizer, self._named())
+        path = None if folder is None else Path(folder).absolute()
+        self._keeper = Keeper(
+            path,
+            self._workers,
+            self._named,
+            named,
+            lambda: {**self._describe(), **named.settings()},
+        )
 
     def fit(self, updates: int, tolerance: float = 0.0) -> list[Step]:
         r"""Learn until so many updates have been made in all.
@@ -120,11 +127,18 @@ class MetaLearner:
         Raises:
             OdeoptError: of the method, with the update and its tasks in a note.
             DivergenceError: if a meta-gradient is not finite.
-            InputError: if the folder holds another run.
+            InputError: if the folder holds another run, or another learner has gone on with it.
+            StorageError: if another learner runs in the folder, or it cannot be written to.
             WorkerError: if a worker is lost, or has other parameters or tasks than the others.
         """
-        self._workers.together("the folder", self._claim_folder)
-        self._check_same()
+        with self._keeper.claimed(self.updates):
+            self._check_same()
+            steps = self._go_on(updates, tolerance)
+            if steps:
+                self._save()
+        return steps
+
+    def _go_on(self, updates: int, tolerance: float) -> list[Step]:
         steps: list[Step] = []
         with progress(updates, self.updates, self._show) as show:
             while self.updates < updates:
@@ -134,8 +148,6 @@ class MetaLearner:
                 self._record(step)
                 if step.change < tolerance:
                     break
-        if steps:
-            self.save()
         return steps
 
     def adapt(self, train: PyTree) -> PyTree:
@@ -148,24 +160,23 @@ class MetaLearner:
 
     def history(self) -> list[Step]:
         """Every step so far, as `metrics.jsonl` has them (read by each worker for itself)."""
-        return [] if self._metrics is None else self._metrics.read()
+        return self._keeper.history()
 
     def save(self) -> None:
-        """Write a checkpoint atomically; does nothing without a folder."""
-        self._check_same()
-        self._workers.together("a checkpoint", self._write)
+        """Write a checkpoint atomically.
 
-    def _write(self) -> None:
-        if self._folder is None or not self._writes:
-            return
-        content = {
-            "updates": self.updates,
-            "params": tree.leaves(self.params),
-            "hparams": tree.leaves(self.hparams),
-            "optimizer": self._optimizer.state_dict(),
-            "random": torch.get_rng_state(),
-        }
-        write_checkpoint(self._folder / CHECKPOINT, content)
+        Raises:
+            InputError: if the learner has no folder, or that of another run.
+            StorageError: if another learner runs in the folder, or it cannot be written to.
+            WorkerError: as `fit`.
+        """
+        self._keeper.check_folder()
+        with self._keeper.claimed(self.updates):
+            self._save()
+
+    def _save(self) -> None:
+        self._check_same()
+        self._keeper.save(self.updates)
 
     def restore(self) -> bool:
         """Go on from the checkpoint in the folder; False if there is none.
@@ -174,35 +185,17 @@ class MetaLearner:
         number of workers it is so up to rounding. Worker 0 reads the file for all.
 
         Raises:
-            InputError: if the checkpoint was made with other parameters or hparams.
+            InputError: if the checkpoint is that of another run: what is learned, the method, the
+                outer optimiser, clip or the tasks differ. Objects are compared by their attributes
+                when the learner is made, or by what their method `settings()` returns; functions
+                by their code. Nothing has been changed then.
+            StorageError: if the file is damaged, or another learner runs in the folder.
         """
-        path = None if self._folder is None else self._folder / CHECKPOINT
-        found = self._workers.from_first("a restart", lambda: read_checkpoint(path))
-        if found is None:
+        updates = self._keeper.restore()
+        if updates is None:
             return False
-        for own, name in ((self.params, "params"), (self.hparams, "hparams")):
-            copy_into(own, found[name], f"{name} of {path}")
-        self._owns_folder = True
-        self._optimizer.load_state_dict(found["optimizer"])
-        torch.set_rng_state(found["random"])
-        self.updates = found["updates"]
-        self._workers.together("a restart", self._forget_later_steps)
+        self.updates = updates
         return True
-
-    def _forget_later_steps(self) -> None:
-        if self._metrics is not None and self._writes:
-            self._metrics.truncate(self.updates)
-
-    def _claim_folder(self) -> None:
-        if self._folder is None or self._owns_folder or not self._writes:
-            return
-        if (self._folder / CHECKPOINT).exists():
-            raise InputError(
-                f"{self._folder} holds the checkpoint of another run: call restore() to go on with"
-                " it, or give another folder."
-            )
-        MetricsFile(self._folder / METRICS).truncate(0)
-        self._owns_folder = True
 
     def _update(self, last: bool) -> Step:
         begin = time.perf_counter()
@@ -262,7 +255,7 @@ class MetaLearner:
             for i, code in enumerate(codes)
             if code != Status.OK
         )
-        if failed and self._writes:
+        if failed and self._speaks:
             warnings.warn(
                 f"meta-update {self.updates - 1} left out: {', '.join(failed)}",
                 OdeoptWarning,
@@ -271,10 +264,9 @@ class MetaLearner:
         return failed
 
     def _record(self, step: Step) -> None:
-        if self._metrics is not None and self._writes:
-            self._metrics.append(step)
+        self._keeper.note(step)
         if self.updates % self._checkpoint_every == 0:
-            self.save()
+            self._save()
         if self._callback is not None:
             self._callback(step)
 
@@ -285,6 +277,16 @@ class MetaLearner:
             "the optimizer": tree.tensors(self._optimizer.state_dict()),
         }
         self._workers.check_same(f"before update {self.updates}", parts)
+
+    def _describe(self) -> dict[str, str]:
+        return {
+            "the method": describe_leniently(self.method),
+            "clip": repr(self._clip),
+            "the tasks": describe_leniently(self._tasks),
+        }
+
+    def _named(self) -> dict[str, Any]:
+        return named_leaves(self.params, self.hparams)
 
     def _leaves(self) -> list[Any]:
         return tree.leaves(self.params) + tree.leaves(self.hparams)

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from odeopt.errors import CompatibilityError
+from odeopt.errors import CompatibilityError, StorageError
 from odeopt.files import write_text
 
 
@@ -40,27 +40,49 @@ class Step:
 
 
 class MetricsFile:
-    """One line of JSON per meta-update; lines after a checkpoint go when it is restored."""
+    """One line of JSON per meta-update; lines after a checkpoint go when it is restored.
+
+    Raises:
+        StorageError: if it cannot be written, or is a symbolic link.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def append(self, step: Step) -> None:
         """Add a line."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(step)) + "\n")
+        with self._writing():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(step)) + "\n")
 
     def read(self) -> list[Step]:
         """Every complete line."""
         if not self._path.exists():
             return []
-        return [step for line in self._path.read_text().splitlines() if (step := _parse(line))]
+        lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return [step for line in lines if (step := _parse(line))]
 
     def truncate(self, updates: int) -> None:
         """Keep the lines of the first updates only."""
-        kept = [step for step in self.read() if step.update < updates]
-        write_text(self._path, "".join(json.dumps(asdict(step)) + "\n" for step in kept))
+        with self._writing():
+            kept = [step for step in self.read() if step.update < updates]
+            write_text(self._path, "".join(json.dumps(asdict(step)) + "\n" for step in kept))
+
+    @contextmanager
+    def _writing(self) -> Generator[None]:
+        if self._path.is_symlink():
+            raise StorageError(
+                f"{self._path} is a symbolic link, and metrics are not written to where another"
+                " file may be: remove it, or give the learner another folder."
+            )
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(
+                f"metrics cannot be written to {self._path}: {error}. Give the learner a folder"
+                " that can be written to and has room."
+            ) from error
 
 
 def _parse(line: str) -> Step | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +53,13 @@ class TaskPool:
             )
         if self.names and len(self.names) != len(self):
             raise InputError(f"there are {len(self.names)} names for {len(self)} tasks.")
+
+    def settings(self) -> Mapping[str, Any]:
+        """What tells two pools apart: everything but the names, which are for reports."""
+        return {
+            "train": self.train, "validation": self.validation, "batch_size": self.batch_size,
+            "seed": self.seed,
+        }  # fmt: skip
 
     def __len__(self) -> int:
         """The number of tasks."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
-from odeopt.errors import CompatibilityError, InputError
+from odeopt.errors import InputError
 from odeopt.keywords import KnownKeywords
 
 Kind = Literal["device", "host", "disk"]
@@ -37,13 +37,6 @@ class Shelf(ABC):
         """Begin to bring back a state that will be asked for next."""
         del index
 
-    def adopt(self, index: int, device: torch.device) -> None:
-        """Take over a state that an interrupted solve has left here."""
-        raise CompatibilityError(f"{type(self).__name__} holds nothing that outlives a process.")
-
-    def settle(self) -> None:  # noqa: B027  (nothing to do for most)
-        """The progress file no longer needs states that have been dropped."""
-
     @abstractmethod
     def close(self, done: bool) -> None:
         """Forget every state; `done` says that the solve has come to its end."""
@@ -69,6 +62,10 @@ class Tier(KnownKeywords, ABC):
     @abstractmethod
     def open(self) -> Shelf:
         """A shelf for one solve."""
+
+    def settings(self) -> Mapping[str, Any]:
+        """What tells two solves apart: not where exactly states are, which changes no number."""
+        return {"kind": self.kind}
 
 
 def check_tier(store: object) -> Tier:

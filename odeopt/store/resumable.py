@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Collection
+from typing import final
 
 import torch
 from torch import Tensor
@@ -11,64 +11,90 @@ from typing_extensions import override
 
 from odeopt.errors import StorageError
 from odeopt.store.base import Shelf
-from odeopt.store.state_file import read_state, write_state
+from odeopt.store.own_files import state_file
+from odeopt.store.solve_folder import SolveFolder
+from odeopt.store.state_file import Label, read_state, write_state
 
-PROGRESS = ".progress"
-"""How the names of progress files end."""
 
-
+@final
 class ResumableShelf(Shelf):
     """States in a folder, none removed that the last progress file needs.
 
-    The state of an index is always the same, so that it may be written again.
+    The state of an index is always the same, so that it is written once. Beside the states that
+    are kept here the folder holds copies of those that are kept where they do not outlive the
+    process.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: SolveFolder) -> None:
         self._folder = folder
         self._devices: dict[int, torch.device] = {}
+        """Of the states that are kept here."""
+        self._written: set[int] = set()
         self._needed: set[int] = set()
 
     @override
     def put(self, index: int, state: Tensor) -> None:
-        write_state(self._file(index), state)
+        self.copy(index, state)
         self._devices[index] = state.device
 
     @override
     def get(self, index: int) -> Tensor:
-        return read_state(self._file(index), self._devices[index])
+        return self.read(index, self._devices[index])
 
     @override
     def drop(self, index: int) -> None:
         del self._devices[index]
         if index not in self._needed:
-            self._file(index).unlink(missing_ok=True)
+            self._remove(index)
 
-    @override
+    def copy(self, index: int, state: Tensor) -> None:
+        """Write a state to the folder, if it is not there."""
+        if index not in self._written:
+            write_state(state_file(self._folder.path, index), state, self._label(index))
+            self._written.add(index)
+
+    def has(self, index: int) -> bool:
+        """Whether the folder holds a state, kept here or not."""
+        return index in self._written
+
+    def read(self, index: int, device: torch.device) -> Tensor:
+        """A state that is in the folder."""
+        return read_state(state_file(self._folder.path, index), device, self._label(index))
+
     def adopt(self, index: int, device: torch.device) -> None:
-        if not self._file(index).is_file():
-            raise StorageError(
-                f"{self._file(index)}, which the interrupted solve needs, is not there any more:"
-                f" remove {self._folder} and make the solve again."
-            )
+        """Keep a state that an interrupted solve has left here."""
         self._devices[index] = device
-        self._needed.add(index)
 
-    @override
-    def settle(self) -> None:
-        for index in self._needed - self._devices.keys():
-            self._file(index).unlink(missing_ok=True)
-        self._needed = set(self._devices)
+    def recover(self, needed: Collection[int]) -> None:
+        """Take over the states that the last progress file needs; others go.
+
+        Raises:
+            StorageError: if one is missing.
+        """
+        for index in needed:
+            path = state_file(self._folder.path, index)
+            if not path.is_file():
+                raise StorageError(
+                    f"{path}, which the interrupted solve needs, is not there any more: remove"
+                    f" {self._folder.path} and make the solve again."
+                )
+        self._folder.remove_states(but=needed)
+        self._written, self._needed = set(needed), set(needed)
+
+    def settle(self, needed: Collection[int]) -> None:
+        """A progress file that needs these states has been written: others go."""
+        for index in self._written - set(needed):
+            self._remove(index)
+        self._needed = set(needed)
 
     @override
     def close(self, done: bool) -> None:
         self._devices.clear()
-        if not done:
-            return
-        for pattern in (f"*{PROGRESS}", f".*{PROGRESS}.*.tmp", "state-*", ".state-*.tmp"):
-            for path in self._folder.glob(pattern):  # progress first: it needs the states
-                path.unlink(missing_ok=True)
-        with suppress(OSError):  # other files are in it
-            self._folder.rmdir()
+        self._folder.close(done)
 
-    def _file(self, index: int) -> Path:
-        return self._folder / f"state-{index:09d}"
+    def _remove(self, index: int) -> None:
+        state_file(self._folder.path, index).unlink(missing_ok=True)
+        self._written.discard(index)
+
+    def _label(self, index: int) -> Label:
+        return Label(self._folder.solve, index)

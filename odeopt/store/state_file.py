@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from odeopt.store.checked_file import read_checked, write_checked
+from odeopt.errors import StorageError
+from odeopt.store.checked_file import of_solve
 from odeopt.store.packing import Packing, pack
 
+_STATE = of_solve("state")
 
-def write_state(path: Path, state: Tensor) -> None:
+
+class Label(NamedTuple):
+    """Which state it is."""
+
+    solve: str
+    """A name or a digest of the solve that it belongs to."""
+    number: int
+    """Its index."""
+
+
+def write_state(path: Path, state: Tensor, label: Label) -> None:
     """Write a state atomically.
 
     Raises:
@@ -21,22 +33,33 @@ def write_state(path: Path, state: Tensor) -> None:
     """
     block, packing = pack(state)
     head = {
+        "label": label,
         "dtype": str(block.dtype).removeprefix("torch."),
         "block": list(block.shape),
         "shape": packing.shape,
         "order": packing.order,
     }
-    write_checked(path, json.dumps(head).encode() + b"\n" + raw_bytes(block))
+    _STATE.write(path, json.dumps(head).encode() + b"\n" + raw_bytes(block))
 
 
-def read_state(path: Path, device: torch.device) -> Tensor:
+def read_state(path: Path, device: torch.device, label: Label) -> Tensor:
     """The state in a file.
 
     Raises:
-        StorageError: if the file is not there, cannot be read, or is not what was written.
+        StorageError: if the file is not there, cannot be read, is not what was written, or holds
+            another state.
     """
-    line, _, raw = read_checked(path).partition(b"\n")
-    return _decode(json.loads(line), raw).to(device)
+    _, body = _STATE.read(path)
+    line, _, raw = body.partition(b"\n")
+    head = json.loads(line)
+    found = Label(*head["label"])
+    if found != label:
+        whose = "of another solve" if found.solve != label.solve else f"number {found.number}"
+        raise StorageError(
+            f"{path} holds a state {whose}; expected number {label.number} of this one."
+            f" {_STATE.unreadable}"
+        )
+    return _decode(head, raw).to(device)
 
 
 def raw_bytes(block: Tensor) -> bytes:

@@ -189,7 +189,7 @@ class BackwardSweep:
             self._seeds, self._actions, index, self._y, self._y1, lam,
             None if self._theta is None else (self._theta.shared, self._theta.batch),
             (trace.starts, self._stops), (trace.scalars.stacked(lam), trace.prints.stacked(lam)),
-            kept.indices(), counts(self._stats),
+            kept.places(), counts(self._stats),
         )  # fmt: skip
         journal.save(progress, kept)
 

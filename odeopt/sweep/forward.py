@@ -202,7 +202,7 @@ def forward_progress(
     y, kept = trajectory.y_end, trajectory.kept
     steps = None if refinement is None else dict(vars(refinement))
     return ForwardProgress(
-        done, begun, actions, index, y, trajectory.before_end, kept.indices(),
+        done, begun, actions, index, y, trajectory.before_end, kept.places(),
         trajectory.observed, trajectory.prints.stacked(y), steps, counts(kept.stats),
     )  # fmt: skip
 

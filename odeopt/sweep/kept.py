@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self, get_args
 
@@ -25,12 +25,20 @@ class Kept:
     """Kept states by index, in their tiers; records the most there were at one time.
 
     As a context manager it forgets every state in the end.
+
+    Args:
+        stats: what is recorded goes there.
+        tiers: where states may be.
+        opened: shelves that are open already, by the number of their tier.
     """
 
-    def __init__(self, stats: Stats, tiers: Sequence[Tier] = (Device(),)) -> None:
+    def __init__(
+        self, stats: Stats, tiers: Sequence[Tier] = (Device(),),
+        opened: Mapping[int, Shelf] | None = None,
+    ) -> None:  # fmt: skip
         self.stats = stats
         self._tiers = tiers
-        self._shelves: dict[int, Shelf] = {}
+        self._shelves = dict(opened or {})
         self._places: dict[int, _Place] = {}
         self._bytes: dict[Kind, int] = dict.fromkeys(get_args(Kind), 0)
         self._all_bytes = 0
@@ -44,17 +52,9 @@ class Kept:
         self._shelves[tier].put(index, state)
         self._note(index, state, tier)
 
-    def adopt(self, index: int, like: Tensor, tier: int = 0) -> None:
-        """Take over a state that an interrupted solve has left in a tier, of a known shape."""
-        if tier not in self._shelves:
-            self._shelves[tier] = self._tiers[tier].open()
-        self._shelves[tier].adopt(index, like.device)
+    def adopt(self, index: int, like: Tensor, tier: int) -> None:
+        """Count a state, of a known shape, that is in a tier already."""
         self._note(index, like, tier)
-
-    def settle(self) -> None:
-        """The progress file no longer needs states that have been dropped."""
-        for shelf in self._shelves.values():
-            shelf.settle()
 
     def free(self, index: int) -> None:
         """Drop a state, if it is there."""
@@ -89,6 +89,10 @@ class Kept:
     def indices(self) -> list[int]:
         """The indices of kept states, sorted."""
         return sorted(self._places)
+
+    def places(self) -> list[tuple[int, int]]:
+        """The index and the tier of each kept state, sorted."""
+        return [(index, self._places[index].tier) for index in self.indices()]
 
     def close(self, done: bool) -> None:
         """Forget every state; `done` says that the solve has come to its end."""

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from odeopt.errors import InputError
+from odeopt.errors import InputError, StorageError
 from odeopt.stats import Stats
-from odeopt.store.checked_file import read_checked, write_checked
-from odeopt.store.resumable import PROGRESS
+from odeopt.store import JournalSettings
+from odeopt.store.own_files import BACKWARD, FORWARD
+from odeopt.store.resumable import ResumableShelf
+from odeopt.store.solve_folder import WHAT_TO_DO, SolveFolder
 from odeopt.sweep.kept import Kept
 
 
@@ -30,7 +30,7 @@ class ForwardProgress:
         index: the index of the running state.
         y: the running state.
         before_end: the state before the last step.
-        kept: indices of kept states.
+        kept: the index and the tier of each kept state.
         observed: observed states by step index.
         prints: fingerprints of the states so far.
         refinement: the attributes of the `Refinement` of an adaptive solve.
@@ -43,7 +43,7 @@ class ForwardProgress:
     index: int
     y: Tensor
     before_end: Tensor
-    kept: list[int]
+    kept: list[tuple[int, int]]
     observed: dict[int, Tensor]
     prints: Tensor
     refinement: dict[str, Any] | None
@@ -64,7 +64,7 @@ class BackwardProgress:
         theta: gradients of theta so far.
         intervals: starts and stops of those that were pulled.
         trace: what was noticed: the scalars of the pulls, fingerprints.
-        kept: indices of kept states.
+        kept: the index and the tier of each kept state.
         counts: the stats so far.
     """
 
@@ -77,34 +77,43 @@ class BackwardProgress:
     theta: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None
     intervals: tuple[list[int], list[int]]
     trace: tuple[Tensor, Tensor]
-    kept: list[int]
+    kept: list[tuple[int, int]]
     counts: dict[str, int]
 
 
+@final
 class Journal:
-    """The progress files of one solve.
+    """The progress files of one solve, in a folder that is locked until `shelf` is closed.
 
     Args:
-        folder: where they are.
-        seconds: how often progress is saved.
-        identity: digests of the parts of the solve, by name.
+        tier: the number of the tier whose states are in the same folder.
+        settings: where that is, and how often progress is saved.
+        identity: the parts of the solve as text, by name.
         device: where the solve runs.
+
+    Attributes:
+        tier: see above.
+        shelf: the states in the folder.
+        forward: how far the forward sweep has come; None if it begins.
+        backward: the same of the backward sweep.
 
     Raises:
         InputError: if the folder holds the progress of another solve.
-        StorageError: if a file there is not what was written.
+        StorageError: if the folder is in use, or a file there is not what was written.
     """
 
     def __init__(
-        self, folder: Path, seconds: float, identity: dict[str, str], device: torch.device
-    ) -> None:
-        self._folder, self._seconds, self._identity = folder, seconds, identity
-        self._device = device
+        self, tier: int, settings: JournalSettings, identity: Mapping[str, str],
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        self._folder, self._seconds = SolveFolder(settings.folder, identity), settings.seconds
+        self.tier, self.shelf = tier, ResumableShelf(self._folder)
         self._last = time.monotonic()
-        found = self._read("forward")
-        self.forward = None if found is None else ForwardProgress(**found)
-        found = self._read("backward")
-        self.backward = None if found is None else BackwardProgress(**found)
+        try:
+            self._load(device)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def is_due(self) -> bool:
@@ -114,53 +123,57 @@ class Journal:
     def resume(self, kept: Kept) -> None:
         """Take over the kept states and the stats of the last progress file."""
         last = self.backward or self.forward
+        self.shelf.recover([] if last is None else [index for index, _ in last.kept])
         if last is None:
             return
-        for index in last.kept:
-            kept.adopt(index, last.y)
+        for index, tier in last.kept:
+            if tier == self.tier:
+                self.shelf.adopt(index, last.y.device)
+                kept.adopt(index, last.y, tier)
+            else:
+                kept.store(index, self.shelf.read(index, last.y.device), tier)
         vars(kept.stats).update(last.counts)
 
     def save(self, progress: ForwardProgress | BackwardProgress, kept: Kept) -> None:
-        """Write a progress file; states that only the one before it needed can go."""
-        name = "forward" if isinstance(progress, ForwardProgress) else "backward"
-        own = {part.name: getattr(progress, part.name) for part in fields(progress)}
-        buffer = io.BytesIO()
-        torch.save({"identity": self._identity, "progress": _owned(own)}, buffer)
-        write_checked(self._folder / f"{name}{PROGRESS}", buffer.getvalue())
-        kept.settle()
+        """Write a progress file, after the states that it needs; those it does not need can go."""
+        for index, tier in progress.kept:
+            if tier != self.tier and not self.shelf.has(index):
+                self.shelf.copy(index, kept[index])
+        own = _owned({part.name: getattr(progress, part.name) for part in fields(progress)})
+        if isinstance(progress, ForwardProgress):
+            self._after = self._folder.save(FORWARD, {"progress": own})
+        else:
+            self._folder.save(BACKWARD, {"progress": own, "after": self._after})
+        self.shelf.settle([index for index, _ in progress.kept])
         self._last = time.monotonic()
 
     def check_seeds(self, seeds: str) -> None:
         """Raise `InputError` if the backward sweep began with other gradients."""
         if self.backward is not None and self.backward.seeds != seeds:
             raise InputError(
-                f"{self._folder} holds the progress of another solve, which differs in the outer"
-                f" loss or its batch. {_WHAT_TO_DO}"
+                f"{self._folder.path} holds the progress of another solve, which differs in the"
+                f" outer loss or its batch. {WHAT_TO_DO}"
             )
 
-    def _read(self, name: str) -> dict[str, Any] | None:
-        path = self._folder / f"{name}{PROGRESS}"
-        if not path.is_file():
-            return None
-        buffer = io.BytesIO(read_checked(path))
-        found = torch.load(buffer, map_location=self._device, weights_only=True)
-        self._check(found["identity"])
-        return found["progress"]
+    def close(self) -> None:
+        """Let others use the folder; the files stay."""
+        self.shelf.close(done=False)
 
-    def _check(self, identity: Mapping[str, str]) -> None:
-        names = {**identity, **self._identity}
-        other = [name for name in names if identity.get(name) != self._identity.get(name)]
-        if other:
-            raise InputError(
-                f"{self._folder} holds the progress of another solve, which differs in"
-                f" {', '.join(other)}. {_WHAT_TO_DO}"
-            )
-
-
-_WHAT_TO_DO = (
-    "Make the call that was interrupted again, or remove the folder, or give Disk(path,"
-    " resume=True) another one."
-)
+    def _load(self, device: torch.device) -> None:
+        self.forward = self.backward = None
+        self._after = b""
+        forward, backward = (self._folder.load(name, device) for name in (FORWARD, BACKWARD))
+        if forward is not None:
+            self._after, content = forward
+            self.forward = ForwardProgress(**content["progress"])
+        if backward is not None:
+            _, content = backward
+            if content["after"] != self._after:
+                raise StorageError(
+                    f"{self._folder.path / BACKWARD} goes with another {FORWARD} than the one that"
+                    " is there, or that is not there: remove the folder, and make the solve again."
+                )
+            self.backward = BackwardProgress(**content["progress"])
 
 
 def counts(stats: Stats) -> dict[str, int]:

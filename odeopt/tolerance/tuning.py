@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from odeopt.adjoint.discrete import DiscreteAdjoint
 from odeopt.checkpoint.uniform import Every
@@ -28,6 +30,12 @@ class Tuning:
         self._compilers: dict[str, Compiler] = {}
         self._courses: dict[tuple[object, ...], Course] = {}
         self._watched: set[object] = set()
+
+    def settings(self) -> Mapping[str, Any]:
+        """What tells two of them apart: not what has been learnt so far."""
+        return {
+            "field": self._field, "tol": self.tol, "safety": self._safety, "compile": self._compile,
+        }  # fmt: skip
 
     @property
     def real_spectrum(self) -> bool:

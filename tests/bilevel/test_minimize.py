@@ -98,6 +98,39 @@ def test_the_same_call_goes_on_after_an_interruption(case, tmp_path_factory, sto
     assert [s.value for s in resumed.steps] == [s.value for s in whole.steps]
 
 
+def stream(data, seed=0, size=8, **keywords):
+    return odeopt.Stream.minibatches(data, size, seed, **keywords)
+
+
+@pytest.mark.parametrize(("other", "part"), [
+    (lambda p, h, u, train, held_out: (p, h, u + 1, stream(train), held_out), "the method"),
+    (lambda p, h, u, train, held_out: (p, h, u, stream(train, seed=1), held_out), "the tasks"),
+    (lambda p, h, u, train, held_out: (p, h, u, stream(train, size=4), held_out), "the tasks"),
+    (lambda p, h, u, train, held_out: (p, h, u, stream(train, shuffle=False), held_out),
+     "the tasks"),
+    (lambda p, h, u, train, held_out: (p, h, u, stream((-train[0], train[1])), held_out),
+     "the tasks"),
+    (lambda p, h, u, train, held_out: (p, h, u, stream(train), (held_out[0], -held_out[1])),
+     "the tasks"),
+    (lambda p, h, u, train, held_out: (
+        odeopt.BilevelProblem(odeopt.SGD(loss, momentum=0.6), outer, grid), h, u, stream(train),
+        held_out), "the method"),
+    (lambda p, h, u, train, held_out: (
+        p, {**h, "lr": h["lr"].expand(5)}, u, stream(train), held_out), r"params\['lr'\] is"),
+])  # fmt: skip
+def test_another_call_does_not_go_on_in_the_folder(case, tmp_path, other, part):
+    problem, hparams, params, train, held_out = case
+
+    def run(problem, hparams, params, batch, outer_batch, updates=2):
+        return problem.minimize(hparams, params, batch, outer_batch, updates, folder=tmp_path)
+
+    run(problem, hparams, params, stream(train), held_out)
+    with pytest.raises(odeopt.InputError, match=part):
+        run(*other(problem, hparams, params, train, held_out))
+    found = run(problem, hparams, params, stream(train), held_out, 3)
+    assert len(found.steps) == 3
+
+
 def test_an_error_names_the_update(case):
     problem, hparams, params, train, held_out = case
     hparams["lr"] = torch.tensor(300.0, device=params.device)

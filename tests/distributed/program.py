@@ -14,6 +14,7 @@ import torch
 from support import distributed as cases
 
 import odeopt
+from odeopt.meta.run_folder import RunFolder
 from odeopt.meta.spread import SpreadMethod
 
 torch.set_num_threads(1)
@@ -95,10 +96,23 @@ def training(workers, folder):
     again.fit(6)
     found["parts"] = cases.learned(again)
     found["again"] = caught(lambda: parts(workers=workers).fit(6))
+    found["other"] = caught(lambda: parts(workers=workers, clip=1.0).restore())
+    found["busy"] = busy(workers, folder / "parts", [again.save, lambda: again.fit(7)])
     alone = cases.learner("meta-sgd", folder=folder / "alone", workers=workers)
     assert alone.restore()
     alone.fit(6)
     found["alone"] = cases.learned(alone)
+    return found
+
+
+def busy(workers, folder, calls):
+    """What calls raise while worker 1 keeps others out of the folder."""
+    other = RunFolder(folder)
+    workers.gather("the calls before", lambda: None)  # worker 0 has left the folder
+    workers.gather("the lock", other.lock if workers.rank == 1 else lambda: None)
+    found = [caught(call) for call in calls]
+    workers.gather("the calls", lambda: None)
+    other.unlock()
     return found
 
 

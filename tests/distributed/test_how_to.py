@@ -45,12 +45,13 @@ def test_two_processes_learn_what_one_learns_and_one_goes_on(tmp_path, monkeypat
     assert found.startswith("2 workers, validation loss ")
     (tmp_path / "whole").mkdir()
     monkeypatch.chdir(tmp_path / "whole")
-    exec(compile(program, "waves.py", "exec"), {})
+    exec(compile(program, "waves.py", "exec"), {"__name__": "__main__"})
     assert loss(capsys.readouterr().out) == pytest.approx(loss(found), rel=1e-4)
     monkeypatch.chdir(tmp_path)
-    exec(compile(program, "waves.py", "exec"), {})
+    exec(compile(program, "waves.py", "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out == ""  # everything is done
-    exec(compile(program.replace("fit(8)", "fit(10)"), "waves.py", "exec"), {})
+    longer = program.replace("fit(8)", "fit(10)")
+    exec(compile(longer, "waves.py", "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out.startswith("1 workers, validation loss ")
 
 

@@ -165,6 +165,15 @@ def test_one_worker_writes(runs):
         assert one["training"]["again"]["kind"] == "InputError"
 
 
+def test_a_folder_that_is_not_the_workers_own_is_refused_by_all(runs):
+    for one in (one["training"] for one in runs[1]):
+        assert one["other"]["kind"] == "InputError"
+        assert "differs in clip" in one["other"]["message"]
+        for refused in one["busy"]:
+            assert refused["kind"] == "StorageError"
+            assert "in use by another learner" in refused["message"]
+
+
 @pytest.mark.parametrize("name", ["maml", "reptile"])
 def test_a_task_that_fails_is_left_out_and_named_by_all(runs, name):
     found = [one["failures"][name] for one in runs[1]]

@@ -12,7 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import odeopt
-from odeopt import Binomial, Density, Disk, Every, Graded, InputError, Online, TimeGrid
+from odeopt import (
+    Binomial,
+    Density,
+    Disk,
+    Every,
+    Graded,
+    InputError,
+    MemoryBudget,
+    Online,
+    TimeGrid,
+)
 from tests.memory.conftest import Bench, Crash, same
 
 SCHEDULES = {
@@ -23,6 +33,7 @@ SCHEDULES = {
     "binomial": lambda store: Binomial(4, store=store),
     "one slot": lambda store: Binomial(1, store=store),
     "online": lambda store: Online(4, store=store),
+    "budget": lambda store: MemoryBudget(200, 300, (store, 300)),  # states of 96 or 288 bytes
 }
 ADJOINTS = {
     "discrete": odeopt.DiscreteAdjoint,
@@ -31,7 +42,7 @@ ADJOINTS = {
 }
 COUNTS = (
     "steps", "gradient_evaluations", "hvps", "replayed_steps", "stored_states", "stored_bytes",
-    "disk_bytes",
+    "device_bytes", "host_bytes", "disk_bytes",
 )  # fmt: skip
 
 
@@ -66,7 +77,8 @@ def test_whenever_it_crashes_the_result_is_the_same(tmp_path, name, adjoint, poi
 
 
 @given(
-    st.lists(st.integers(3, 400), min_size=1, max_size=3), st.sampled_from(["online", "binomial"])
+    st.lists(st.integers(3, 400), min_size=1, max_size=3),
+    st.sampled_from(["online", "binomial", "budget"]),
 )
 def test_an_adaptive_solve_goes_on(tmp_path, points, name):
     choices = {"solver": odeopt.Adaptive(1e-5, 1e-5), "grid": TimeGrid.uniform(4.0, 3)}
@@ -100,7 +112,7 @@ def test_progress_is_saved_only_so_often(tmp_path):
     folder = tmp_path / "at"
     with pytest.raises(Crash):
         Bench(25, limit=15).run(Binomial(4, store=Disk(folder, resume=True)))
-    assert "forward.progress" not in names(folder)
+    assert names(folder) == ["solve.progress", "state-000000000", "state-000000009"]
     with pytest.raises(Crash):
         Bench(25, limit=40).run(Binomial(4, store=Disk(folder, resume=True)))
     assert "forward.progress" in names(folder)  # at the end of the forward sweep
@@ -202,9 +214,9 @@ SCRIPT = """
 import os, sys, torch
 sys.path.insert(0, sys.argv[4])
 from tests.memory.conftest import Bench, _leaves
-from odeopt import Binomial, Disk
+from odeopt import Binomial, Disk, MemoryBudget
 torch.set_default_dtype(torch.float64)
-limit = int(sys.argv[2]) or None
+limit, kind = int(sys.argv[2]) or None, sys.argv[5]
 
 class Dying(Bench):
     def loss(self, params, batch, hparams):
@@ -212,18 +224,21 @@ class Dying(Bench):
             os._exit(9)
         return super().loss(params, batch, hparams)
 
-found = Dying(40).run(Binomial(4, store=Disk(sys.argv[1], resume=True, seconds=0)))
+store = Disk(sys.argv[1], resume=True, seconds=0)
+budget = MemoryBudget(2 * 96, 96, (store, 96))
+found = Dying(40).run(budget if kind == "budget" else Binomial(4, store=store))
 torch.save(_leaves(found), sys.argv[3])
 """
 
 
 @pytest.mark.slow
-def test_a_killed_process_goes_on(tmp_path):
+@pytest.mark.parametrize("kind", ["binomial", "budget"])
+def test_a_killed_process_goes_on(tmp_path, kind):
     root = str(Path(__file__).parents[2])
     output, folder = tmp_path / "result", tmp_path / "at"
     # in the forward sweep, in the backward sweep, and not at all
     for limit, code in ((20, 9), (60, 9), (0, 0)):
-        arguments = [str(folder), str(limit), str(output), root]
+        arguments = [str(folder), str(limit), str(output), root, kind]
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", SCRIPT, *arguments],
             capture_output=True, text=True, check=False,
@@ -231,7 +246,7 @@ def test_a_killed_process_goes_on(tmp_path):
         assert done.returncode == code, done.stderr
         assert (folder / "backward.progress").exists() == (limit == 60)
     expected = Bench(40).run(Every())
-    found = torch.load(output)
+    found = torch.load(output, weights_only=True)
     grads = expected.grads
     own = [expected.value, grads.params["w"], grads.params["b"], grads.hparams["mu"], grads.dt]
     assert all(torch.equal(a, b) for a, b in zip(own, found, strict=True))

@@ -21,6 +21,9 @@ class Loss:
     def __init__(self, limit, dropout):
         self.limit, self.calls, self.dropout = limit, 0, dropout
 
+    def settings(self):
+        return {"dropout": self.dropout}
+
     def __call__(self, params, batch):
         self.calls += 1
         if self.limit is not None and self.calls > self.limit:

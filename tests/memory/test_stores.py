@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -12,10 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from odeopt import Device, Disk, Host, InputError, StorageError
+from odeopt.store.own_files import state_file
 from odeopt.store.packing import pack
-from odeopt.store.state_file import read_state, write_state
+from odeopt.store.state_file import Label, read_state, write_state
 
 CPU = torch.device("cpu")
+LABEL = Label("a solve", 3)
 
 
 @st.composite
@@ -50,23 +53,23 @@ def test_a_state_survives_packing_with_its_order_in_memory(state):
 @given(states())
 def test_a_state_survives_a_file(tmp_path, state):
     path = tmp_path / "state"
-    write_state(path, state)
-    back = read_state(path, CPU)
+    write_state(path, state, LABEL)
+    back = read_state(path, CPU, LABEL)
     assert back.dtype == state.dtype
     assert torch.equal(back, state)
 
 
 def test_not_a_number_survives_a_file_bit_by_bit(tmp_path):
     state = torch.tensor([float("nan"), -0.0, float("inf"), 5e-324])
-    write_state(tmp_path / "state", state)
-    back = read_state(tmp_path / "state", CPU)
+    write_state(tmp_path / "state", state, LABEL)
+    back = read_state(tmp_path / "state", CPU, LABEL)
     assert torch.equal(back.view(torch.int64), state.view(torch.int64))
 
 
 @given(st.data())
 def test_a_changed_file_is_noticed(tmp_path, data):
     path = tmp_path / "state"
-    write_state(path, torch.arange(6.0))
+    write_state(path, torch.arange(6.0), LABEL)
     content = bytearray(path.read_bytes())
     if data.draw(st.booleans()):
         content = content[: data.draw(st.integers(0, len(content) - 1))]
@@ -74,16 +77,34 @@ def test_a_changed_file_is_noticed(tmp_path, data):
         content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     path.write_bytes(content)
     with pytest.raises(StorageError, match="not what was written"):
-        read_state(path, CPU)
+        read_state(path, CPU, LABEL)
 
 
 def test_a_file_that_vanished_is_named(tmp_path):
     shelf = Disk(tmp_path).open()
     shelf.put(3, torch.ones(2))
-    (found,) = [path for path in tmp_path.rglob("*") if path.is_file()]
+    (found,) = tmp_path.rglob("state-*")
     found.unlink()
     with pytest.raises(StorageError, match=str(found)):
         shelf.get(3)
+
+
+def test_a_file_that_holds_another_state_is_noticed(tmp_path):
+    shelf, other = Disk(tmp_path).open(), Disk(tmp_path).open()
+    for index in (3, 4):
+        shelf.put(index, torch.full((2,), float(index)))
+    other.put(3, torch.zeros(2))
+    third, fourth = (state_file(shelf._folder, index) for index in (3, 4))
+    foreign = state_file(other._folder, 3)
+    content = third.read_bytes()
+    third.write_bytes(fourth.read_bytes())
+    with pytest.raises(StorageError, match="holds a state number 4; expected number 3"):
+        shelf.get(3)
+    third.write_bytes(foreign.read_bytes())
+    with pytest.raises(StorageError, match="holds a state of another solve; expected number 3"):
+        shelf.get(3)
+    third.write_bytes(content)
+    assert shelf.get(3).tolist() == [3, 3]
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
@@ -95,7 +116,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 def test_a_state_that_cannot_be_written_says_so(tmp_path):
     shelf = Disk(tmp_path).open()
     (folder,) = tmp_path.iterdir()
-    folder.rmdir()
+    shutil.rmtree(folder)
     folder.write_text("in the way")
     with pytest.raises(StorageError, match="cannot be written to"):
         shelf.put(0, torch.ones(2))
@@ -147,3 +168,55 @@ def test_a_fork_that_ends_leaves_the_files_of_its_parent(tmp_path):
     )  # fmt: skip
     assert found.stdout.strip() == "[1.0, 1.0]"
     assert list(tmp_path.iterdir()) == []
+
+
+ABANDONING = """
+import sys, time, torch, odeopt
+shelf = odeopt.Disk(sys.argv[1]).open()
+shelf.put(0, torch.ones(2))
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_folder_of_a_process_that_was_ended_goes_with_the_next_solve(tmp_path):
+    pytest.importorskip("fcntl")
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", ABANDONING, str(tmp_path)], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"ready\n"
+        (folder,) = tmp_path.iterdir()
+        alive = Disk(tmp_path).open()
+        assert (folder / "state-000000000").exists()  # while its owner lives
+        process.terminate()
+    assert folder.exists()
+    other = Disk(tmp_path).open()
+    assert not folder.exists()
+    assert sorted(tmp_path.iterdir()) == sorted([alive._folder, other._folder])
+
+
+def test_only_folders_and_files_of_a_solve_are_removed(tmp_path):
+    pytest.importorskip("fcntl")
+    kept = {
+        "odeopt-notes": ["solve.lock"], "odeopt-00000000x": ["solve.lock"], "other": ["solve.lock"],
+        "odeopt-no_lock_": ["state-000000000"], "odeopt-private": ["solve.lock", "notes.txt"],
+    }  # fmt: skip
+    gone = {"odeopt-abcd_123": ["solve.lock", "state-000000000", "state-000000012"],
+            "odeopt-emptyone": []}  # fmt: skip
+    for name, files in {**kept, **gone}.items():
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).write_text("")
+    (tmp_path / "odeopt-linked__").symlink_to(tmp_path / "other")
+    Disk(tmp_path).open().close(done=True)
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, "odeopt-linked__"}
+    assert (tmp_path / "odeopt-private" / "notes.txt").exists()
+    assert (tmp_path / "other" / "solve.lock").exists()
+
+
+def test_a_solve_leaves_files_of_others_in_its_folder(tmp_path):
+    shelf = Disk(tmp_path).open()
+    shelf.put(0, torch.ones(2))
+    (shelf._folder / "notes.txt").write_text("mine")
+    shelf.close(done=True)
+    assert [path.name for path in shelf._folder.iterdir()] == ["notes.txt"]
