@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 from typing import Any, final
 
@@ -14,6 +13,7 @@ from odeopt import tree
 from odeopt.adjoint.base import Adjoint
 from odeopt.adjoint.discrete import DiscreteAdjoint
 from odeopt.bilevel.compilers import shared_compiler
+from odeopt.bilevel.copies import copy_of
 from odeopt.bilevel.groups import Groups
 from odeopt.bilevel.guard import Guard, check_hooks, moved_groups
 from odeopt.bilevel.loop_result import LoopGrads, LoopResult
@@ -33,6 +33,7 @@ from odeopt.bilevel.torch_optim import check_settings, make_rule, settings
 from odeopt.bilevel.torch_state import take_over, write_state
 from odeopt.checkpoint.base import CheckpointSchedule
 from odeopt.errors import CapturedTensorError, InputError, NondeterminismError
+from odeopt.evaluation import evaluation
 from odeopt.grid import TimeGrid
 from odeopt.module import from_module
 from odeopt.optimizer import ODEOptimizer
@@ -42,7 +43,7 @@ from odeopt.rule.clipping import GradientTransform
 from odeopt.seeds import mix, random_state, same_random_state, seeded
 from odeopt.solver.reached import reached
 from odeopt.types import PyTree
-from odeopt.watch import WatchedLosses
+from odeopt.watch import WatchedLosses, unchanged
 
 
 @final
@@ -147,7 +148,7 @@ class RecordedLoop:
     @property
     def model(self) -> nn.Module:
         """A copy of the module with the parameters and statistics of the moment; no graph."""
-        found = copy.deepcopy(self._module)
+        found = copy_of(self._module)
         self._load(found)
         return found
 
@@ -270,10 +271,12 @@ class RecordedLoop:
         inputs = tree.map_tensors(Tensor.detach, self._inputs(rates.expand(k + 1, -1)))
         state = self._layout.unflatten(like)
         index, one = like.new_tensor(float(k)), like.new_ones(())
-        loss, _ = self._records.steps[k]
+        loss, batch = self._records.steps[k]
         with (
             torch.enable_grad(),
             seeded(mix(self._seed, k), like.device),
+            evaluation(),
+            unchanged((like, *tree.tensors((inputs, batch)))),
             self._watched.evaluation(loss) as captures,
         ):
             before = random_state()
@@ -312,7 +315,7 @@ class RecordedLoop:
         if not self._open:
             raise InputError("the loop has been left: make its steps inside the with block.")
         self._guard.check_parameters()
-        self._guard.check_modes()
+        self._guard.check_between_steps()
         check_hooks(self._module, self._optimizer)
         check_settings(self._optimizer, self._settings)
 
