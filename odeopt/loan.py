@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, final
 
 from torch import Tensor, nn
 
+from odeopt.errors import InputError
+
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 _MAKING = threading.Lock()
 
@@ -39,11 +41,18 @@ class Loan:
             self._lock = _LOCKS.setdefault(module, threading.RLock())
         names = {id(p): name for name, p in (*module.named_parameters(), *module.named_buffers())}
         for child in module.modules():
-            for tensors in (child._parameters, child._buffers):  # noqa: SLF001
+            for tensors in (child._parameters, child._buffers):  # noqa: SLF001  # pyright: ignore
                 for key, tensor in tensors.items():
                     if tensor is not None:
                         place = _Place(tensors, key)
                         self._places.setdefault(names[id(tensor)], []).append(place)
+
+    def __reduce__(self) -> Any:
+        raise InputError(
+            "a recorded loop, or a module that was taken apart, can be neither copied nor pickled:"
+            " it belongs to its module. Make another one from a copy of the module; inner.model and"
+            " inner.write_back() give what a loop has come to."
+        )
 
     @contextmanager
     def of(self, values: Mapping[str, Tensor], training: Mapping[str, bool]) -> Generator[None]:
