@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, final
 
@@ -31,6 +32,7 @@ from odeopt.bilevel.record import (
 )
 from odeopt.bilevel.torch_optim import check_settings, make_rule, settings
 from odeopt.bilevel.torch_state import take_over, write_state
+from odeopt.bilevel.unused import UnusedParameters
 from odeopt.checkpoint.base import CheckpointSchedule
 from odeopt.errors import CapturedTensorError, InputError, NondeterminismError
 from odeopt.evaluation import evaluation
@@ -79,7 +81,7 @@ class RecordedLoop:
             learning rates may change between steps; momentum buffers that it has are taken over.
             Options that are tensors which require grad are learned. As a difference to torch, a
             parameter that a loss does not depend on has a gradient of zero, not None, so that
-            weight decay and momentum move it.
+            weight decay and momentum move it; a warning says so.
         hparams: None, or a pytree that losses get as a third argument, `loss(model, batch,
             hparams)`. It must be the same throughout.
         checkpoints: what `backward` keeps; `Every(1)`, every state, by default.
@@ -131,6 +133,7 @@ class RecordedLoop:
         state, _ = self._rule.init(self._problem.params, None)
         self._flat, self._layout = tree.ravel(state, "the parameters")
         self._rates: list[Tensor] = []
+        self._unused = UnusedParameters()
         self._guard = Guard(model)
         self._open = True
 
@@ -289,7 +292,18 @@ class RecordedLoop:
                 " is given. Pass other tensors to RecordedLoop as hparams (or as leaves in the"
                 " batch), and take them from the loss's arguments; or detach them."
             )
+        self._check_unused(k, state, after, inputs)
         return self._layout.flatten(after, "the updated state"), after.buffers["loss"]
+
+    def _check_unused(self, k: int, state: Any, after: Any, inputs: Inputs) -> None:
+        """Warn if the step has moved parameters that its loss does not depend on."""
+
+        def evaluate(params: Mapping[str, Tensor]) -> Tensor:
+            with torch.enable_grad(), seeded(mix(self._seed, k), self._flat.device), evaluation():
+                return self._rule.value(params, inputs, torch.tensor(k), state.buffers)[0]
+
+        loss, _ = self._records.steps[k]
+        self._unused.check(loss, evaluate, state.params, after.params)
 
     def _inputs(self, rates: Tensor) -> Inputs:
         frozen = self._problem.hparams
