@@ -96,6 +96,10 @@ def mlp():
     )
 
 
+def smooth_mlp():
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+
+
 def shared_sequence():
     layer = nn.Linear(3, 3)
     return nn.Sequential(layer, nn.ReLU(), nn.Linear(3, 3), nn.Sigmoid(), layer, nn.Linear(3, 1))
@@ -214,6 +218,10 @@ def test_modules(name, device):
 
 NOT_TRANSLATED = Refused(odeopt.CompatibilityError, "is not translated; these are: SGD, Adam")
 TOLD = Refused(odeopt.OdeoptWarning, "does not depend on unused")
+ELSEWHERE = (
+    "Adadelta", "Adagrad", "Adamax", "ASGD", "Rprop", "NAdam", "RAdam", "Adafactor", "SparseAdam",
+    "LBFGS",
+)  # fmt: skip
 OPTIMIZERS = {
     "sgd": (Loop(mlp), RIGHT),
     "sgd, momentum": (Loop(mlp, "SGD", {"momentum": 0.1}), RIGHT),
@@ -237,16 +245,7 @@ OPTIMIZERS = {
     "rmsprop, weight decay": (Loop(mlp, "RMSprop", {"eps": 1e-3, "weight_decay": 0.1}), RIGHT),
     "rmsprop, centered": (Loop(mlp, "RMSprop", {"eps": 1e-3, "centered": True}), RIGHT),
     "frozen layer": (Loop(mlp, "SGD", frozen=("0.",)), RIGHT),
-    "adadelta": (Loop(mlp, "Adadelta"), NOT_TRANSLATED),
-    "adagrad": (Loop(mlp, "Adagrad", {"lr_decay": 0.1}), NOT_TRANSLATED),
-    "adamax": (Loop(mlp, "Adamax"), NOT_TRANSLATED),
-    "asgd": (Loop(mlp, "ASGD"), NOT_TRANSLATED),
-    "rprop": (Loop(mlp, "Rprop"), NOT_TRANSLATED),
-    "nadam": (Loop(mlp, "NAdam"), NOT_TRANSLATED),
-    "radam": (Loop(mlp, "RAdam"), NOT_TRANSLATED),
-    "adafactor": (Loop(mlp, "Adafactor"), NOT_TRANSLATED),
-    "sparse adam": (Loop(mlp, "SparseAdam"), NOT_TRANSLATED),
-    "lbfgs": (Loop(mlp, "LBFGS"), NOT_TRANSLATED),
+    **{name: (Loop(mlp, name), NOT_TRANSLATED) for name in ELSEWHERE},
     "muon": (Loop(lambda: nn.Linear(3, 1, bias=False), "Muon"), NOT_TRANSLATED),
 }  # fmt: skip
 
@@ -360,6 +359,30 @@ def cross_entropy(model, batch):
     return nn.functional.binary_cross_entropy_with_logits(model(batch[0]), (batch[1] > 0).double())
 
 
+def hooked(model, batch):
+    """A gradient that is doubled on its way through the layers."""
+    out = model[:2](batch[0])
+    out.register_hook(lambda g: 2 * g)
+    return (model[2:](out) - batch[1]).square().mean()
+
+
+def hook_inside(device):
+    """The derivative is that of the steps that were made, by finite differences."""
+    *batches, outer = draw(4, device)
+
+    def run(shift):
+        model = Loop(smooth_mlp).build(device)
+        with torch.no_grad():
+            model[0].weight[0, 0] += shift
+        with Loop(smooth_mlp, lrs=(0.3,)).recorded(model) as inner:
+            for batch in batches:
+                inner.step(hooked, batch)
+        return inner.value_and_grad(mse, outer)
+
+    slope = (run(1e-5).value - run(-1e-5).value) / 2e-5
+    yield run(0.0).grads.params["0.weight"][0, 0], slope
+
+
 def doing(what):
     """Steps with something done to the module or the loop in between."""
 
@@ -411,6 +434,7 @@ SITUATIONS = {
         Loop(mlp, loss=penalised_by_autograd),
         Refused(odeopt.CompatibilityError, r"requires_grad_\(\).*torch\.func\.grad\(f\)\(x\)"),
     ),
+    "hook of a tensor in the loss": (hook_inside, Right(1e-7)),
     "cross entropy": (Loop(mlp, loss=cross_entropy), RIGHT),
     "module in another dtype": (
         doing(lambda inner, model: model.float()),
