@@ -130,10 +130,11 @@ def ends_of_velocity(choices: Choices, problem: Problem, y_end: Tensor) -> Tenso
 
     Adjoints that evaluate velocities between the steps do not meet the steps themselves, so that
     nothing else would tell that the loss has changed since the solve. None for other adjoints,
-    where `Safety.probe` is off, and where a transform hides values. Shape [2, d].
+    where there is no step or `Safety.probe` is off, and where a transform hides values. Shape
+    [2, d].
     """
-    hidden = inside_transform([*problem.tensors(), y_end])
-    if not (choices.adjoint.needs_velocity and choices.safety.probe) or hidden:
+    wanted = choices.adjoint.needs_velocity and choices.safety.probe and problem.grid.steps > 0
+    if not wanted or inside_transform([*problem.tensors(), y_end]):
         return None
     first = _Evaluation(choices.field, problem)
     end = y_end if problem.tasks is None else y_end[0]

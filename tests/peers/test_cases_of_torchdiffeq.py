@@ -206,10 +206,11 @@ def repeated_times(device):
 
 
 def one_time(device):
-    y0 = ones(device).requires_grad_()
-    end = solve(decay, y0, torch.tensor([0.0])).params
-    yield end.detach(), ones(device)
-    yield torch.autograd.grad(end.sum(), y0)[0], ones(device)
+    for solver, adjoint in [(None, None), (odeopt.DormandPrince(), CONTINUOUS)]:
+        y0 = ones(device).requires_grad_()
+        end = solve(decay, y0, torch.tensor([0.0]), solver, adjoint=adjoint).params
+        yield end.detach(), ones(device)
+        yield torch.autograd.grad(end.sum(), y0)[0], ones(device)
 
 
 def times_of(values):
