@@ -52,6 +52,7 @@ from odeopt.module import ModuleLoss, from_module
 from odeopt.optimizer import ODEOptimizer
 from odeopt.plan import Plan
 from odeopt.registry import ADJOINTS, CHECKPOINTS, FIELDS, METHODS, SOLVERS
+from odeopt.resident import release_memory
 from odeopt.result import ErrorEstimate, Grads, Result, Solution
 from odeopt.rule import (
     SGD,
@@ -184,6 +185,7 @@ __all__ = [
     "clip_by_value",
     "from_module",
     "from_tolerance",
+    "release_memory",
     "spread",
     "tensorboard",
 ]

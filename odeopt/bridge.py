@@ -8,7 +8,7 @@ nor the same tensor as another output, which is why states are returned once eac
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from typing_extensions import override
 from odeopt.adjoint.base import Swept
 from odeopt.checks import (
     backward_status,
-    check_replay,
     drop_failed,
     outer_status,
     raise_for_status,
@@ -29,6 +28,7 @@ from odeopt.errors import SecondOrderError
 from odeopt.grid import TimeGrid
 from odeopt.probe import check_ends, ends_of_velocity
 from odeopt.problem import Problem
+from odeopt.replay import check_replay
 from odeopt.safety import Status
 from odeopt.stats import Stats
 from odeopt.sweep.adaptive import RefinedStepper, Refinement
@@ -37,6 +37,7 @@ from odeopt.sweep.forward import Trajectory
 from odeopt.sweep.kept import Kept
 from odeopt.sweep.rows import Rows
 from odeopt.theta import Data, Theta
+from odeopt.tracking import requires_grad
 
 
 @dataclass
@@ -278,16 +279,65 @@ def is_visible(tensor: Tensor) -> bool:
     return True
 
 
-def check_solution(record: Record, y_end: Tensor) -> Tensor | None:
+class Found(NamedTuple):
+    """What a solve found.
+
+    Attributes:
+        y_end: the final state.
+        observed: the observed states, in the order of the grid.
+        status: see `Solution`.
+        stats: likewise.
+    """
+
+    y_end: Tensor
+    observed: list[Tensor]
+    status: Tensor | None
+    stats: Stats
+
+
+def is_tracked(problem: Problem) -> bool:
+    """Whether anybody will differentiate a solve."""
+    return torch.is_grad_enabled() and any(requires_grad(leaf) for leaf in problem.tensors())
+
+
+def solve_tracked(choices: Choices, problem: Problem, raises: bool) -> Found:
+    """A solve with its backward pass."""
+    record = Record(choices, problem, Stats(), raises)
+    y_end, *states = Solve.apply(record, *record.inputs())
+    status = _check_solution(record, y_end)
+    observed = [record.observed(index, y_end, states) for index in problem.grid.observe]
+    return Found(y_end, observed, status, record.stats)
+
+
+def solve_untracked(choices: Choices, problem: Problem, raises: bool) -> Found:
+    """A solve that nobody will differentiate: nothing is kept for it, and nothing made twice."""
+    stats, problem = Stats(), problem.detach()
+    with torch.no_grad():
+        run = run_forward(choices.forward_only(), problem, stats)
+        status = _judge(run.trajectory.y_end, run, raises)
+    y_end = run.trajectory.y_end
+    own = {run.stepper.grid_index(k): y for k, y in run.trajectory.observed.items()}
+    own = {**own, 0: problem.y0, problem.grid.steps: y_end}
+    return Found(y_end, [own[index] for index in problem.grid.observe], status, stats)
+
+
+def _check_solution(record: Record, y_end: Tensor) -> Tensor | None:
     """The status of a solve, or None where it cannot be seen; raises if a task failed."""
     y_end = y_end.detach()
     if not is_visible(y_end):
         return None
+    problem, stats = record.problem.detach(), Stats()
+    trajectory = Trajectory(y_end, y_end, Kept(stats), 0)
+    run = resume(record.choices, problem, trajectory, record.refinement, stats)
+    with torch.no_grad():
+        return _judge(y_end, run, record.raises)
+
+
+def _judge(y_end: Tensor, run: Run, raises: bool) -> Tensor | None:
+    """The status of each task, or None where it cannot be seen; raises if one failed."""
+    if not is_visible(y_end):
+        return None
     status = state_status(y_end)
-    if record.raises or record.problem.tasks is None:
-        problem, stats = record.problem.detach(), Stats()
-        trajectory = Trajectory(y_end, y_end, Kept(stats), 0)
-        run = resume(record.choices, problem, trajectory, record.refinement, stats)
-        with torch.no_grad():
-            raise_for_status(status, run, None, Trace(exact=True))
+    if raises or run.problem.tasks is None:
+        raise_for_status(status, run, None, Trace(exact=True))
     return status

@@ -7,10 +7,9 @@ from torch import Tensor
 
 from odeopt.adjoint.base import Swept
 from odeopt.engine import Run
-from odeopt.errors import DivergenceError, NondeterminismError, OdeoptError, StabilityError
+from odeopt.errors import DivergenceError, OdeoptError, StabilityError
 from odeopt.safety import Safety, Status
 from odeopt.sweep.backward import Trace
-from odeopt.sweep.forward import Trajectory, fingerprint
 from odeopt.theta import Theta
 
 
@@ -61,61 +60,6 @@ def _finite(swept: Swept) -> Tensor:
         for leaf in part:
             finite = finite & torch.isfinite(leaf).reshape(*finite.shape, -1).all(-1)
     return finite
-
-
-def check_replay(run: Run, trace: Trace) -> None:
-    """Raise if the backward sweep met other steps than the forward sweep had made.
-
-    Replayed states are compared bit for bit. Steps that were differentiated are compared with
-    where the solve came to, up to rounding; where that does not explain the difference the solve
-    is made once more, and its end decides.
-
-    Raises:
-        NondeterminismError: if they differ.
-    """
-    if not trace.starts:
-        return
-    other = _first_other_state(run.trajectory, trace)
-    if other is not None:
-        raise NondeterminismError(_REPLAYED.format(step=other))
-    gaps = trace.read(trace.end).gap
-    over = (gaps.reshape(len(trace.starts), -1) > 1).any(-1).nonzero().flatten().tolist()
-    if over and not _ends_alike(run, trace.end):
-        raise NondeterminismError(_CHANGED.format(step=min(trace.starts[row] for row in over)))
-
-
-def _first_other_state(trajectory: Trajectory, trace: Trace) -> int | None:
-    """The first replayed state that differs from the one of the forward sweep."""
-    if not trace.prints:
-        return None
-    found = trace.prints.stacked(trace.end)
-    indices = torch.tensor(trace.starts, device=found.device) - trajectory.first
-    expected = trajectory.prints.stacked(trace.end)[indices]
-    different = (found != expected) & ~(found.isnan() & expected.isnan())
-    rows = different.reshape(different.shape[0], -1).any(-1).nonzero().flatten().tolist()
-    return min((trace.starts[row] for row in rows), default=None)
-
-
-def _ends_alike(run: Run, end: Tensor) -> bool:
-    """Whether the forward sweep, made once more, leads to a state with the same fingerprint."""
-    y = run.problem.y0
-    for k in range(run.stepper.length or 0):
-        y = run.stepper.advance(k, y)
-    return torch.equal(fingerprint(y), end)
-
-
-_REPLAYED = (
-    "the state before step {step} is not the same when it is replayed. The loss is not a pure"
-    " function of its arguments (random numbers, a counter, non-deterministic CUDA kernels), or"
-    " something that it uses has changed since: make it one, call"
-    " torch.use_deterministic_algorithms(True), or keep every state with checkpoints=Every(1)."
-)
-_CHANGED = (
-    "step {step} does not lead where it led in the forward sweep, when it is made again to be"
-    " differentiated. Something that the loss uses has changed since the solve: a number or tensor"
-    " that it captures, an attribute of a module, the data behind a Stream; or another thread draws"
-    " random numbers. Pass what changes in hparams or in the batch, and change it after backward()."
-)
 
 
 def raise_for_status(status: Tensor, run: Run, swept: Swept | None, trace: Trace) -> None:

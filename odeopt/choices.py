@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from odeopt.adjoint.base import Adjoint, LocalAdjoint
+from odeopt.adjoint.first_order import FirstOrderAdjoint
 from odeopt.captured import check_not_scripted
 from odeopt.checkpoint.base import CheckpointSchedule
+from odeopt.checkpoint.uniform import Every
 from odeopt.compilation import Compiler
 from odeopt.errors import CompatibilityError
 from odeopt.field.base import GradientField
@@ -59,6 +61,10 @@ class Choices:
     def replayed(self) -> bool:
         """Whether some state will be made again, so that it can be compared."""
         return self.replays and not self.checkpoints.keeps_all
+
+    def forward_only(self) -> Choices:
+        """The choices for a solve that nobody will differentiate."""
+        return replace(self, adjoint=FirstOrderAdjoint(), checkpoints=Every(1))
 
     def fit(self, y0: Tensor, steps: int | None) -> Choices:
         """The choices for states like y0 and, if it is known, that many steps to be pulled."""

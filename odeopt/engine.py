@@ -12,7 +12,6 @@ from odeopt.adjoint.base import LocalAdjoint, Sweep, Swept, WholeAdjoint
 from odeopt.bound import bind
 from odeopt.choices import Choices
 from odeopt.errors import CompatibilityError
-from odeopt.heap import keep_freed_heap
 from odeopt.identity import identify
 from odeopt.kernels import Kernels
 from odeopt.precision import refuse_autocast
@@ -61,7 +60,6 @@ def make_kernels(choices: Choices, problem: Problem, stats: Stats) -> Kernels:
     Every sweep, forward or backward, begins here.
     """
     refuse_autocast(problem.y0.device)
-    keep_freed_heap()
     dynamics = bind(choices.field, problem.layout)
     compiler = None if inside_transform(problem.tensors()) else choices.compiler
     theta, data, stream = problem.theta, problem.data, problem.stream

@@ -13,7 +13,6 @@ from odeopt.adjoint.base import Swept
 from odeopt.beginning import Beginning, detach
 from odeopt.checks import (
     backward_status,
-    check_replay,
     merge,
     outer_status,
     raise_for_status,
@@ -36,6 +35,7 @@ from odeopt.grid import TimeGrid
 from odeopt.outer import OuterGradients, OuterLoss, differentiate, outer_kernel
 from odeopt.probe import probe, probe_init
 from odeopt.problem import Problem, check_arrays, check_lead
+from odeopt.replay import check_replay
 from odeopt.result import Grads, Result
 from odeopt.safety import Status
 from odeopt.stats import Stats

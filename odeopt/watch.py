@@ -42,11 +42,12 @@ class LossWatch:
         lowered: whether a number was rounded to half precision.
         no_grad: whether a part was kept from differentiation by `torch.no_grad`.
         data: whether `.data` was taken of something that is being differentiated.
+        random: whether random numbers were drawn.
     """
 
     def __init__(self) -> None:
         self.kinks: dict[str, None] = {}
-        self.lowered = self.no_grad = self.data = False
+        self.lowered = self.no_grad = self.data = self.random = False
         self._modes = _Operations(self), _Functions(self)
 
     def __enter__(self) -> Self:
@@ -77,6 +78,8 @@ class _Operations(TorchDispatchMode):
         name = KINKED.get(func.overloadpacket.__name__)
         if name is not None and _moves(args):
             self._watch.kinks[name] = None
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self._watch.random = True
         found = func(*args, **(kwargs or {}))
         if isinstance(found, Tensor) and found.dtype in _LOW and _moves(args):
             self._watch.lowered = True

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import takewhile
 from typing import Any
 
-from benchmarks.cost import cases
+from benchmarks.cost import cases, resident
 from benchmarks.cost.cases import Line
 from benchmarks.cost.child import Job
 from benchmarks.cost.sizes import Sizes
@@ -44,6 +44,8 @@ def cells(settings: Settings, sizes: Sizes, fingerprint: str) -> list[Cell]:
             found.append(Cell(key(line, steps), compute))
     if _can_check():
         found.append(Cell(CHECK, partial(_check, settings, sizes)))
+    if settings.device.type == "cpu":
+        found += resident.cells(sizes.state_mib, sizes.state_steps)
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import odeopt
-from benchmarks.cost import curves, measure
+from benchmarks.cost import curves, measure, resident
 from benchmarks.cost.cases import LR, Line
 from benchmarks.cost.check import WANTED
 from benchmarks.cost.measure import CHECK, Cells
@@ -42,6 +42,7 @@ def run(settings: Settings) -> None:
         *_tables(results, lines, sizes, settings),
         curves.section(results, lines, sizes, settings),
         check_section(results.get(CHECK), sizes),
+        resident.section(results),
         _outcomes(results, lines),
     ]
     settings.store.write_text("report.md", "\n\n".join(sections) + "\n")

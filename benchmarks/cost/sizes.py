@@ -42,6 +42,8 @@ class Sizes:
         memory_gib: Memory that one meta-update may need.
         seconds: Time that one cell may take.
         check: The sizes of the comparison with `higher`.
+        state_mib: Sizes of states in the solves whose resident memory is looked at.
+        state_steps: Their steps.
     """
 
     steps: tuple[int, ...]
@@ -52,6 +54,8 @@ class Sizes:
     memory_gib: float
     seconds: float
     check: Check
+    state_mib: tuple[float, ...]
+    state_steps: int
 
 
 PAPER_LINES = (
@@ -61,13 +65,14 @@ PAPER_LINES = (
 
 SIZES = {
     Preset.SMOKE: Sizes(
-        (1, 4), ("higher",), 2, 5, 1, 16.0, 60.0, Check(8, 4, None, 16, 1)
+        (1, 4), ("higher",), 2, 5, 1, 16.0, 60.0, Check(8, 4, None, 16, 1), (1.0,), 12
     ),
     Preset.QUICK: Sizes(
-        (10, 100), PAPER_LINES, 5, 100, 3, 16.0, 60.0, Check(100, 50, "inductor", 128, 3)
+        (10, 100), PAPER_LINES, 5, 100, 3, 16.0, 60.0, Check(100, 50, "inductor", 128, 3),
+        (1.0, 16.0), 30,
     ),
     Preset.PAPER: Sizes(
         (1, 10, 20, 50, 100, 200, 500, 1000, 2000), ALL, 5, 100, 5, 16.0, 200.0,
-        Check(500, 50, "inductor", 512, 5),
+        Check(500, 50, "inductor", 512, 5), (0.25, 1.0, 4.0, 16.0), 100,
     ),
 }  # fmt: skip

@@ -124,12 +124,17 @@ class ResidentPeak:
         return max(0, _peak_resident() - self._start)
 
 
+def resident() -> int:
+    """Bytes of this process in memory; 0 where that cannot be read."""
+    return _linux("VmRSS") if _STATUS.exists() else 0
+
+
 def _start_of_peak() -> int:
     try:
         Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
     except OSError:
         return _peak_resident()
-    return _linux("VmRSS")
+    return resident()
 
 
 def _peak_resident() -> int:

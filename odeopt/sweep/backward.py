@@ -106,6 +106,7 @@ class BackwardSweep:
         seeds = torch.stack([lam, *self._cotangents.values()])
         start = torch.linalg.vector_norm(seeds, dim=-1).amax(0)
         self._lam = lam
+        self._trajectory.kept.begin(lam)
         self._trajectory.y_end = self._trajectory.before_end = lam.new_empty(0)  # release them
         if self._journal is not None:
             self._resume(self._journal, digest([lam, *self._cotangents.values()]))
@@ -148,6 +149,7 @@ class BackwardSweep:
                 for k in range(begin, stop):
                     self._y = self._stepper.advance(self._trajectory.first + k, self._y)
                     self._stats.replayed_steps += 1
+                    kept.step_done()
                     self._save(k + 1)
 
     def _pull_back(self, start: int, stop: int) -> None:
@@ -162,6 +164,7 @@ class BackwardSweep:
             pulled = waiting.pull(lam, pulled)
         self._lam, self._y1 = pulled.lam, y
         self._collect(pulled, first + start, first + stop)
+        self._trajectory.kept.step_done()
 
     def _arrive(self, index: int) -> Tensor:
         """Lam at a state, with the gradient of the outer loss if it is observed."""

@@ -97,6 +97,7 @@ class _Runner:
         self._index, self._y = 0, trajectory.y_end
         self._begun = self._ended = False
         self._actions = 0
+        trajectory.kept.begin(trajectory.y_end)
         if journal is not None and journal.forward is not None:
             self._resume(journal.forward)
 
@@ -129,6 +130,7 @@ class _Runner:
         while self._index < stop:
             before, self._y = self._y, self._stepper.advance(self._index, self._y)
             self._index += 1
+            self._trajectory.kept.step_done()
             if self._ended:
                 self._trajectory.kept.stats.replayed_steps += 1
                 continue

@@ -8,6 +8,7 @@ from typing import NamedTuple, Self, get_args
 
 from torch import Tensor
 
+from odeopt.resident import ResidentGuard
 from odeopt.stats import Stats
 from odeopt.store import Device, Shelf, Tier
 from odeopt.store.base import Kind
@@ -33,6 +34,7 @@ class Kept:
         self._places: dict[int, _Place] = {}
         self._bytes: dict[Kind, int] = dict.fromkeys(get_args(Kind), 0)
         self._all_bytes = 0
+        self._resident = ResidentGuard()
 
     def store(self, index: int, state: Tensor, tier: int = 0) -> None:
         """Keep a state."""
@@ -75,6 +77,14 @@ class Kept:
 
     def __getitem__(self, index: int) -> Tensor:
         return self._shelves[self._places[index].tier].get(index)
+
+    def begin(self, state: Tensor) -> None:
+        """A sweep begins with a state."""
+        self._resident.begin(state)
+
+    def step_done(self) -> None:
+        """A step has been made, forward or backward: memory that was freed may be given back."""
+        self._resident.step_done(self._all_bytes)
 
     def indices(self) -> list[int]:
         """The indices of kept states, sorted."""

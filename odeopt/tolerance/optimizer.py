@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from typing_extensions import override
 
 from odeopt.errors import CompatibilityError, InputError
@@ -16,8 +17,9 @@ from odeopt.optimizer import ODEOptimizer
 from odeopt.result import Solution
 from odeopt.safety import Safety
 from odeopt.tolerance.gradient import TunedValueAndGrad
+from odeopt.tolerance.setting import divided, spans
 from odeopt.tolerance.tuning import Tuning
-from odeopt.tracking import requires_grad
+from odeopt.tracking import any_requires_grad, requires_grad
 from odeopt.types import PyTree
 
 
@@ -131,21 +133,28 @@ class ToleranceOptimizer(ODEOptimizer):
     ) -> Solution:
         """As in `ODEOptimizer`, with the setting that gradients over this horizon have settled on.
 
-        After a first call that has not settled it is the one that the next call will try.
+        After a first call that has not settled it is the one that the next call will try. Where
+        there is none yet, and nothing is differentiated, steps are chosen by their errors, for an
+        error of about the tolerance in the parameters.
 
         Raises:
-            CompatibilityError: if there is none yet, or the grid requires grad.
+            CompatibilityError: if there is none yet and something requires grad, or the grid does.
         """
         course = self._tuning.known(grid, tasks)
         setting = None if course is None else course.usable
-        if setting is None or requires_grad(grid.dt):
+        inputs = (params, batch, hparams, state, grid.dt)
+        tracked = torch.is_grad_enabled() and any_requires_grad(inputs)
+        if tracked and (setting is None or requires_grad(grid.dt)):
             raise CompatibilityError(
                 "solve takes the setting that value_and_grad has found for the horizon, and no"
                 " gradient w.r.t. the grid: call value_and_grad over this horizon first, or use"
                 " ODEOptimizer with a solver of your choice."
             )
-        chosen = ODEOptimizer(self.field, setting.solver, safety=self._choices.safety)
-        made = setting.grid(grid)
+        if setting is None:
+            solver, made = self._tuning.error_controlled(), divided(grid, [1] * spans(grid))
+        else:
+            solver, made = setting.solver, setting.grid(grid)
+        chosen = ODEOptimizer(self.field, solver, safety=self._choices.safety)
         return chosen.solve(params, batch, made, hparams, tasks, on_failure, state)
 
     def describe(self) -> str:

@@ -114,7 +114,7 @@ class Setting:
         """The numbers of steps between the ends and the observed states of a grid."""
         marks = landmarks(grid)
         if self.steps is None:
-            return [1] * (len(marks) - 1)
+            return [1] * spans(grid)
         times = grid.times.detach()
         lengths = [
             (times[..., stop] - times[..., start]).amax().item() for start, stop in pairwise(marks)
@@ -151,6 +151,11 @@ def divided(grid: TimeGrid, parts: Sequence[int]) -> TimeGrid:
 def landmarks(grid: TimeGrid) -> list[int]:
     """The indices between which steps are even: both ends and the observed states."""
     return sorted({0, grid.steps, *grid.observe})
+
+
+def spans(grid: TimeGrid) -> int:
+    """How many parts of a grid have even steps."""
+    return len(landmarks(grid)) - 1
 
 
 def gather_dt(found: Tensor, made: TimeGrid, asked: TimeGrid) -> Tensor:

@@ -11,6 +11,9 @@ from odeopt.compilation import Compiler
 from odeopt.field.base import Field, GradientField
 from odeopt.grid import TimeGrid
 from odeopt.safety import Safety
+from odeopt.solver.adaptive import Adaptive
+from odeopt.solver.base import Solver
+from odeopt.solver.stabilized import StabilizedRK
 from odeopt.tolerance.course import Course
 from odeopt.tolerance.pilot import Pilot
 from odeopt.tolerance.setting import Setting, landmarks, longest
@@ -24,6 +27,7 @@ class Tuning:
         self._field, self._safety, self._compile = field, safety, compile
         self._compilers: dict[str, Compiler] = {}
         self._courses: dict[tuple[object, ...], Course] = {}
+        self._watched: set[object] = set()
 
     @property
     def real_spectrum(self) -> bool:
@@ -50,8 +54,14 @@ class Tuning:
         if self._compile is not None:
             compiler = self._compilers.setdefault(setting.method, Compiler(self._compile))
         return Choices(
-            self._field, setting.solver, DiscreteAdjoint(), Every(1), self._safety, compiler
-        )
+            self._field, setting.solver, DiscreteAdjoint(), Every(1), self._safety, compiler,
+            self._watched,
+        )  # fmt: skip
+
+    def error_controlled(self) -> Solver:
+        """What chooses steps by their errors, where nothing is known of the horizon."""
+        rtol, atol = 0.1 * self.tol, 1e-3 * self.tol
+        return StabilizedRK(rtol, atol) if self.real_spectrum else Adaptive(rtol, atol)
 
     def describe(self) -> str:
         """A line per horizon."""

@@ -215,7 +215,10 @@ def test_solve_takes_the_setting_that_was_found(device):
     problem, grid = smooth_problem(device), TimeGrid.uniform(3.0, 10)
     opt = from_tolerance(flow(device), 1e-4)
     with pytest.raises(CompatibilityError, match="call value_and_grad"):
-        opt.solve(problem.params, problem.batch, grid)
+        opt.solve(
+            {name: leaf.clone().requires_grad_() for name, leaf in problem.params.items()},
+            problem.batch, grid,
+        )  # fmt: skip
     on_smooth(opt, grid, device)
     found = opt.solve(problem.params, problem.batch, grid).params
     exact = ODEOptimizer(flow(device), RK4()).solve(

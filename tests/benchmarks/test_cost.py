@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from benchmarks import __main__ as cli
 from benchmarks import methods
-from benchmarks.cost import cases, curves, measure, report, sizes
+from benchmarks.cost import cases, curves, measure, report, resident, sizes
 from benchmarks.cost.child import Job
 from benchmarks.cost.child import measure as measure_job
 from benchmarks.harness import processes, strict_json
@@ -129,7 +129,11 @@ def test_the_report_of_a_smoke_run_has_every_table(smoke):
     for name in ("seconds.png", "live_bytes.png"):
         assert (smoke / name).read_bytes().startswith(b"\x89PNG")
     cells = strict_json.loads((smoke / "results.json").read_bytes())["cells"]
-    assert set(cells) == {"higher steps=1", "higher steps=4", "check"}
+    own = {"resident elementwise 1 MiB", "resident layer 1 MiB"}
+    assert set(cells) == {"higher steps=1", "higher steps=4", "check", *own}
+    for name in own:
+        cell = cells[name]["long"]
+        assert cell["released"] < 2**22 <= cell["budget"] <= cell["live"] <= cell["growth"]
     assert cells["check"]["cosine"] > 0.999
 
 
@@ -140,6 +144,7 @@ def test_a_second_run_computes_nothing(smoke, monkeypatch):
 
 def test_missing_packages_are_said(tmp_path, monkeypatch):
     monkeypatch.setattr(cases, "find_spec", lambda _: None)
+    monkeypatch.setattr(resident, "cells", lambda *_: [])
     settings = Settings(Preset.SMOKE, ResultStore(tmp_path), None, torch.device("cpu"))
     report.run(settings)
     text = (tmp_path / "report.md").read_text()

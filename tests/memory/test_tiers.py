@@ -112,8 +112,10 @@ def test_solve_keeps_its_states_on_the_device_only(store):
         odeopt.GradientFlow(lambda params, batch: (params - batch).square().sum()),
         checkpoints=Every(2, store=store),
     )
+    params, grid = torch.zeros(3), TimeGrid.from_lr(0.1, 4)
     with pytest.raises(odeopt.CompatibilityError, match="value_and_grad"):
-        opt.solve(torch.zeros(3), torch.ones(3), TimeGrid.from_lr(0.1, 4))
+        opt.solve(params.clone().requires_grad_(), torch.ones(3), grid)
+    assert opt.solve(params, torch.ones(3), grid).stats.stored_states == 0  # and no file
 
 
 @pytest.mark.parametrize("store", ["/tmp", Disk, 3])
