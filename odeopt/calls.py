@@ -6,7 +6,7 @@ Losses take hparams if and only if there are some.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -51,7 +51,7 @@ def call_loss(
             noted.append(value)
         return value
     except TypeError as error:
-        if _binds(loss, given, keywords):
+        if takes(loss, given, keywords):
             raise
         names = f"({of}, batch)" if hparams is None else f"({of}, batch, hparams)"
         extra = f" and the keywords {sorted(keywords)}" if keywords else ""
@@ -113,7 +113,8 @@ def check_positive(value: object, what: str) -> int:
     return value
 
 
-def _binds(fn: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]) -> bool:
+def takes(fn: Callable[..., Any], args: Sequence[Any], keywords: Mapping[str, Any]) -> bool:
+    """Whether a function can be called with these arguments, as far as its signature says."""
     try:
         inspect.signature(fn).bind(*args, **keywords)
     except TypeError:

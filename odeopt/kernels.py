@@ -14,6 +14,7 @@ from odeopt.adjoint.discrete import ExactAdjoint
 from odeopt.adjoint.linearize import Differentiation, ReverseMode
 from odeopt.bound import BoundField, BoundRule
 from odeopt.compilation import CompiledKernel, Compiler
+from odeopt.evaluation import evaluation
 from odeopt.linearization import Cotangents
 from odeopt.noted import Noted, note
 from odeopt.solver.base import Solver, Stepping, StepSolver
@@ -65,8 +66,9 @@ class Kernels:
     def batched(self, kernel: Callable[..., Any]) -> Callable[..., Any]:
         """A kernel(*tensors, theta, data) over all tasks at once."""
         if self.tasks is None:
-            return kernel
+            return evaluation()(kernel)
 
+        @evaluation()
         def over_tasks(*args: Any) -> Any:
             lead = (0,) * (len(args) - 2)
             in_dims = (*lead, Theta(None, 0), Data(None, 0))  # type: ignore[arg-type]

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, final
 
 from torch import Tensor, nn
 
+from odeopt.errors import InputError
+
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 _MAKING = threading.Lock()
 
@@ -45,6 +47,13 @@ class Loan:
                     if tensor is not None:
                         place = _Place(tensors, key)
                         self._places.setdefault(names[id(tensor)], []).append(place)
+
+    def __reduce__(self) -> Any:
+        raise InputError(
+            "a recorded loop, or a module that was taken apart, can be neither copied nor pickled:"
+            " it belongs to its module. Make another one from a copy of the module; inner.model and"
+            " inner.write_back() give what a loop has come to."
+        )
 
     @contextmanager
     def of(self, values: Mapping[str, Tensor], training: Mapping[str, bool]) -> Generator[None]:

@@ -72,11 +72,13 @@ def from_module(
 
     Raises:
         InputError: if no parameter is adapted, if running statistics are averaged in a way that
-            depends on a counter (`momentum=None`), or if a lazy part has no parameters yet.
+            depends on a counter (`momentum=None`), if a lazy part has no parameters yet, or if two
+            parameters share their memory.
         CompatibilityError: if TorchScript runs a part of it.
     """
     check_not_scripted(module)
     _check_initialised(module)
+    _check_apart(module)
     copies = {name: p.detach().clone() for name, p in module.named_parameters()}
     params = {name: p for name, p in copies.items() if adapt(name)}
     frozen = {name: p for name, p in copies.items() if name not in params}
@@ -164,6 +166,20 @@ def _check_initialised(module: nn.Module) -> None:
                 f"{name!r} has no shape yet, since its module is a lazy one: call the module once,"
                 " on a batch of the kind that it will see."
             )
+
+
+def _check_apart(module: nn.Module) -> None:
+    """Parameters of which one is a view of another would be moved apart."""
+    places: dict[int, str] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.numel() and not parameter.is_meta:
+            other = places.setdefault(parameter.data_ptr(), name)
+            if other != name:
+                raise InputError(
+                    f"the parameters {other!r} and {name!r} share their memory, but are two: the"
+                    " inner loop would move them apart. Use one nn.Parameter in both places, or"
+                    " clone()."
+                )
 
 
 def _statistics(module: nn.Module) -> list[str]:

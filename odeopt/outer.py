@@ -12,6 +12,7 @@ from torch import Tensor
 from odeopt import tree
 from odeopt.calls import call_loss, check_scalar
 from odeopt.errors import CapturedTensorError, InputError
+from odeopt.evaluation import evaluation
 from odeopt.inner import InnerOptimizer
 from odeopt.tracking import any_requires_grad
 from odeopt.types import PyTree, Tensors
@@ -91,7 +92,7 @@ def differentiate(
     """
     if tasks is not None:
         kernel = torch.func.vmap(kernel, in_dims=(0, _task_dims(outer_batch), None))
-    with torch.enable_grad():
+    with torch.enable_grad(), evaluation():
         found = kernel(states, outer_batch, hparams)
     if any_requires_grad(found):
         raise CapturedTensorError(

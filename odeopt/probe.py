@@ -14,13 +14,19 @@ from odeopt.captured import check_not_scripted
 from odeopt.choices import Choices
 from odeopt.compilation import Compiler
 from odeopt.errors import CapturedTensorError, NondeterminismError
+from odeopt.evaluation import evaluation
 from odeopt.inner import InnerOptimizer
 from odeopt.problem import Problem
 from odeopt.seeds import same_random_state, seeded, taking_turns
 from odeopt.theta import Data, Theta
-from odeopt.tracking import any_requires_grad, captures, inside_transform, requires_grad
+from odeopt.tracking import (
+    any_requires_grad,
+    captures,
+    inside_transform,
+    requires_grad,
+)
 from odeopt.types import PyTree
-from odeopt.watch import LossWatch, check_watched
+from odeopt.watch import LossWatch, check_dependent, check_watched, unchanged
 
 
 def probe(choices: Choices, problem: Problem) -> None:
@@ -34,9 +40,10 @@ def probe(choices: Choices, problem: Problem) -> None:
         CapturedTensorError: if the loss or a result requires grad nevertheless.
         NondeterminismError: if it drew random numbers that no seed fixes, or the results differ.
         InputError: if the velocity has another structure, shape or dtype than the state, or the
-            loss rounds to half precision or takes `.data`.
-        CompatibilityError: if the loss is run by TorchScript, or uses `torch.no_grad` where that
-            is not respected.
+            loss rounds to half precision, takes `.data`, changes an argument in place or does not
+            depend on the parameters.
+        CompatibilityError: if the loss is run by TorchScript, uses `torch.no_grad` where that
+            is not respected, or does what torch cannot differentiate.
     """
     if problem.grid.steps == 0:
         return
@@ -44,13 +51,17 @@ def probe(choices: Choices, problem: Problem) -> None:
     watch = _watch(choices, problem)
     with taking_turns():  # others that draw must not be taken for the loss
         before = _random_states(problem.y0)
-        with torch.enable_grad(), noting_losses() as losses, watch or nullcontext():
+        with (
+            torch.enable_grad(), unchanged(problem.tensors()), noting_losses() as losses,
+            watch or nullcontext(),
+        ):  # fmt: skip
             found = evaluate()
         after = _random_states(problem.y0)
     if watch is not None:
         check_watched(watch, choices.adjoint.differentiation, choices.follows_flow)
     if requires_grad(found) or any(captures(loss) for loss in losses):
         raise CapturedTensorError(_CAPTURED.format(what="the loss (or velocity)"))
+    check_dependent(losses)
     drew = not same_random_state(before, after) and evaluate.draws()
     compared = False
     if choices.compiler is not None and not drew:
@@ -115,6 +126,7 @@ class _Evaluation:
         key = self._dynamics.layout, self._field.captured()
         return compiler.check_unchanged(key, self._evaluate, self._args, found)
 
+    @evaluation()
     def _evaluate(self, t: Tensor, lr: Tensor, y: Tensor, theta: Theta, data: Data) -> Tensor:
         if isinstance(self._dynamics, BoundRule):
             return self._dynamics.update(torch.zeros_like(t), lr, y, theta, data)
@@ -126,10 +138,11 @@ def ends_of_velocity(choices: Choices, problem: Problem, y_end: Tensor) -> Tenso
 
     Adjoints that evaluate velocities between the steps do not meet the steps themselves, so that
     nothing else would tell that the loss has changed since the solve. None for other adjoints,
-    where `Safety.probe` is off, and where a transform hides values. Shape [2, d].
+    where there is no step or `Safety.probe` is off, and where a transform hides values. Shape
+    [2, d].
     """
-    hidden = inside_transform([*problem.tensors(), y_end])
-    if not (choices.adjoint.needs_velocity and choices.safety.probe) or hidden:
+    wanted = choices.adjoint.needs_velocity and choices.safety.probe and problem.grid.steps > 0
+    if not wanted or inside_transform([*problem.tensors(), y_end]):
         return None
     first = _Evaluation(choices.field, problem)
     end = y_end if problem.tasks is None else y_end[0]
@@ -165,17 +178,17 @@ def probe_init(field: InnerOptimizer, params: PyTree, hparams: PyTree) -> None:
 _CAPTURED = (
     "{what} uses a tensor that requires grad and is not one of its arguments: its gradient would"
     " be lost. Pass it in hparams, or detach it (for a module, odeopt.from_module passes every"
-    " parameter)."
+    " parameter). A derivative inside of it is taken with torch.func.grad, not requires_grad_()."
 )
 
 
 def _differ(first: Tensor, second: Tensor) -> bool:
     """Whether two results differ by more than rounding (some CUDA kernels round at random)."""
     try:
-        tolerance = torch.finfo(first.dtype).eps ** 0.5 * torch.linalg.vector_norm(first)
-        missing = first.isnan() & second.isnan()
-        gap = torch.where(missing, torch.zeros_like(first), first - second)
-        return bool(~(torch.linalg.vector_norm(gap) <= tolerance) & (first != second).any())
+        missing, zero = first.isnan() & second.isnan(), torch.zeros_like(first)
+        size = torch.linalg.vector_norm(torch.where(missing, zero, first))
+        gap = torch.linalg.vector_norm(torch.where(missing, zero, first - second))
+        return bool(~(gap <= torch.finfo(first.dtype).eps ** 0.5 * size) & (first != second).any())
     except RuntimeError:  # inside torch.func.vmap values are hidden
         return False
 

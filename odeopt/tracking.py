@@ -44,6 +44,11 @@ def captures(value: PyTree) -> bool:
     return False
 
 
+def versions(tensors: Sequence[Tensor]) -> list[int]:
+    """How often each tensor has been changed in place; 0 where torch does not count."""
+    return [0 if leaf.is_inference() else leaf._version for leaf in tensors]  # noqa: SLF001
+
+
 def inside_gradient_transform(value: PyTree) -> bool:
     """Whether a `torch.func` gradient transform is watching any tensor leaf."""
     return any(

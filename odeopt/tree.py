@@ -223,6 +223,12 @@ def _check_state_leaves(found: Sequence[Any], names: Sequence[str], what: str) -
                 f"{what}{name} is {leaf.dtype} on {leaf.device}, but {what}{names[0]} is"
                 f" {found[0].dtype} on {found[0].device}: use one dtype and one device."
             )
+        if leaf.is_meta or leaf.layout is not torch.strided:
+            kind = "on the meta device" if leaf.is_meta else f"of layout {leaf.layout}"
+            raise InputError(
+                f"{what}{name} is {kind}; expected a dense tensor with values: call"
+                " module.to_empty(device=...) and initialise it, or tensor.to_dense()."
+            )
 
 
 def _show(shapes: Sequence[object]) -> str:

@@ -17,7 +17,7 @@ from odeopt.adjoint.linearize import Differentiation
 from odeopt.calls import noting_losses
 from odeopt.captured import check_not_scripted
 from odeopt.errors import CompatibilityError, InputError, OdeoptWarning
-from odeopt.tracking import captures, requires_grad
+from odeopt.tracking import any_requires_grad, captures, requires_grad, versions
 
 KINKED = {
     "relu": "ReLU", "relu_": "ReLU", "threshold": "threshold", "leaky_relu": "leaky ReLU",
@@ -145,6 +145,29 @@ def check_watched(
         warnings.warn(message, OdeoptWarning, stacklevel=3)
 
 
+def check_dependent(losses: Sequence[Any]) -> None:
+    """Raise `InputError` if losses were evaluated inside a gradient, none of which it reaches."""
+    if losses and not any_requires_grad(losses):
+        raise InputError(
+            "the loss does not depend on the parameters, so that its gradient is zero: what the"
+            " model gives was detached, computed under torch.no_grad, or not used. Return a loss of"
+            " what the model gives."
+        )
+
+
+@contextmanager
+def unchanged(tensors: Sequence[Tensor]) -> Generator[None]:
+    """A block that evaluates a loss of some tensors; raises `InputError` if it changes one."""
+    before = versions(tensors)
+    yield
+    if versions(tensors) != before:
+        raise InputError(
+            "the loss (or velocity) changes the parameters or another argument in place, which"
+            " later evaluations then see: compute a new tensor, e.g. x = x * 2 in place of"
+            " x.mul_(2) (an embedding with max_norm changes its weights in place, too)."
+        )
+
+
 _KINKS = (
     "the loss has kinks ({kinks}), where the velocity of the flow jumps: its true gradient then"
     " has parts that no adjoint sees, however small the steps are (16 % of it in one measurement)."
@@ -170,7 +193,7 @@ class WatchedLosses:
         """A block that evaluates a loss; in the end the list holds values that capture something.
 
         Raises:
-            InputError: as `check_watched`.
+            InputError: as `check_watched` and `check_dependent`.
             CompatibilityError: likewise, or if TorchScript runs the loss.
         """
         code = getattr(loss, "__code__", type(loss))
@@ -184,3 +207,4 @@ class WatchedLosses:
             check_watched(watch, self._differentiation)
             self._seen.add(code)
         capturing += [value for value in values if captures(value)]
+        check_dependent(values)

@@ -80,7 +80,8 @@ def test_unknown_keywords_of_the_choices_are_refused(make, message):
 
 
 @pytest.mark.parametrize(
-    ("registry", "name"), [(r, name) for r in REGISTRIES for name in r.names()], ids=str
+    ("registry", "name"),
+    [pytest.param(r, n, id=f"{r.kind}-{n}") for r in REGISTRIES for n in r.names()],
 )
 def test_everything_that_is_registered_refuses_what_it_does_not_know(registry, name):
     with pytest.raises(odeopt.UnknownKeywordError, match="unknown keyword 'no_such_thing'"):

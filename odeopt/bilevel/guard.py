@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import final
 
@@ -18,30 +18,54 @@ class Guard:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._versions, self._modes = self._look_at_parameters(), self._look_at_modes()
+        self._parameters, self._rest = _marks(module.parameters()), self._look_at_rest()
 
     def check_parameters(self) -> None:
         """Raise `InputError` if a parameter was changed."""
-        if self._look_at_parameters() != self._versions:
+        if _marks(self._module.parameters()) != self._parameters:
             raise InputError(
                 "the module's parameters were changed since the loop began: inner.step takes the"
                 " place of optimizer.step(), and the final parameters come with inner.write_back()."
                 " Change parameters before the loop."
             )
 
-    def check_modes(self) -> None:
-        """Raise `InputError` if a part was switched between training and evaluation."""
-        if self._look_at_modes() != self._modes:
-            raise InputError(
-                "the module was switched between train() and eval() since the loop began: every"
-                " step sees one mode. Validate a copy in between: inner.model.eval()."
-            )
+    def check_between_steps(self) -> None:
+        """Raise `InputError` if anything else was changed that steps depend on.
 
-    def _look_at_parameters(self) -> list[tuple[int, int]]:
-        return [(id(p), p._version) for p in self._module.parameters()]  # noqa: SLF001
+        These are the modes of its parts (train, eval), its buffers, and which parameters require
+        grad.
+        """
+        for message, now in self._look_at_rest().items():
+            if now != self._rest[message]:
+                raise InputError(message)
 
-    def _look_at_modes(self) -> list[bool]:
-        return [child.training for child in self._module.modules()]
+    def _look_at_rest(self) -> dict[str, object]:
+        module = self._module
+        return {
+            _SWITCHED: [child.training for child in module.modules()],
+            _REFILLED: _marks(module.buffers()),
+            _FROZEN: [p.requires_grad for p in module.parameters()],
+        }
+
+
+_SWITCHED = (
+    "the module was switched between train() and eval() since the loop began: every step sees one"
+    " mode. Validate a copy in between: inner.model.eval()."
+)
+_REFILLED = (
+    "the module's buffers were changed since the loop began (by hand, or by a forward pass in"
+    " training mode): the loop has copies of its own, and would not see it. Pass what changes from"
+    " step to step in the batch, and look at a copy in between: inner.model."
+)
+_FROZEN = (
+    "requires_grad of a parameter was changed since the loop began: every step moves those that"
+    " required grad at first. Freeze parameters before the loop."
+)
+
+
+def _marks(tensors: Iterable[Tensor]) -> list[object]:
+    """What tells that a tensor is another one, or was changed in place or by `.data`."""
+    return [(id(x), x._version, x.data_ptr(), x.dtype) for x in tensors]  # noqa: SLF001
 
 
 def check_hooks(model: nn.Module, optimizer: Optimizer) -> None:

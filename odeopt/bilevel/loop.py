@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, final
 
@@ -14,6 +14,7 @@ from odeopt import tree
 from odeopt.adjoint.base import Adjoint
 from odeopt.adjoint.discrete import DiscreteAdjoint
 from odeopt.bilevel.compilers import shared_compiler
+from odeopt.bilevel.copies import copy_of
 from odeopt.bilevel.groups import Groups
 from odeopt.bilevel.guard import Guard, check_hooks, moved_groups
 from odeopt.bilevel.loop_result import LoopGrads, LoopResult
@@ -31,8 +32,10 @@ from odeopt.bilevel.record import (
 )
 from odeopt.bilevel.torch_optim import check_settings, make_rule, settings
 from odeopt.bilevel.torch_state import take_over, write_state
+from odeopt.bilevel.unused import UnusedParameters
 from odeopt.checkpoint.base import CheckpointSchedule
 from odeopt.errors import CapturedTensorError, InputError, NondeterminismError
+from odeopt.evaluation import evaluation
 from odeopt.grid import TimeGrid
 from odeopt.module import from_module
 from odeopt.optimizer import ODEOptimizer
@@ -42,7 +45,7 @@ from odeopt.rule.clipping import GradientTransform
 from odeopt.seeds import mix, random_state, same_random_state, seeded
 from odeopt.solver.reached import reached
 from odeopt.types import PyTree
-from odeopt.watch import WatchedLosses
+from odeopt.watch import WatchedLosses, unchanged
 
 
 @final
@@ -78,7 +81,7 @@ class RecordedLoop:
             learning rates may change between steps; momentum buffers that it has are taken over.
             Options that are tensors which require grad are learned. As a difference to torch, a
             parameter that a loss does not depend on has a gradient of zero, not None, so that
-            weight decay and momentum move it.
+            weight decay and momentum move it; a warning says so.
         hparams: None, or a pytree that losses get as a third argument, `loss(model, batch,
             hparams)`. It must be the same throughout.
         checkpoints: what `backward` keeps; `Every(1)`, every state, by default.
@@ -130,6 +133,7 @@ class RecordedLoop:
         state, _ = self._rule.init(self._problem.params, None)
         self._flat, self._layout = tree.ravel(state, "the parameters")
         self._rates: list[Tensor] = []
+        self._unused = UnusedParameters()
         self._guard = Guard(model)
         self._open = True
 
@@ -147,7 +151,7 @@ class RecordedLoop:
     @property
     def model(self) -> nn.Module:
         """A copy of the module with the parameters and statistics of the moment; no graph."""
-        found = copy.deepcopy(self._module)
+        found = copy_of(self._module)
         self._load(found)
         return found
 
@@ -270,10 +274,12 @@ class RecordedLoop:
         inputs = tree.map_tensors(Tensor.detach, self._inputs(rates.expand(k + 1, -1)))
         state = self._layout.unflatten(like)
         index, one = like.new_tensor(float(k)), like.new_ones(())
-        loss, _ = self._records.steps[k]
+        loss, batch = self._records.steps[k]
         with (
             torch.enable_grad(),
             seeded(mix(self._seed, k), like.device),
+            evaluation(),
+            unchanged((like, *tree.tensors((inputs, batch)))),
             self._watched.evaluation(loss) as captures,
         ):
             before = random_state()
@@ -286,7 +292,18 @@ class RecordedLoop:
                 " is given. Pass other tensors to RecordedLoop as hparams (or as leaves in the"
                 " batch), and take them from the loss's arguments; or detach them."
             )
+        self._check_unused(k, state, after, inputs)
         return self._layout.flatten(after, "the updated state"), after.buffers["loss"]
+
+    def _check_unused(self, k: int, state: Any, after: Any, inputs: Inputs) -> None:
+        """Warn if the step has moved parameters that its loss does not depend on."""
+
+        def evaluate(params: Mapping[str, Tensor]) -> Tensor:
+            with torch.enable_grad(), seeded(mix(self._seed, k), self._flat.device), evaluation():
+                return self._rule.value(params, inputs, torch.tensor(k), state.buffers)[0]
+
+        loss, _ = self._records.steps[k]
+        self._unused.check(loss, evaluate, state.params, after.params)
 
     def _inputs(self, rates: Tensor) -> Inputs:
         frozen = self._problem.hparams
@@ -312,7 +329,7 @@ class RecordedLoop:
         if not self._open:
             raise InputError("the loop has been left: make its steps inside the with block.")
         self._guard.check_parameters()
-        self._guard.check_modes()
+        self._guard.check_between_steps()
         check_hooks(self._module, self._optimizer)
         check_settings(self._optimizer, self._settings)
 

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from odeopt import tree
-from odeopt.errors import InputError
+from odeopt.calls import takes
+from odeopt.errors import CompatibilityError, InputError
 from odeopt.inner import InnerOptimizer
 from odeopt.types import PyTree
 
@@ -73,7 +74,8 @@ def as_field(field: Any) -> InnerOptimizer:
     """A field or update rule as it is; a function as a `CallableField`.
 
     Raises:
-        InputError: if it is neither.
+        InputError: if it is neither, or the function takes other arguments.
+        CompatibilityError: if the function brings callbacks of torchdiffeq.
     """
     if isinstance(field, InnerOptimizer):
         return field
@@ -83,4 +85,30 @@ def as_field(field: Any) -> InnerOptimizer:
             " GradientFlow(loss), an UpdateRule such as Adam(loss), or a function velocity(t,"
             " state, consts, hparams, batch)."
         )
+    _check_velocity(field)
     return CallableField(field)
+
+
+def _check_velocity(velocity: Callable[..., Any]) -> None:
+    """What torchdiffeq's users may bring with them is not passed over in silence."""
+    called = velocity.forward if isinstance(velocity, nn.Module) else velocity
+    if not takes(called, (None,) * 5, {}):
+        raise InputError(
+            "the velocity cannot be called with (t, state, consts, hparams, batch): give it these"
+            " arguments. One of torchdiffeq, f(t, y), is passed as"
+            " lambda t, y, consts, hparams, batch: f(t, y), its parameters in hparams."
+        )
+    callbacks = [name for name in _CALLBACKS if hasattr(velocity, name)]
+    if callbacks:
+        raise CompatibilityError(
+            f"the velocity has the callback {callbacks[0]}, which torchdiffeq calls and odeopt does"
+            " not: take it away. Result.stats counts steps and evaluations, and a grid with"
+            " observe= hands out states on the way."
+        )
+
+
+_CALLBACKS = tuple(
+    f"callback_{kind}{sweep}"
+    for sweep in ("", "_adjoint")
+    for kind in ("step", "accept_step", "reject_step")
+)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast, final
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -43,7 +44,8 @@ class Torchdiffeq(GridSolver):
         options: passed to torchdiffeq, e.g. `{"max_num_steps": 1000}`.
 
     Raises:
-        InputError: if there is no such method, or the method has no such option.
+        InputError: if there is no such method, the method has no such option, or a tolerance is
+            negative or not finite.
         CompatibilityError: in the solve, or with options at once, if torchdiffeq is not installed;
             from `ODEOptimizer`, with an adjoint that needs every step.
         DivergenceError: in the solve, if torchdiffeq gives up.
@@ -61,7 +63,8 @@ class Torchdiffeq(GridSolver):
     ) -> None:
         if method not in ORDERS:
             raise InputError(f"method is {method!r}; expected one of {', '.join(ORDERS)}.")
-        self.method, self.rtol, self.atol = method, rtol, atol
+        self.method = method
+        self.rtol, self.atol = _check_tolerance("rtol", rtol), _check_tolerance("atol", atol)
         self.options = _check_options(method, options)
         self.order = ORDERS[method]
         self.chooses_steps = method in ADAPTIVE
@@ -122,6 +125,18 @@ class DormandPrince(Torchdiffeq):
 
     def __init__(self, rtol: float = 1e-7, atol: float = 1e-9) -> None:
         super().__init__("dopri5", rtol, atol)
+
+
+def _check_tolerance(name: str, value: float) -> float:
+    """A tolerance, or a tensor of them, which torchdiffeq takes as well."""
+    try:
+        found = torch.as_tensor(value)
+        valid = bool(((found >= 0) & found.isfinite()).all())
+    except (TypeError, ValueError, RuntimeError):
+        valid = False
+    if not valid:
+        raise InputError(f"{name} is {value!r}; expected a finite number of at least 0.")
+    return value
 
 
 def _check_options(method: str, options: object) -> dict[str, Any] | None:

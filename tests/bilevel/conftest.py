@@ -93,9 +93,13 @@ def unroll(model, name, steps, seed=0, offset=0, slots=None):
         moved = [own for own in values if own in chosen]
         with seeded(mix(seed, k), device):
             value = lend(model, {**values, **buffers}, loss, *args)
-        found = torch.autograd.grad(value, [values[own] for own in moved], create_graph=True)
+        found = torch.autograd.grad(
+            value, [values[own] for own in moved], create_graph=True, allow_unused=True
+        )
         after = {}
         for own, g in zip(moved, found, strict=True):
+            if g is None:  # torch leaves it alone
+                continue
             lr, options = chosen[own]
             after[own], slots[own] = UPDATES[name](
                 g, values[own], slots.get(own, {}), k + offset, lr, options

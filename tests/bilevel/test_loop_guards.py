@@ -153,6 +153,61 @@ def test_a_penalty_on_the_parameters_of_the_model_is_right(problem):
     assert relative_error(list(inner.model.parameters()), list(twin.parameters())) < 1e-13
 
 
+def first_layer(model, batch):
+    return model[0](batch[0]).square().mean()
+
+
+def last_layer(model, batch):
+    return model[2].weight.square().sum()
+
+
+UNUSED = {
+    "weight decay": (lambda p: torch.optim.SGD(p, 0.1, weight_decay=0.1), [first_layer]),
+    "decoupled": (torch.optim.AdamW, [first_layer]),
+    "momentum": (lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), [last_layer, first_layer]),
+    "moments": (torch.optim.Adam, [last_layer, first_layer]),
+}
+
+
+@pytest.mark.parametrize("name", UNUSED)
+def test_parameters_that_move_without_a_gradient_are_told(problem, name):
+    """Torch leaves them where they are."""
+    make, losses = UNUSED[name]
+    with odeopt.RecordedLoop(problem.model, make(problem.model.parameters())) as inner:
+        for loss in losses[:-1]:
+            inner.step(loss, problem.batches[0])
+        with pytest.warns(odeopt.OdeoptWarning, match=r"does not depend on .*2\.weight.* leaves"):
+            inner.step(losses[-1], problem.batches[0])
+        inner.step(losses[-1], problem.batches[0])  # told once
+    inner.backward(problem.mse, problem.outer)
+
+
+@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.SGD, torch.optim.RMSprop])
+def test_parameters_that_stay_without_a_gradient_are_not_spoken_of(problem, make):
+    def on(index):
+        return lambda model, batch: model[index].weight.square().sum()
+
+    start = copy.deepcopy(problem.model)
+    with odeopt.RecordedLoop(problem.model, make(problem.model.parameters())) as inner:
+        inner.step(on(0))
+        assert torch.equal(inner.model[2].weight, start[2].weight)
+    with odeopt.RecordedLoop(problem.model, make(problem.model.parameters())) as inner:
+        inner.step(on(2))
+        inner.step(on(2))
+        inner.step(problem.mse, problem.batches[0])
+
+
+def test_functions_of_one_code_may_use_other_parameters(problem):
+    def on(*indices):
+        return lambda model, batch: sum(model[i].weight.square().sum() for i in indices)
+
+    with odeopt.RecordedLoop(
+        problem.model, torch.optim.SGD(problem.model.parameters(), 0.1)
+    ) as inner:
+        inner.step(on(0))
+        inner.step(on(0, 2))
+
+
 def in_autocast(model, batch):
     with torch.autocast(batch[0].device.type, torch.bfloat16):
         found = model(batch[0])

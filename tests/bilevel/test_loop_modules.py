@@ -6,6 +6,7 @@ import weakref
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import nn
 
 import odeopt
@@ -53,6 +54,40 @@ def test_tied_and_frozen_parameters_are_torchs(tied, problem):
     res = inner.backward(energy, problem.outer[0])
     assert tied.scale.grad is None  # it does not require grad, but its gradient is known
     assert res.grads.params["scale"].abs().sum() > 0
+
+
+class Keeping(nn.Module):
+    """A layer that keeps its last output."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 1)
+
+    def forward(self, x):
+        self.last = self.layer(x)
+        return self.last
+
+
+KEEPING = {
+    "output": Keeping,
+    "pruned weight": lambda: nn.utils.prune.l1_unstructured(nn.Linear(3, 1), "weight", 1),
+}
+
+
+@pytest.mark.parametrize("kind", KEEPING)
+def test_a_module_that_keeps_what_it_computes_has_a_copy(kind, problem, device):
+    model = KEEPING[kind]().to(device)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with odeopt.RecordedLoop(model, optimizer) as inner:
+        for batch in problem.batches:
+            inner.step(problem.mse, batch)
+        found = inner.model
+    kept = found.last if kind == "output" else found.weight
+    assert kept.is_leaf
+    assert not torch._C._functorch.is_functorch_wrapped_tensor(kept)
+    twin = problem.mse(found, problem.outer)
+    inner.write_back()
+    assert relative_error(twin.detach(), problem.mse(model, problem.outer).detach()) < 1e-14
 
 
 def test_no_grad_around_everything(problem, device):

@@ -1,6 +1,7 @@
 """Going on where another loop, or torch, has ended; and what a recorded loop refuses."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -126,17 +127,27 @@ def test_implementations_that_do_not_change_the_numbers_are_fine(problem):
         assert torch.equal(first, second)
 
 
-def misuse(name, problem, inner, optimizer):
-    if name == "optimizer.step":
-        problem.mse(problem.model, problem.outer).backward()
-        optimizer.step()
-    elif name == "eval":
-        problem.model.eval()
-    elif name == "group":
-        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
-    else:
-        optimizer.param_groups[0]["momentum"] = 0.5
-    inner.step(problem.mse, problem.batches[1])
+def own_step(problem, optimizer):
+    problem.mse(problem.model, problem.outer).backward()
+    optimizer.step()
+
+
+def other_data(problem, optimizer):
+    problem.model[0].weight.data = 2 * problem.model[0].weight.data
+
+
+MISUSES = {
+    "optimizer.step": own_step,
+    "eval": lambda problem, optimizer: problem.model.eval(),
+    "group": lambda problem, optimizer: optimizer.add_param_group(
+        {"params": [nn.Parameter(torch.ones(1))]}
+    ),
+    "momentum": lambda problem, optimizer: optimizer.param_groups[0].update(momentum=0.5),
+    "dtype": lambda problem, optimizer: problem.model.float(),
+    "data": other_data,
+    "buffer": lambda problem, optimizer: problem.model.scale.fill_(2.0),
+    "frozen": lambda problem, optimizer: problem.model[0].requires_grad_(False),
+}
 
 
 @pytest.mark.parametrize(
@@ -146,15 +157,31 @@ def misuse(name, problem, inner, optimizer):
         ("eval", r"between train\(\) and eval\(\)"),
         ("group", "had 1 groups and has 2 now"),
         ("momentum", r"momentum of group 0 was 0\.9 and is 0\.5 now"),
+        ("dtype", "parameters were changed since the loop began"),
+        ("data", "parameters were changed since the loop began"),
+        ("buffer", r"buffers were changed .*in the batch"),
+        ("frozen", "requires_grad of a parameter was changed"),
     ],
 )
 def test_changes_behind_its_back_are_noticed(problem, name, message):
+    problem.model.register_buffer("scale", torch.ones(()))
     optimizer = torch.optim.SGD(problem.model.parameters(), lr=0.1, momentum=0.9)
     with odeopt.RecordedLoop(problem.model, optimizer) as inner:
         inner.step(problem.mse, problem.batches[0])
+        MISUSES[name](problem, optimizer)
         with pytest.raises(odeopt.InputError, match=message):
-            misuse(name, problem, inner, optimizer)
+            inner.step(problem.mse, problem.batches[1])
         assert inner.steps == 1
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, pickle.dumps])
+def test_a_loop_belongs_to_its_module(problem, way):
+    with odeopt.RecordedLoop(problem.model, torch.optim.SGD(problem.model.parameters())) as inner:
+        inner.step(problem.mse, problem.batches[0])
+    parts = odeopt.from_module(problem.model, problem.mse)
+    for found in (inner, parts):
+        with pytest.raises(odeopt.InputError, match=r"neither copied nor pickled.*inner\.model"):
+            way(found)
 
 
 def test_steps_after_the_block_are_refused(problem):

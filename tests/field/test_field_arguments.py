@@ -108,6 +108,35 @@ def test_as_field_refuses_anything_else(wrong):
         as_field(wrong)
 
 
+class Dynamics(torch.nn.Module):
+    """A velocity as torchdiffeq takes it."""
+
+    def forward(self, t, y):
+        return -t * y
+
+
+@pytest.mark.parametrize("velocity", [lambda t, y: -y, Dynamics(), lambda t, *, y: y])
+def test_a_velocity_of_other_arguments_is_refused_with_the_rewrite(velocity):
+    with pytest.raises(odeopt.InputError, match=r"with \(t, state, consts.*lambda t, y, consts"):
+        odeopt.ODEOptimizer(velocity)
+
+
+def test_a_velocity_that_takes_any_arguments_is_taken(device):
+    opt = odeopt.ODEOptimizer(lambda *args: -args[1])
+    end = opt.solve(torch.ones(2, device=device), None, odeopt.TimeGrid.from_lr(0.5, 2)).params
+    assert end.tolist() == [0.25, 0.25]
+
+
+@pytest.mark.parametrize("name", ["callback_step", "callback_reject_step_adjoint"])
+def test_callbacks_of_torchdiffeq_are_not_passed_over_in_silence(name):
+    def velocity(t, y, consts, hparams, batch):
+        return -y
+
+    setattr(velocity, name, lambda t, y, dt: None)
+    with pytest.raises(odeopt.CompatibilityError, match=f"callback {name}, which torchdiffeq"):
+        odeopt.ODEOptimizer(velocity)
+
+
 def test_a_field_without_a_velocity_cannot_be_made():
     class Half(odeopt.Field):
         pass

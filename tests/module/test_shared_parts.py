@@ -192,6 +192,23 @@ def test_threads_that_share_a_module_take_turns(device):
         assert relative_error(found[i], expected[i]) == 0
 
 
+@pytest.mark.parametrize("view", [lambda w: w, lambda w: w.T, lambda w: w[:2]])
+def test_parameters_that_share_their_memory_are_refused(view, device):
+    """Torch moves them as one; the inner loop would move each by itself."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)).to(device)
+    model[1].weight = nn.Parameter(view(model[0].weight.detach()))
+    with pytest.raises(odeopt.InputError, match=r"'0\.weight' and '1\.weight' share their memory"):
+        odeopt.from_module(model, mse)
+    with pytest.raises(odeopt.InputError, match=r"Use one nn\.Parameter in both places"):
+        odeopt.RecordedLoop(model, torch.optim.SGD(model.parameters(), 0.1))
+
+
+def test_empty_parameters_share_nothing(device):
+    model = nn.Linear(3, 1).to(device)
+    model.a, model.b = (nn.Parameter(torch.ones(0, device=device)) for _ in "ab")
+    assert sorted(odeopt.from_module(model, mse).params) == ["a", "b", "bias", "weight"]
+
+
 def test_a_lazy_module_says_what_to_do(device):
     model = nn.Sequential(nn.LazyLinear(3), nn.Tanh())
     with pytest.raises(odeopt.InputError, match=r"'0.weight' has no shape yet.*call the module"):

@@ -57,6 +57,16 @@ def test_an_inner_solve_that_diverges_names_the_step(device, run, choices):
 
 
 @both
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_from_the_first_step_on_is_not_taken_for_random(device, run, bad):
+    """NaN differs from itself."""
+    opt = ODEOptimizer(lambda t, y, c, hp, b: y * b)
+    batch = torch.tensor([1.0, bad], device=device)
+    with pytest.raises(odeopt.DivergenceError, match=r"after step 0 \(t = 0\)"):
+        run(opt, total, ones(device), batch, GRID)
+
+
+@both
 def test_an_inner_solve_that_diverges_names_the_task(device, run):
     batch = torch.tensor([1e-3, 1.0, 1e-3], device=device)
     opt = ODEOptimizer(GradientFlow(quartic))

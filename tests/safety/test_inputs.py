@@ -54,6 +54,22 @@ def test_params_of_mixed_dtypes_or_devices_are_refused(device, run, other):
 
 
 @both
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: torch.ones(2, device="meta"), "on the meta device"),
+    (lambda: torch.eye(2).to_sparse(), r"of layout torch\.sparse_coo"),
+])  # fmt: skip
+def test_params_without_values_in_their_places_are_refused(device, run, make, message):
+    with pytest.raises(odeopt.InputError, match=rf"params.* is {message}; expected a dense tensor"):
+        run(ODEOptimizer(GradientFlow(quadratic)), total, make(), ones(device), GRID)
+
+
+def test_a_module_on_the_meta_device_is_refused():
+    model = torch.nn.Linear(2, 1, device="meta")
+    with pytest.raises(odeopt.InputError, match=r"weight.* on the meta device.*to_empty"):
+        odeopt.RecordedLoop(model, torch.optim.SGD(model.parameters(), 0.1))
+
+
+@both
 def test_a_numpy_batch_is_refused(device, run):
     batch = {"x": [np.ones(2)]}
     with pytest.raises(odeopt.InputError, match=r"batch\['x'\]\[0\] is a numpy .*from_numpy"):

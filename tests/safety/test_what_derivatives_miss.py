@@ -120,6 +120,68 @@ def test_half_precision_inside_the_loss_is_refused(field, loss, device):
         Data(device, torch.float32).gradient(FIELDS[field](loss))
 
 
+def without_gradient(params, batch):
+    with torch.no_grad():
+        return plain(params, batch)
+
+
+INDEPENDENT = {
+    "detached": lambda params, batch: plain(params, batch).detach(),
+    "no_grad": without_gradient,
+    "constant": lambda params, batch: batch[1].square().mean(),
+}
+
+
+@pytest.mark.parametrize("name", INDEPENDENT)
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_loss_that_does_not_depend_on_the_parameters_is_refused(field, name, device):
+    """Torch's backward() refuses it; a gradient transform says zero."""
+    with pytest.raises(odeopt.InputError, match="does not depend on the parameters"):
+        Data(device).gradient(FIELDS[field](INDEPENDENT[name]))
+
+
+def test_a_loss_with_auxiliary_output_depends_on_the_parameters(device):
+    loss = lambda params, batch: (plain(params, batch), batch[0].detach())  # noqa: E731
+    found = Data(device).gradient(odeopt.GradientFlow(loss, has_aux=True))
+    assert relative_error(found, Data(device).gradient(odeopt.GradientFlow(plain))) == 0
+
+
+def doubled(params, batch):
+    with torch.no_grad():
+        params["v"].mul_(2)
+    return plain(params, batch)
+
+
+def centred(params, batch):
+    batch[0].sub_(batch[0].mean(0))
+    return plain(params, batch)
+
+
+@pytest.mark.parametrize("loss", [doubled, centred])
+@pytest.mark.parametrize("field", ["flow", "adam"])
+def test_an_argument_that_is_changed_in_place_is_refused(field, loss, device):
+    """Centring twice is centring once, so that two evaluations agree."""
+    with pytest.raises(odeopt.OdeoptError, match=r"in place.*x = x \* 2"):
+        Data(device).gradient(FIELDS[field](loss))
+
+
+def test_a_velocity_that_is_made_in_place_of_the_state_is_refused(device):
+    """Two evaluations were the same tensor, and the end was 38 % off."""
+    opt = odeopt.ODEOptimizer(lambda t, y, consts, hparams, batch: y.neg_(), odeopt.RK4())
+    with pytest.raises(odeopt.InputError, match=r"loss \(or velocity\) changes .* in place"):
+        opt.solve(torch.ones(3, device=device), None, odeopt.TimeGrid.uniform(1.0, 4))
+
+
+def test_an_embedding_that_is_renormalised_is_refused(device):
+    """Alone it is no view of a larger state, which torch would not let it change."""
+    table = torch.nn.Embedding(4, 3, max_norm=0.1, device=device)
+    parts = odeopt.from_module(table, lambda model, batch: (model(batch) - 1).square().mean())
+    batch, grid = torch.arange(3, device=device), odeopt.TimeGrid.from_lr(0.1, 2)
+    opt = odeopt.ODEOptimizer(odeopt.SGD(parts.loss))
+    with pytest.raises(odeopt.InputError, match="max_norm"):
+        opt.value_and_grad(parts.evaluate)(parts.params, batch, grid, batch)
+
+
 def scripted_parts():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -31,6 +31,14 @@ def test_unknown_options_are_refused(method, name):
         odeopt.Torchdiffeq(method, options={name: 0.1})
 
 
+@pytest.mark.parametrize("name", ["rtol", "atol"])
+@pytest.mark.parametrize("value", [-1e-3, float("nan"), float("inf"), "small", None])
+@pytest.mark.parametrize("make", [odeopt.Torchdiffeq, odeopt.DormandPrince])
+def test_tolerances_are_finite_and_not_negative(make, name, value):
+    with pytest.raises(odeopt.InputError, match=f"{name} is .*expected a finite number of at lea"):
+        make(**{name: value})
+
+
 def test_an_unknown_option_leads_to_the_one_that_was_meant():
     message = (
         r"unknown option 'stepsize' \(did you mean 'step_size'\?\); expected one of"

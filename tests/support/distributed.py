@@ -179,7 +179,7 @@ def learned(found):
     return {"params": found.params, "hparams": found.hparams, "history": history}
 
 
-def start(name, folder, count=2, **environment):
+def start(name, folder, count=2, program=PROGRAM, **environment):
     """Processes that run one part of the program, as torchrun would start them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -190,7 +190,7 @@ def start(name, folder, count=2, **environment):
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": "",
         **environment,
     }  # fmt: skip
-    command = [sys.executable, str(PROGRAM), name, str(folder)]
+    command = [sys.executable, str(program), name, str(folder)]
     return [
         subprocess.Popen(
             command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True,
