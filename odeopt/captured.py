@@ -123,10 +123,11 @@ def _of_collection(value: Any) -> Iterable[Any]:
 
 
 @_parts.register
-def _of_function(function: types.FunctionType) -> Iterable[Any]:
+def used_by(function: types.FunctionType) -> Iterable[Any]:
+    """What a function uses without being handed it; nothing for those of torch and Python."""
     if (function.__module__ or "").partition(".")[0] in _FOREIGN:
         return ()
-    found = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    found: list[Any] = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     found += [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
     names = _names(function.__code__)
     found += [function.__globals__[name] for name in names if name in function.__globals__]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copyreg
 import dataclasses
+import functools
 import hashlib
 import types
 import weakref
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from odeopt.captured import used_by
 from odeopt.errors import CompatibilityError
 from odeopt.store.digest import digest_values
 
@@ -43,7 +45,15 @@ def describe(value: Any, name: str = "it") -> str:
 
 def describe_leniently(value: Any) -> str:
     """The same, but objects about which nothing can be said are described by their type."""
-    return _attempt(value, "", lambda found, where, reason: _type_name(found))
+    return _attempt(value, "", _only_type)
+
+
+def describe_with_captures(value: Any, contents: bool = True) -> str:
+    """The same, and the numbers, tensors, modules and functions that functions have captured.
+
+    Without `contents` a tensor or array is its shape and dtype only, which costs nothing.
+    """
+    return _attempt(value, "", _only_type, captures=True, contents=contents)
 
 
 def module_settings(module: nn.Module) -> dict[str, Any]:
@@ -60,11 +70,18 @@ _Unknown = Callable[[Any, str, str], str]
 """`(object, where it is, why it cannot be described) -> text`, or an error."""
 
 
-def _attempt(value: Any, name: str, unknown: _Unknown) -> str:
+def _attempt(
+    value: Any, name: str, unknown: _Unknown, captures: bool = False, contents: bool = True
+) -> str:
     try:
-        return _Describer(unknown).text(value, name)
+        return _Describer(unknown, captures, contents).text(value, name)
     except RecursionError:
         return unknown(value, name, "it is nested too deeply")
+
+
+def _only_type(value: Any, where: str, reason: str) -> str:
+    del where, reason
+    return _type_name(value)
 
 
 def _refuse(value: Any, where: str, reason: str) -> str:
@@ -86,12 +103,18 @@ _UNCHANGING = (
 )  # fmt: skip
 """Of these it makes no difference whether one is met twice or two that are the same."""
 
+_CAPTURED = (
+    type(None), bool, int, float, complex, list, tuple, dict, set, np.ndarray, np.generic,
+    *_UNCHANGING, functools.partial, nn.Module,
+)  # fmt: skip
+"""What is compared where a function has captured it: not texts, which may name a device."""
+
 
 class _Describer:
     """Describes one object with everything in it; what is met again is a number then."""
 
-    def __init__(self, unknown: _Unknown) -> None:
-        self._unknown = unknown
+    def __init__(self, unknown: _Unknown, captures: bool, contents: bool) -> None:
+        self._unknown, self._captures, self._contents = unknown, captures, contents
         self._met: dict[int, tuple[int, Any]] = {}
         """By identity: a number, and the object itself, so that its identity is not used again."""
 
@@ -110,12 +133,10 @@ class _Describer:
         if isinstance(value, Tensor):
             return self._tensor(value, where)
         if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
-            content = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+            content = self._bytes(np.ascontiguousarray(value))
             return f"array({value.dtype!r}, {value.shape}, {content})"
-        if isinstance(value, type):
-            return f"{value.__module__}.{value.__qualname__}"
-        if isinstance(value, types.ModuleType):
-            return value.__name__
+        if isinstance(value, type | types.ModuleType | torch.device):
+            return _named(value)
         if isinstance(value, _REFERRING):
             return self._referring(value, where)
         return self._container(value, where)
@@ -128,12 +149,19 @@ class _Describer:
                 name, parts = "code", (hashlib.sha256(parts.encode()).hexdigest(),)
             case types.FunctionType():
                 name = f"{value.__module__}.{value.__qualname__}"
-                parts = value.__code__, value.__defaults__, value.__kwdefaults__
+                parts = value.__code__, value.__defaults__, value.__kwdefaults__, *self._used(value)
             case types.MethodType():
                 name, parts = "method", (value.__func__, value.__self__)
             case _:
                 name, parts = "reference", (value(),)
         return _call(name, [self.text(part, where) for part in parts])
+
+    def _used(self, function: types.FunctionType) -> list[Any]:
+        """What a function has captured, once; of other objects only the class."""
+        if not self._captures or id(function) in self._met:
+            return []
+        self._met[id(function)] = len(self._met), function
+        return [part if isinstance(part, _CAPTURED) else type(part) for part in used_by(function)]
 
     def _container(self, value: Any, where: str) -> str:
         kind = type(value)
@@ -143,9 +171,12 @@ class _Describer:
             return _call("dict", self._pairs(value, where))
         if isinstance(value, set | frozenset):  # each by itself, since they come in any order
             members = cast("set[Any]", value)
-            texts = [_Describer(self._unknown).text(part, where) for part in members]
+            texts = [self._alone(part, where) for part in members]
             return _call(_type_name(members), sorted(texts))
         return self._object(value, where)
+
+    def _alone(self, value: Any, where: str) -> str:
+        return _Describer(self._unknown, self._captures, self._contents).text(value, where)
 
     def _settings(self, value: Any, where: str) -> str:
         try:
@@ -157,9 +188,12 @@ class _Describer:
         pairs = self._pairs(cast("Mapping[Any, Any]", found), f"{where}.settings()")
         return _call(_type_name(value), pairs)
 
+    def _bytes(self, value: Any) -> str:
+        return hashlib.sha256(value.tobytes()).hexdigest() if self._contents else ""
+
     def _tensor(self, value: Tensor, where: str) -> str:
         try:
-            content = digest_values([value])
+            content = digest_values([value]) if self._contents else ""
         except (RuntimeError, NotImplementedError, TypeError) as error:
             return self._unknown(value, where, _first_line(error))
         return f"tensor({value.dtype}, {tuple(value.shape)}, {content})"
@@ -209,6 +243,17 @@ class _Describer:
 
 def _call(name: str, parts: Iterable[str]) -> str:
     return f"{name}({', '.join(parts)})"
+
+
+def _named(value: type | types.ModuleType | torch.device) -> str:
+    """What has a name; the number of a device makes no difference."""
+    match value:
+        case type():
+            return f"{value.__module__}.{value.__qualname__}"
+        case types.ModuleType():
+            return value.__name__
+        case _:
+            return f"device({value.type})"
 
 
 def _type_name(value: object) -> str:

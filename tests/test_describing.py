@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from odeopt import CompatibilityError
-from odeopt.describing import describe, describe_leniently
+from odeopt.describing import describe, describe_leniently, describe_with_captures
 
 
 class Colour(enum.Enum):
@@ -102,7 +102,7 @@ DIFFERENT = {
     "strings": ("a", "b", b"a"), "quotes": (["a, b"], ["a", "b"]), "none": (None, "None"),
     "enums": (Colour.RED, Colour.BLUE), "paths": (Path("a"), Path("b")),
     "dtypes": (torch.float32, torch.float64), "layouts": (torch.strided, torch.sparse_coo),
-    "devices": (torch.device("cpu"), torch.device("cuda", 0), torch.device("cuda", 1)),
+    "devices": (torch.device("cpu"), torch.device("cuda", 1)),
     "tensors": (torch.zeros(2), torch.ones(2), torch.zeros(1, 2), torch.zeros(2).half()),
     "arrays": (np.zeros(2), np.ones(2), np.zeros((1, 2)), np.zeros(2, np.float32)),
     "array scalars": (np.float64(1), np.float64(2), np.float32(1)),
@@ -179,6 +179,41 @@ def test_what_a_function_has_captured_does_not_count():
     one, other = captures(1), captures(2)
     assert describe(one) == describe(other)
     assert describe([one, one]) == describe([one, other])
+
+
+FACTOR = 1.0
+
+
+def uses_a_global(params, batch):
+    return FACTOR * params
+
+
+@pytest.mark.parametrize("value", [2, 2.5, [1, 3], np.arange(2), torch.ones(2), nn.Linear(1, 2)])
+def test_what_a_function_has_captured_counts_where_it_is_asked_for(value):
+    one, other = captures(1), captures(value)
+    assert describe_with_captures(one) == describe_with_captures(captures(1))
+    assert describe_with_captures(one) != describe_with_captures(other)
+    inside = functools.partial(captures(other), lr=0.1), functools.partial(captures(one), lr=0.1)
+    assert describe_with_captures(inside[0]) != describe_with_captures(inside[1])
+
+
+def test_texts_and_devices_that_a_function_has_captured_do_not_count():
+    for one, other in [("cuda:0", "cuda:1"), (torch.device("cuda:0"), torch.device("cuda:1"))]:
+        texts = describe_with_captures(captures(one)), describe_with_captures(captures(other))
+        assert texts[0] == texts[1]
+
+
+def test_a_global_number_counts(monkeypatch):
+    before = describe_with_captures(uses_a_global)
+    monkeypatch.setitem(uses_a_global.__globals__, "FACTOR", 2.0)
+    assert describe_with_captures(uses_a_global) != before
+
+
+def test_tensors_may_be_described_without_their_values():
+    zeros, ones = captures(torch.zeros(2)), captures(torch.ones(2))
+    assert describe_with_captures(zeros, contents=False) == describe_with_captures(ones, False)
+    shape = describe_with_captures(captures(torch.ones(3)), False)
+    assert shape != describe_with_captures(ones, False)
 
 
 def test_what_an_object_says_itself_counts():

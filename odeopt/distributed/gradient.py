@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, final
 
 from odeopt import tree
+from odeopt.distributed.agreement import Settings, first_batches, texts
 from odeopt.distributed.merging import Part, merge
 from odeopt.distributed.share import Share
 from odeopt.distributed.workers import Workers
@@ -46,7 +48,8 @@ def spread(call: ValueAndGrad, workers: Workers) -> SpreadValueAndGrad:
         CompatibilityError: if the function has no tasks, estimates errors or chooses its own
             solver.
         OdeoptError: in a call, as the function does, on every worker.
-        WorkerError: in a call, if a worker is lost or was given other arguments.
+        WorkerError: in a call, if a worker is lost, was given other arguments, or has made the
+            function with other settings; this is compared before anything is computed.
     """
     if type(call) is not ValueAndGrad:
         raise CompatibilityError(
@@ -63,12 +66,18 @@ def spread(call: ValueAndGrad, workers: Workers) -> SpreadValueAndGrad:
     return SpreadValueAndGrad(call, workers)
 
 
-@dataclass(frozen=True)
+@final
 class SpreadValueAndGrad:
-    """What `spread` returns."""
+    """What `spread` returns.
 
-    call: ValueAndGrad
-    workers: Workers
+    Attributes:
+        call: the function of one process.
+        workers: who takes part.
+    """
+
+    def __init__(self, call: ValueAndGrad, workers: Workers) -> None:
+        self.call, self.workers = call, workers
+        self._settings = Settings(_settings(call))
 
     def __call__(
         self,
@@ -83,11 +92,33 @@ class SpreadValueAndGrad:
         inputs = _Inputs(self.call, params, batch, grid, outer_batch, hparams, state)
         if self.workers.count == 1:
             return inputs.result()
-        given = {"params and hparams": (params, hparams, state), "the batch": (batch, outer_batch)}
-        found = merge(
-            self.workers, "value_and_grad", given, inputs.count, lambda share: _part(inputs, share)
+        tasks = self.workers.agree(
+            "the arguments of value_and_grad", "in value_and_grad", lambda: self._compared(inputs)
         )
-        return _result(found)
+        device = tree.tensors((params, hparams))[0].device
+        return _result(
+            merge(self.workers, "value_and_grad", tasks, lambda share: _part(inputs, share), device)
+        )
+
+    def _compared(self, inputs: _Inputs) -> tuple[dict[str, str], int]:
+        """All that decides the result, as text, and the number of tasks."""
+        return {**self._settings.texts(), **texts(inputs.parts())}, inputs.count()
+
+
+def _settings(call: ValueAndGrad) -> dict[str, Any]:
+    """What a call was made with; where a tier keeps its states is each worker's own business."""
+    choices = call.choices
+    return {
+        "the inner optimizer": choices.field,
+        "the solver": choices.solver,
+        "the adjoint": choices.adjoint,
+        "the checkpoints": choices.checkpoints,
+        "the safety limits": choices.safety,
+        "the compilation": choices.compiler,
+        "the outer loss": call.outer,
+        "the event": call.stop,
+        "on_failure": call.on_failure,
+    }
 
 
 @dataclass(frozen=True)
@@ -107,6 +138,14 @@ class _Inputs:
         return self.call(
             self.params, self.batch, self.grid, self.outer_batch, self.hparams, self.state
         )
+
+    def parts(self) -> dict[str, Any]:
+        """What every worker must be given alike, by name."""
+        return {
+            "params and hparams": (self.params, self.hparams, self.state),
+            "the batch": (first_batches(self.batch), self.outer_batch),
+            "the grid": self.grid,
+        }
 
     def count(self) -> int:
         """The number of tasks."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from odeopt import tree
+from odeopt.describing import describe_leniently
+from odeopt.distributed.agreement import compare, shorten
 from odeopt.distributed.failure import Failure
 from odeopt.distributed.share import Share
-from odeopt.distributed.workers import Workers, compare, digests
+from odeopt.distributed.workers import Workers
 from odeopt.errors import InputError, OdeoptError
 from odeopt.safety import Status
 from odeopt.stats import Stats
@@ -33,11 +35,11 @@ class Part(NamedTuple):
 class _Head:
     """What each worker tells of its part before tensors are exchanged."""
 
-    given: Mapping[str, str]
-    """Digests of what it was given."""
     share: Share
     ok: int = 0
     stats: Stats | None = None
+    outline: PyTree = None
+    """Of its part, if it has one."""
     failure: Failure | None = None
     """Why none of its tasks went well, if it has some."""
 
@@ -60,46 +62,40 @@ class _Own:
 
 
 def merge(
-    workers: Workers,
-    what: str,
-    given: Mapping[str, PyTree],
-    count: Callable[[], int],
-    compute: Callable[[Share], Part],
+    workers: Workers, what: str, tasks: int, compute: Callable[[Share], Part], device: torch.device
 ) -> Part:
     """The part of all tasks together, the same on every worker.
 
-    Two small exchanges and the sum of `means` over workers, of as many bytes as the gradient; rows
+    One small exchange and the sum of `means` over workers, of as many bytes as the gradient; rows
     are gathered. Tasks of a worker that has none without a failure have NaN in all rows but
     "values" and "status".
 
     Args:
         workers: who takes part.
         what: what is being done, for messages.
-        given: what every worker must have been given alike.
-        count: the number of tasks.
+        tasks: their number, the same on every worker, as is all that `compute` depends on.
         compute: the part of a share.
+        device: where tensors are made that a worker has no part for.
 
     Raises:
         OdeoptError: as `compute` does, on every worker, with a note on whose tasks are meant; or
             if every task of every worker failed.
-        WorkerError: if a worker is lost, or was given something else.
+        WorkerError: if a worker is lost, or its part has another structure.
     """
     own = _Own()
-    marks = digests({name: tree.tensors(value) for name, value in given.items()})
-    heads = workers.gather(what, lambda: _compute(workers, count, compute, own, marks))
-    compare([head.given for head in heads], f"in {what}")
+    share = Share.of(workers.rank, workers.count, tasks)
+    heads = workers.gather(what, lambda: _compute(share, workers.rank, compute, own))
     ok = sum(head.ok for head in heads)
     if ok == 0:
         _raise(heads, own)
-    if any(head.stats is None for head in heads):
-        own.part = _complete(workers, heads, own, given)
-    assert own.part is not None, "computed or completed"
-    means, rows, _ = own.part
+    outlines = [head.outline for head in heads if head.stats is not None]
+    _check_alike(outlines, what)
+    part = _fill(outlines[0], share, own, device) if own.part is None else own.part
     weight = heads[workers.rank].ok / ok
-    summed = workers.add(what, [leaf * weight for leaf in tree.tensors(means)])
-    joined = workers.join(what, tree.tensors(rows), [head.share.tasks for head in heads])
+    summed = workers.add(what, [leaf * weight for leaf in tree.tensors(part.means)])
+    joined = workers.join(what, tree.tensors(part.rows), [head.share.tasks for head in heads])
     stats = [head.stats for head in heads if head.stats is not None]
-    return Part(_put(means, summed), _put(rows, joined), add_stats(stats))
+    return Part(_put(part.means, summed), _put(part.rows, joined), add_stats(stats))
 
 
 def add_stats(parts: list[Stats]) -> Stats:
@@ -112,24 +108,21 @@ def add_stats(parts: list[Stats]) -> Stats:
     return replace(parts[0], **found)
 
 
-def _compute(
-    workers: Workers, count: Callable[[], int], compute: Callable[[Share], Part], own: _Own,
-    marks: Mapping[str, str],
-) -> _Head:  # fmt: skip
-    share = Share.of(workers.rank, workers.count, count())
+def _compute(share: Share, rank: int, compute: Callable[[Share], Part], own: _Own) -> _Head:
     if share.tasks == 0:
-        return _Head(marks, share)
+        return _Head(share)
     try:
         part = compute(share)
     except OdeoptError as error:
-        error.add_note(share.describe(workers.rank))
+        error.add_note(share.describe(rank))
         if error.all_failed is None:
             raise
         own.error = error
-        return _Head(marks, share, failure=Failure.of(error))
+        return _Head(share, failure=Failure.of(error))
     _check_rows(part.rows, share)
     own.part = part
-    return _Head(marks, share, int((part.rows["status"] == Status.OK).sum()), part.stats)
+    ok = int((part.rows["status"] == Status.OK).sum())
+    return _Head(share, ok, part.stats, _outline(part))
 
 
 def _check_rows(rows: PyTree, share: Share) -> None:
@@ -148,33 +141,29 @@ def _raise(heads: list[_Head], own: _Own) -> None:
     raise failure.error(rank)
 
 
-def _complete(workers: Workers, heads: list[_Head], own: _Own, given: PyTree) -> Part:
-    """This worker's part; zeros and NaN where it has no task that went well."""
-    first = next(rank for rank, head in enumerate(heads) if head.stats is not None)
-    mine = own.part if workers.rank == first else None
-    outlines = workers.gather("the structure of the result", lambda: _outline(mine))
-    if own.part is not None:
-        return own.part
-    device = tree.tensors(given)[0].device
-    tasks = heads[workers.rank].share.tasks
-    means, rows = outlines[first]
-    means = _fill(means, (), 0.0, device)
-    rows = _fill(rows, (tasks,), torch.nan, device)
+def _outline(part: Part) -> tuple[PyTree, PyTree]:
+    means = tree.map_tensors(lambda leaf: _Like(leaf.dtype, tuple(leaf.shape)), part.means)
+    rows = tree.map_tensors(lambda leaf: _Like(leaf.dtype, tuple(leaf.shape[1:])), part.rows)
+    return means, rows
+
+
+def _check_alike(outlines: list[PyTree], what: str) -> None:
+    """Tensors of other shapes cannot be added up: the process would end without an error."""
+    told = [shorten({"the structure of the result": describe_leniently(o)}) for o in outlines]
+    compare(told, f"in {what}")
+
+
+def _fill(outline: PyTree, share: Share, own: _Own, device: torch.device) -> Part:
+    """The part of a worker that has no task that went well: zeros, and NaN in its rows."""
+    means = _full(outline[0], (), 0.0, device)
+    rows = _full(outline[1], (share.tasks,), torch.nan, device)
     failed = None if own.error is None else own.error.all_failed
     if failed is not None:
         rows |= {"values": failed.values, "status": failed.status}
     return Part(means, rows, Stats())
 
 
-def _outline(part: Part | None) -> tuple[PyTree, PyTree]:
-    if part is None:
-        return None, None
-    means = tree.map_tensors(lambda leaf: _Like(leaf.dtype, tuple(leaf.shape)), part.means)
-    rows = tree.map_tensors(lambda leaf: _Like(leaf.dtype, tuple(leaf.shape[1:])), part.rows)
-    return means, rows
-
-
-def _fill(outline: PyTree, lead: tuple[int, ...], value: float, device: torch.device) -> Any:
+def _full(outline: PyTree, lead: tuple[int, ...], value: float, device: torch.device) -> Any:
     def make(leaf: Any) -> Any:
         if not isinstance(leaf, _Like):
             return leaf

@@ -13,11 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from odeopt.distributed.agreement import compare, shorten, texts
 from odeopt.distributed.failure import Message, read
 from odeopt.distributed.roll import Roll
 from odeopt.errors import InputError, WorkerError
-from odeopt.parts import differing
-from odeopt.store.digest import digest_values
 
 T = TypeVar("T")
 
@@ -82,6 +81,7 @@ class Workers:
     def close(self) -> None:
         """End the process group, if it was made here; does nothing otherwise."""
         if self._owner and dist.is_initialized():
+            self._roll.leave("it has ended its part")
             dist.destroy_process_group()
             self._roll = Roll(None, 0, 1)
         self._owner = False
@@ -93,8 +93,13 @@ class Workers:
         self, kind: type[BaseException] | None, error: BaseException | None,
         where: TracebackType | None,
     ) -> None:  # fmt: skip
+        roll = self._roll
+        if error is not None:
+            roll.leave(f"it left after {type(error).__name__}: {_first_line(error)}")
         if not isinstance(error, WorkerError):  # one that is lost could not take part in the end
             self.close()
+        if error is not None:
+            roll.wait()
 
     def gather(self, what: str, make: Callable[[], T]) -> list[T]:
         """What `make` gives on each worker, in order of rank; small things that can be pickled.
@@ -113,9 +118,7 @@ class Workers:
 
     def together(self, what: str, make: Callable[[], T]) -> T:
         """What `make` gives here, once it has gone well everywhere; raises as `gather`."""
-        kept: list[T] = []
-        self.gather(what, lambda: kept.append(make()))
-        return kept[0]
+        return self.agree(what, f"in {what}", lambda: ({}, make()))
 
     def from_first(self, what: str, make: Callable[[], T]) -> T:
         """What `make` gives on worker 0, which alone calls it; raises as `gather`."""
@@ -128,15 +131,36 @@ class Workers:
         self._exchange(what, lambda: dist.broadcast_object_list(sent, 0, self._group))
         return read(sent, error)[0]
 
-    def check_same(self, when: str, parts: Mapping[str, Sequence[Tensor]]) -> None:
-        """Compare tensors, by name, bit for bit.
+    def check_same(self, when: str, parts: Mapping[str, Any]) -> None:
+        """Compare objects by name, tensors in them bit for bit.
+
+        Args:
+            when: for messages, e.g. `"before update 3"`.
+            parts: anything that can be described: tensors, numbers, functions by their code,
+                other objects by their attributes or by what their method `settings()` returns.
 
         Raises:
             WorkerError: if they are not the same on every worker.
         """
         if self.count > 1:
-            mine = digests(parts)
-            compare(self.gather(f"the comparison {when}", lambda: mine), when)
+            self.agree(f"the comparison {when}", when, lambda: (texts(parts), None))
+
+    def agree(self, what: str, when: str, make: Callable[[], tuple[Mapping[str, str], T]]) -> T:
+        """What `make` gives here beside texts by name, once these are the same everywhere.
+
+        Raises:
+            Exception: as `gather`.
+            WorkerError: if the texts differ.
+        """
+        kept: list[T] = []
+
+        def mine() -> dict[str, str]:
+            found, value = make()
+            kept.append(value)
+            return shorten(found)
+
+        compare(self.gather(what, mine), when)
+        return kept[0]
 
     def add(self, what: str, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The sums over workers; every worker gets the same bits."""
@@ -200,31 +224,21 @@ class Workers:
             self._roll.sign()
             operation()
         except RuntimeError as error:
-            missing = self._roll.missing()
-            who = " and ".join(f"worker {rank}" for rank in missing) or "another worker"
+            lost = self._lost(what)
+            self._roll.leave(f"it was left alone: {lost}")
+            self._roll.wait()
             raise WorkerError(
-                f"{who} of {self.count} did not answer worker {self.rank} in {what!r}: it was"
-                f" killed, lost its machine, or took more than timeout={self.timeout:g} seconds"
-                " longer. Start the program again with torchrun, with as many workers as you have;"
+                f"{lost}. Start the program again with torchrun, with as many workers as you have;"
                 " a MetaLearner with a folder goes on from its last checkpoint after restore()."
             ) from error
 
-
-def digests(parts: Mapping[str, Sequence[Tensor]]) -> dict[str, str]:
-    """A digest of each part's shapes, dtypes and values, however they lie in memory."""
-    return {name: digest_values(tensors) for name, tensors in parts.items()}
-
-
-def compare(found: Sequence[Mapping[str, str]], when: str) -> None:
-    """Raise `WorkerError` unless the digests of all workers are those of worker 0."""
-    wrong = [rank for rank, mine in enumerate(found) if mine != found[0]]
-    if wrong:
-        names = differing(found[0], found[wrong[0]])
-        raise WorkerError(
-            f"{when}, {' and '.join(names)} of worker {', '.join(map(str, wrong))} are not those of"
-            " worker 0. Every worker must begin with the same parameters and be handed the same"
-            " whole batch: call torch.manual_seed with one seed, or load both from files."
-        )
+    def _lost(self, what: str) -> str:
+        """Who did not come to an exchange, and why as far as can be told."""
+        missing = self._roll.missing()
+        who = " and ".join(f"worker {rank}" for rank in missing) or "another worker"
+        lost = f"it was killed, lost its machine, or took more than timeout={self.timeout:g}"
+        why = "; ".join(filter(None, missing.values())) or f"{lost} seconds longer"
+        return f"{who} of {self.count} did not answer worker {self.rank} in {what!r}: {why}"
 
 
 def _part_of(store: Any, name: str) -> Any:
@@ -257,5 +271,5 @@ def _packed(tensor: Tensor) -> Tensor:
     return tensor.clone(memory_format=torch.contiguous_format).reshape(-1)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".")
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")

@@ -40,9 +40,14 @@ class Keeper:
         self._workers, self._leaves, self._optimizer = workers, leaves, optimizer
         self._settings = {} if self._writer is None else dict(settings())
 
+    @property
+    def has_folder(self) -> bool:
+        """Whether anything is kept."""
+        return self._folder is not None
+
     def check_folder(self) -> None:
         """Raise `InputError` if there is no folder."""
-        if self._folder is None:
+        if not self.has_folder:
             raise InputError("this learner has no folder to save to: pass folder= when it is made.")
 
     @contextmanager

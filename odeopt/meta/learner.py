@@ -104,7 +104,7 @@ class MetaLearner:
         self.hparams: PyTree = tree.map_tensors(_copy, initial)
         learned = [leaf for leaf in self._leaves() if tree.is_differentiable(leaf)]
         self._optimizer = optimizer(learned)
-        named = NamedOptimizer(self._optimizer, self._named())
+        self._named_optimizer = named = NamedOptimizer(self._optimizer, self._named())
         path = None if folder is None else Path(folder).absolute()
         self._keeper = Keeper(
             path,
@@ -129,10 +129,11 @@ class MetaLearner:
             DivergenceError: if a meta-gradient is not finite.
             InputError: if the folder holds another run, or another learner has gone on with it.
             StorageError: if another learner runs in the folder, or it cannot be written to.
-            WorkerError: if a worker is lost, or has other parameters or tasks than the others.
+            WorkerError: if a worker is lost, or has other parameters, settings or tasks than the
+                others.
         """
         with self._keeper.claimed(self.updates):
-            self._check_same()
+            self._check_same({"updates and tolerance": (updates, tolerance)})
             steps = self._go_on(updates, tolerance)
             if steps:
                 self._save()
@@ -175,7 +176,7 @@ class MetaLearner:
             self._save()
 
     def _save(self) -> None:
-        self._check_same()
+        self._check_same({})
         self._keeper.save(self.updates)
 
     def restore(self) -> bool:
@@ -199,9 +200,7 @@ class MetaLearner:
 
     def _update(self, last: bool) -> Step:
         begin = time.perf_counter()
-        batch = self._workers.together(
-            "the tasks", lambda: as_task_batch(self._tasks(self.updates))
-        )
+        batch = self._workers.agree("the tasks", f"in update {self.updates}", self._draw)
         found = self._differentiate(batch)
         norm = self._set_gradients(found)
         before = [leaf.clone() for leaf in tree.tensors(self.params)]
@@ -215,6 +214,11 @@ class MetaLearner:
             self.updates - 1, float(found.value), norm, change, time.perf_counter() - begin,
             self._failed(found, batch), validation,
         )  # fmt: skip
+
+    def _draw(self) -> tuple[dict[str, str], TaskBatch]:
+        """The tasks of an update, and what may change between updates and is not in them."""
+        options = describe_leniently(self._named_optimizer.options())
+        return {"the outer optimizer's options": options}, as_task_batch(self._tasks(self.updates))
 
     def _differentiate(self, batch: TaskBatch) -> MetaGradient:
         try:
@@ -270,11 +274,18 @@ class MetaLearner:
         if self._callback is not None:
             self._callback(step)
 
-    def _check_same(self) -> None:
+    def _check_same(self, call: Mapping[str, Any]) -> None:
+        """Compare all that decides the next updates, and what was asked for."""
         parts = {
-            "params": tree.tensors(self.params),
-            "hparams": tree.tensors(self.hparams),
-            "the optimizer": tree.tensors(self._optimizer.state_dict()),
+            "params": self.params,
+            "hparams": self.hparams,
+            "the method": self.method,
+            "clip": self._clip,
+            "the outer optimizer": (type(self._optimizer), self._named_optimizer.state()),
+            "the validation tasks": (self._validation, self._validate_every),
+            "checkpoint_every": self._checkpoint_every,
+            "the folder": self._keeper.has_folder,
+            **call,
         }
         self._workers.check_same(f"before update {self.updates}", parts)
 

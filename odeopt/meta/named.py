@@ -61,6 +61,10 @@ class NamedOptimizer:
             "the groups of the outer optimizer": describe_leniently(groups),
         }
 
+    def options(self) -> list[dict[str, Any]]:
+        """The options of each group, learning rates among them, as they are now."""
+        return [_without_params(group) for group in self._optimizer.param_groups]
+
     def state(self) -> dict[str, Any]:
         """Its memory and the options of the moment."""
         found = self._optimizer.state_dict()

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from odeopt import tree
 from odeopt.distributed import Part, Share, Workers, merge
+from odeopt.distributed.agreement import Settings, first_batches, texts
 from odeopt.grid import TimeGrid
 from odeopt.meta.method import (
     MetaGradient,
@@ -34,6 +35,7 @@ class SpreadMethod(Method):
 
     def __init__(self, method: Method, workers: Workers) -> None:
         self._method, self._workers = method, workers
+        self._settings = Settings({"the method": method})
 
     @override
     def __call__(
@@ -46,9 +48,9 @@ class SpreadMethod(Method):
         def compute(share: Share) -> Part:
             return _part(self._method(params, _take(share, batch), hparams))
 
-        given = {"params and hparams": (params, hparams), "the tasks": batch[:2]}
-        found = merge(self._workers, "a meta-gradient", given, lambda: _count(batch), compute)
-        means, rows, stats = found
+        what, device = "a meta-gradient", tree.tensors((params, hparams))[0].device
+        tasks = self._agree(what, params, batch, hparams)
+        means, rows, stats = merge(self._workers, what, tasks, compute, device)
         grads = MetaGrads(means["params"], means["hparams"])
         return MetaGradient(
             means["value"], grads, stats, rows["values"], rows["status"], rows["diagnostics"]
@@ -64,8 +66,10 @@ class SpreadMethod(Method):
         if workers.count == 1:
             return self._method.evaluate(params, batch, hparams)
 
+        tasks = self._agree("an evaluation", params, batch, hparams)
+
         def own() -> Tensor | None:
-            share = Share.of(workers.rank, workers.count, _count(batch))
+            share = Share.of(workers.rank, workers.count, tasks)
             if share.tasks == 0:
                 return None
             return self._method.evaluate(params, _take(share, batch), hparams).cpu()
@@ -73,6 +77,18 @@ class SpreadMethod(Method):
         found = workers.gather("an evaluation", own)
         values = torch.cat([part for part in found if part is not None])
         return values.to(tree.tensors(params)[0].device)
+
+    def _agree(self, what: str, params: PyTree, batch: TaskBatch, hparams: PyTree) -> int:
+        """The number of tasks, once all that decides the result is the same on every worker."""
+
+        def compared() -> tuple[dict[str, str], int]:
+            given = {
+                "params and hparams": (params, hparams),
+                "the tasks": first_batches((batch.train, batch.validation)),
+            }
+            return {**self._settings.texts(), **texts(given)}, _count(batch)
+
+        return self._workers.agree(f"the arguments of {what}", f"in {what}", compared)
 
 
 def _count(batch: TaskBatch) -> int:

@@ -16,6 +16,7 @@ from support import distributed as cases
 import odeopt
 from odeopt.meta.run_folder import RunFolder
 from odeopt.meta.spread import SpreadMethod
+from tests.distributed.disagreements import disagreements
 
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
@@ -54,7 +55,7 @@ def errors(workers):
     spread, rank = partial(odeopt.spread, workers=workers), workers.rank
 
     def broken(params, batch):
-        if rank == 1:
+        if os.environ["RANK"] == "1":
             raise KeyError("no such thing")
         return (params - batch).square().sum()
 
@@ -168,6 +169,7 @@ def everything(folder):
             "results": results(workers),
             "methods": methods(workers),
             "errors": errors(workers),
+            "disagreements": {name: caught(make) for name, make in disagreements(workers).items()},
             "training": training(workers, folder),
             "failures": failures(workers),
             "workers": (workers.rank, workers.count, str(workers.device)),
@@ -199,5 +201,14 @@ def lost(folder):
             print(f"{time.monotonic() - begin[0]:.1f} {error}")
 
 
+def leaving(folder):
+    """Worker 1 leaves with an error of its own while the other waits for it."""
+    with odeopt.Workers(timeout=60.0) as workers:
+        if workers.rank == 1:
+            raise FileNotFoundError("data.pt is not there\nmore")
+        found = caught(lambda: workers.gather("the data", lambda: None))
+        (folder / "said").write_text(found["message"])
+
+
 if __name__ == "__main__":
-    {"everything": everything, "lost": lost}[sys.argv[1]](Path(sys.argv[2]))
+    {"everything": everything, "lost": lost, "leaving": leaving}[sys.argv[1]](Path(sys.argv[2]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 
 import pytest
@@ -15,13 +16,13 @@ import odeopt
 def lost(tmp_path_factory):
     """For a killed worker and a hanging one: the run's folder, and what the other one said."""
     folders = [tmp_path_factory.mktemp(name) for name in ("killed", "hangs")]
-    killed = cases.start("lost", folders[0], TIMEOUT="60")
+    killed = cases.start("lost", folders[0], count=3, TIMEOUT="60")
     hangs = cases.start("lost", folders[1], TIMEOUT="8", HANGS="1")
-    (text, _), codes = cases.finish(killed)
+    (text, _, third), codes = cases.finish(killed)
     (said,), _ = cases.finish(hangs[:1])
     cases.stop(hangs)
-    assert codes == [0, -signal.SIGKILL], text
-    return {"killed": (folders[0], text), "hangs": (folders[1], said)}
+    assert codes == [0, -signal.SIGKILL, 0], text + third
+    return {"killed": (folders[0], text), "hangs": (folders[1], said), "third": third}
 
 
 @pytest.mark.parametrize(("name", "bound"), [("killed", 10.0), ("hangs", 30.0)])
@@ -29,9 +30,15 @@ def test_the_others_are_told_soon_who_it_was(lost, name, bound):
     text = lost[name][1].strip().splitlines()[-1]
     seconds, message = text.split(" ", 1)
     assert float(seconds) < bound
-    assert message.startswith("worker 1 of 2 did not answer worker 0 in 'the tasks': it was killed")
+    said = r"worker 1 of \d did not answer worker 0 in 'the tasks': it was killed"
+    assert re.match(said, message)
     assert "Start the program again with torchrun" in message
     assert "restore()" in message
+
+
+def test_who_was_left_alone_as_well_is_not_blamed(lost):
+    said = lost["third"].strip().splitlines()[-1].split(" ", 1)[1]
+    assert said.startswith("worker 1 of 3 did not answer worker 2 in 'the tasks': it was killed")
 
 
 @pytest.mark.parametrize("name", ["killed", "hangs"])
@@ -46,6 +53,15 @@ def test_the_run_goes_on_with_one_worker(lost, name, tmp_path):
     expected.fit(6)
     for leaf, other in zip(run.params.values(), expected.params.values(), strict=True):
         torch.testing.assert_close(leaf, other, rtol=1e-11, atol=1e-13)
+
+
+def test_a_worker_that_left_with_an_error_of_its_own_is_named_with_it(tmp_path):
+    texts, codes = cases.finish(cases.start("leaving", tmp_path))
+    assert codes == [0, 1], texts[0]
+    assert (tmp_path / "said").read_text().startswith(
+        "worker 1 of 2 did not answer worker 0 in 'the data': it left after FileNotFoundError:"
+        " data.pt is not there. Start"
+    )  # fmt: skip
 
 
 def test_a_group_that_cannot_be_joined(monkeypatch):

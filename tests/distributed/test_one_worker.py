@@ -10,7 +10,7 @@ from support import distributed as cases
 
 import odeopt
 from odeopt.distributed import Share
-from odeopt.distributed.workers import digests
+from odeopt.distributed.agreement import shorten, texts
 
 
 def loss(params, batch):
@@ -53,7 +53,7 @@ def test_tasks_are_divided_evenly_and_in_order(tasks, workers):
 
 
 def mark(*tensors):
-    return digests({"all": tensors})
+    return shorten(texts({"all": tensors}))
 
 
 @given(st.data())

@@ -99,7 +99,7 @@ def test_tasks_that_fail_are_reported_with_their_values(runs):
     ("broken", ["WorkerError", "KeyError"], "no such thing"),
     ("another batch", ["WorkerError"] * 2, "the batch of worker 1 are not those of worker 0"),
     ("other parameters", ["WorkerError"] * 2, "params and hparams of worker 1"),
-    ("other shapes", ["InputError"] * 2, "has shape (3, 2); expected a leading task dimension"),
+    ("other shapes", ["WorkerError"] * 2, "the batch of worker 1 are not those of worker 0"),
     ("random", ["CompatibilityError"] * 2, "Stream with a seed"),
     ("another place", ["WorkerError"] * 2, "worker 0 in 'place 0', worker 1 in 'place 1'"),
 ])  # fmt: skip
@@ -107,6 +107,32 @@ def test_an_error_reaches_every_worker(runs, name, kinds, message):
     found = [found["errors"][name] for found in runs[1]]
     assert [one["kind"] for one in found] == kinds
     assert all(message in one["message"] for one in found)
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("another rate", "in value_and_grad, the grid of worker 1 are not those of worker 0"),
+    ("other steps", "the grid of worker 1"),
+    ("another solver", "the solver of worker 1 are not those of worker 0"),
+    ("another adjoint", "the adjoint"),
+    ("another option", "the inner optimizer of worker 1"),
+    ("a captured number", "the inner optimizer of worker 1"),
+    ("another outer loss", "the outer loss of worker 1"),
+    ("another on_failure", "(on_failure: 'skip', not 'raise')"),
+    ("other aux", "the structure of the result of worker 1"),
+    ("a method's rate", "in a meta-gradient, the method of worker 1"),
+    ("a method's steps", "in an evaluation, the method of worker 1"),
+    ("another method", "the method of worker 1"),
+    ("another clip", "before update 0, clip of worker 1 are not those of worker 0 (clip: 2.0, not"),
+    ("another outer rate", "before update 0, the outer optimizer of worker 1"),
+    ("another outer rate later", "in update 1, the outer optimizer's options of worker 1"),
+    ("more updates", "(updates and tolerance: tuple(2, 0.0), not tuple(1, 0.0))"),
+    ("other validation", "the validation tasks of worker 1"),
+])  # fmt: skip
+def test_workers_that_were_made_otherwise_are_told_before_anything_is_computed(runs, name, message):
+    for found in runs[1]:
+        assert found["disagreements"][name]["kind"] == "WorkerError"
+        assert message in found["disagreements"][name]["message"]
+    assert [found["disagreements"]["the same"] for found in runs[1]] == [None, None]
 
 
 def test_an_error_says_whose_tasks_are_meant(runs):

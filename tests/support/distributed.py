@@ -138,11 +138,12 @@ def learner(method="maml", **keywords):
     problem = smooth_problem(tasks=12)
     pool = odeopt.TaskPool(problem.batch, problem.outer_batch, 5)
     settings = {"lr": 0.1, "steps": 3} | keywords.pop("settings", {})
+    optimizer = keywords.pop("optimizer", lambda leaves: torch.optim.Adam(leaves, lr=0.01))
     tasks = keywords.pop("tasks", pool)
     return odeopt.MetaLearner(
-        method, problem.params, tasks, lambda leaves: torch.optim.Adam(leaves, lr=0.01),
-        loss=problem.loss, settings=settings, validation=pool.select([0, 1, 2]), validate_every=3,
-        **keywords,
+        method, problem.params, tasks, optimizer,
+        loss=problem.loss, settings=settings, validation=pool.select([0, 1, 2]),
+        **{"validate_every": 3, **keywords},
     )  # fmt: skip
 
 
