@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from odeopt import tree
 from odeopt.backends import BACKENDS, Flat
+from odeopt.data_dependent import shaped_by_numbers
 from odeopt.errors import CompilationError, InputError, OdeoptWarning
 from odeopt.stats import Stats
 from odeopt.theta import Data, Theta
@@ -134,6 +135,9 @@ class Compiler:
             graph = make_fx(flat)(*inputs)
         except Exception as error:  # whatever the model does that cannot be traced
             return Traced(name, key, None, iter), f"cannot be traced: {_first_line(error)}"
+        operation = shaped_by_numbers(graph)
+        if operation is not None:
+            return Traced(name, key, None, iter), _SHAPED.format(operation=operation)
         text, assemble = _text(graph), tree.assembler(out_spec[0])
         for known in (*self._known, *self._witnesses):
             if known.name == name and known.run is not None and known.text == text:
@@ -240,6 +244,10 @@ def _contiguous(inputs: Theta | Data) -> list[Tensor]:
     return [leaf.contiguous() for part in inputs for leaf in part]
 
 
+_SHAPED = (
+    "has shapes that depend on the numbers in a tensor ({operation}), as with a boolean mask:"
+    " multiply by the mask, or use torch.where"
+)
 _MISTRACED = (
     "the compiled {name} kernel gives other numbers than eager execution (relative difference"
     " {gap:.1e}): the model does something that tracing cannot see. Use compile=None for it, and"

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from odeopt import tree
 from odeopt.adjoint.base import Swept
 from odeopt.beginning import Beginning, detach
 from odeopt.checks import (
@@ -20,10 +21,12 @@ from odeopt.checks import (
 )
 from odeopt.choices import Choices
 from odeopt.coarsening import coarsen
+from odeopt.eagerly import eagerly
 from odeopt.engine import Run, run_backward, run_forward
 from odeopt.error_estimate import estimate, no_estimate
 from odeopt.errors import (
     AllFailed,
+    CompatibilityError,
     DivergenceError,
     InputError,
     OdeoptError,
@@ -41,7 +44,11 @@ from odeopt.safety import Status
 from odeopt.stats import Stats
 from odeopt.sweep.adaptive import Refinement
 from odeopt.sweep.backward import Trace
-from odeopt.tracking import inside_gradient_transform
+from odeopt.tracking import (
+    check_not_in_forward_mode,
+    inside_gradient_transform,
+    inside_transform,
+)
 from odeopt.types import PyTree
 
 OnFailure = Literal["raise", "skip"]
@@ -71,6 +78,7 @@ class ValueAndGrad:
     estimate_error: bool = False
     inspect: Callable[[Run], None] | None = None
 
+    @eagerly
     def __call__(
         self,
         params: PyTree,
@@ -278,9 +286,16 @@ def _tensors_of(grid: Any) -> list[Tensor]:
 
 def _refuse_transforms(inputs: PyTree) -> None:
     """A gradient transform around this path would see constants: refuse it by name."""
+    check_not_in_forward_mode(inputs, "value_and_grad")
     if inside_gradient_transform(inputs):
         raise SecondOrderError(
             "value_and_grad was called inside torch.func.grad, vjp or jvp: its results carry no"
             " derivative. Differentiate opt.solve(...) instead; second derivatives through a solve"
             " are not supported."
+        )
+    if inside_transform(tree.tensors(inputs)):
+        raise CompatibilityError(
+            "value_and_grad was called inside torch.func.vmap, which hides the numbers that it"
+            " checks. Pass all tasks at once, their batches along the first dimension, with"
+            " opt.value_and_grad(outer_loss, tasks=True); or map opt.solve(...), which may be."
         )

@@ -16,6 +16,7 @@ from odeopt.checkpoint.uniform import Every
 from odeopt.choices import Choices
 from odeopt.coarsening import check_estimable
 from odeopt.compilation import Compiler
+from odeopt.eagerly import eagerly
 from odeopt.errors import InputError
 from odeopt.event import StopWhen
 from odeopt.field.base import as_field
@@ -31,7 +32,7 @@ from odeopt.safety import Safety
 from odeopt.solver.base import Solver
 from odeopt.solver.runge_kutta import Euler
 from odeopt.solver.update import RuleSteps
-from odeopt.tracking import requires_grad
+from odeopt.tracking import check_not_in_forward_mode, requires_grad
 from odeopt.types import PyTree
 
 
@@ -125,6 +126,7 @@ class ODEOptimizer:
         outer = OuterLoss(outer_loss, has_aux)
         return ValueAndGrad(self._choices, outer, tasks, on_failure, stop, estimate_error)
 
+    @eagerly
     def solve(
         self,
         params: PyTree,
@@ -160,6 +162,7 @@ class ODEOptimizer:
         probe_init(self._choices.field, params, hparams)
         begin = start(self._choices.field, params, hparams, requires_grad, state)
         problem = assemble(begin, batch, grid, tasks, requires_grad)
+        check_not_in_forward_mode(problem.tensors(), "solve")
         tracked = is_tracked(problem)
         if tracked:
             self._choices.check_autograd()

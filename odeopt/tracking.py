@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from odeopt import tree
+from odeopt.errors import SecondOrderError
 from odeopt.types import PyTree
 
 _functorch: Any = torch._C._functorch  # noqa: SLF001  # pyright: ignore
@@ -56,6 +58,17 @@ def inside_gradient_transform(value: PyTree) -> bool:
         for leaf in tree.tensors(value)
         for level in _levels(leaf)
     )
+
+
+def check_not_in_forward_mode(value: PyTree, what: str) -> None:
+    """Raise `SecondOrderError` if forward-mode derivatives are taken, which would be zero."""
+    levels = (level for leaf in tree.tensors(value) for level in _levels(leaf))
+    if any(forward_ad.unpack_dual(level).tangent is not None for level in levels):
+        raise SecondOrderError(
+            f"{what} was called with tangents (torch.func.jvp, jacfwd or forward_ad): its"
+            " derivatives are those of reverse mode. Use torch.func.vjp, jacrev or autograd around"
+            " opt.solve(...); a directional derivative is the inner product with the gradient."
+        )
 
 
 def inside_transform(tensors: Sequence[Tensor]) -> bool:

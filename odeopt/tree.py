@@ -93,8 +93,14 @@ def _take_tensor(tree: Any, found: list[Tensor]) -> bool:
 
 
 def paths(tree: PyTree) -> list[str]:
-    """A readable path for each leaf, e.g. `['layer']['weight']`."""
-    found = cast("list[tuple[Any, Any]]", pytree.tree_flatten_with_path(tree)[0])
+    """A readable path for each leaf, e.g. `['layer']['weight']`.
+
+    Only its place, e.g. `[3]`, where a node in the tree does not name its children.
+    """
+    try:
+        found = cast("list[tuple[Any, Any]]", pytree.tree_flatten_with_path(tree)[0])
+    except ValueError:
+        return [f"[{place}]" for place in range(len(leaves(tree)))]
     return [pytree.keystr(path) or "<root>" for path, _ in found]
 
 
@@ -212,7 +218,11 @@ def _check_state_leaves(found: Sequence[Any], names: Sequence[str], what: str) -
         raise InputError(f"{what} holds no tensor: pass at least one tensor to optimise.")
     for name, leaf in zip(names, found, strict=True):
         if not isinstance(leaf, Tensor):
-            raise InputError(f"{what}{name} is a {type(leaf).__name__}; expected a torch.Tensor.")
+            raise InputError(
+                f"{what}{name} is a {type(leaf).__name__}; expected a torch.Tensor. For a module,"
+                " odeopt.from_module(module, objective) returns its parameters and a loss of them;"
+                " dict(module.named_parameters()) are the parameters alone."
+            )
         if leaf.dtype not in (torch.float32, torch.float64):
             raise InputError(
                 f"{what}{name} has dtype {leaf.dtype}; expected torch.float32 or torch.float64."

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import odeopt
 from odeopt import InputError, tree
 
 Pair = namedtuple("Pair", ["left", "right"])
@@ -223,3 +224,33 @@ def test_an_assembler_makes_trees_of_its_kind(found):
         rest = iter([*leaves, "the next"])
         assert_same(make(rest), found)
         assert next(rest) == "the next"
+
+
+class Nameless:
+    """A node that does not name its children."""
+
+    def __init__(self, first, second):
+        self.first, self.second = first, second
+
+
+tree.pytree.register_pytree_node(
+    Nameless, lambda node: ([node.first, node.second], None), lambda found, _: Nameless(*found)
+)
+
+
+def test_leaves_of_nodes_without_names_go_by_their_place(device):
+    x = torch.ones(2, device=device)
+    assert tree.paths({"a": Nameless(x, [x, x])}) == ["[0]", "[1]", "[2]"]
+    with pytest.raises(odeopt.InputError, match=r"params\[1\] has dtype torch.int64"):
+        tree.ravel(Nameless(x, x.long()), "params")
+
+
+def test_parameters_in_nodes_without_names_are_moved(device):
+    def loss(params, batch):
+        return (params.first - batch).square().sum() + params.second.square().sum()
+
+    x = torch.ones(2, device=device)
+    call = odeopt.ODEOptimizer(odeopt.GradientFlow(loss)).value_and_grad(loss)
+    res = call(Nameless(0 * x, x), x, odeopt.TimeGrid.from_lr(0.1, 3), x)
+    assert isinstance(res.grads.params, Nameless)
+    torch.testing.assert_close(res.grads.params.second, 2 * 0.8**6 * x)

@@ -34,6 +34,7 @@ from odeopt.bilevel.torch_optim import check_settings, make_rule, settings
 from odeopt.bilevel.torch_state import take_over, write_state
 from odeopt.bilevel.unused import UnusedParameters
 from odeopt.checkpoint.base import CheckpointSchedule
+from odeopt.eagerly import eagerly
 from odeopt.errors import CapturedTensorError, InputError, NondeterminismError
 from odeopt.evaluation import evaluation
 from odeopt.grid import TimeGrid
@@ -155,6 +156,7 @@ class RecordedLoop:
         self._load(found)
         return found
 
+    @eagerly
     def step(self, loss: StepLoss, batch: PyTree = None) -> Tensor:
         """Make one update, at once, and record it.
 
@@ -183,6 +185,7 @@ class RecordedLoop:
         self._optimizer._opt_called = True  # type: ignore[attr-defined]  # noqa: SLF001
         return value
 
+    @eagerly
     def value_and_grad(self, outer_loss: StepLoss, outer_batch: PyTree = None) -> LoopResult:
         """The outer loss of the module after the loop, and its gradients.
 

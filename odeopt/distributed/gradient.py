@@ -10,6 +10,7 @@ from odeopt.distributed.agreement import Settings, first_batches, texts
 from odeopt.distributed.merging import Part, merge
 from odeopt.distributed.share import Share
 from odeopt.distributed.workers import Workers
+from odeopt.eagerly import eagerly
 from odeopt.errors import CompatibilityError, InputError
 from odeopt.gradient import ValueAndGrad
 from odeopt.grid import TimeGrid
@@ -79,6 +80,7 @@ class SpreadValueAndGrad:
         self.call, self.workers = call, workers
         self._settings = Settings(_settings(call))
 
+    @eagerly
     def __call__(
         self,
         params: PyTree,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from textwrap import shorten
 from typing import Any, final
 
 import torch
@@ -81,9 +82,10 @@ def as_field(field: Any) -> InnerOptimizer:
         return field
     if isinstance(field, type) or not callable(field):
         raise InputError(
-            f"the inner optimiser is {field!r}; expected a Field instance such as"
+            f"the inner optimiser is {shorten(repr(field), 80)}; expected a Field instance such as"
             " GradientFlow(loss), an UpdateRule such as Adam(loss), or a function velocity(t,"
-            " state, consts, hparams, batch)."
+            " state, consts, hparams, batch). An optimizer of torch.optim goes, with its module, to"
+            " odeopt.RecordedLoop."
         )
     _check_velocity(field)
     return CallableField(field)

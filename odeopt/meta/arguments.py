@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from odeopt.errors import InputError
 from odeopt.keywords import keywords_of
@@ -53,6 +54,23 @@ def _parts(model: Any, loss: Loss | None) -> tuple[PyTree, PyTree, Loss | None]:
             raise InputError("model is a ModuleLoss, which has a loss: leave loss out.")
         return model.params, model.hparams, model.loss
     return model, None, loss
+
+
+def make_optimizer(optimizer: Any, leaves: list[Tensor]) -> Optimizer:
+    """The outer optimiser that a factory makes.
+
+    Raises:
+        InputError: if it is no factory, such as an optimiser that is made already.
+    """
+    found = optimizer(leaves) if callable(optimizer) else optimizer
+    if not callable(optimizer) or not isinstance(found, Optimizer):
+        said = "returned" if callable(optimizer) else "is"
+        raise InputError(
+            f"optimizer {said} a {type(found).__name__}; expected a function that makes a"
+            " torch.optim.Optimizer from a list of tensors, which are copies of those given, e.g."
+            " torch.optim.Adam or lambda leaves: torch.optim.SGD(leaves, lr=0.1)."
+        )
+    return found
 
 
 def check_settings(

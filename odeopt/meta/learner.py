@@ -17,7 +17,7 @@ from odeopt import tree
 from odeopt.describing import describe_leniently
 from odeopt.distributed import Workers
 from odeopt.errors import DivergenceError, OdeoptError, OdeoptWarning
-from odeopt.meta.arguments import check_settings, resolve
+from odeopt.meta.arguments import check_settings, make_optimizer, resolve
 from odeopt.meta.keeper import Keeper
 from odeopt.meta.method import MetaGradient, Method, TaskBatch, TaskData, as_task_batch
 from odeopt.meta.metrics import Step, progress
@@ -103,7 +103,7 @@ class MetaLearner:
         initial = self.method.init_hparams(params, own) if hparams is None else hparams
         self.hparams: PyTree = tree.map_tensors(_copy, initial)
         learned = [leaf for leaf in self._leaves() if tree.is_differentiable(leaf)]
-        self._optimizer = optimizer(learned)
+        self._optimizer = make_optimizer(optimizer, learned)
         self._named_optimizer = named = NamedOptimizer(self._optimizer, self._named())
         path = None if folder is None else Path(folder).absolute()
         self._keeper = Keeper(

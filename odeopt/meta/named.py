@@ -18,7 +18,7 @@ def named_leaves(params: PyTree, hparams: PyTree) -> dict[str, Any]:
     """All leaves by name, e.g. `params['weight']`."""
     found: dict[str, Any] = {}
     for what, own in (("params", params), ("hparams", hparams)):
-        for path, leaf in zip(_paths(own), tree.leaves(own), strict=True):
+        for path, leaf in zip(tree.paths(own), tree.leaves(own), strict=True):
             found[what + path.removeprefix("<root>")] = leaf
     return found
 
@@ -95,10 +95,3 @@ class NamedOptimizer:
 
 def _without_params(group: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in group.items() if name != "params"}
-
-
-def _paths(value: PyTree) -> list[str]:
-    try:
-        return tree.paths(value)
-    except ValueError:  # a node of a kind that does not name its children
-        return [f"[{place}]" for place in range(len(tree.leaves(value)))]

@@ -1,8 +1,9 @@
-"""Settings of a method that is given by name."""
+"""What a learner is given: settings of a method by name, and the outer optimiser."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
 import odeopt
 from odeopt.testing import smooth_problem
@@ -44,3 +45,25 @@ def test_a_method_of_others_is_checked_as_well(device, monkeypatch):
     message = r"method 'theirs': unknown keyword 'rate_lr' \(did you mean 'lr'\?\)"
     with pytest.raises(odeopt.UnknownKeywordError, match=message):
         train(device, {"rate_lr": 0.2}, "theirs")
+
+
+@pytest.mark.parametrize(("optimizer", "met"), [
+    (torch.optim.Adam([torch.ones(2)]), "is a Adam"), ("adam", "is a str"), (None, "is a NoneType"),
+    (lambda leaves: None, "returned a NoneType"),
+])  # fmt: skip
+def test_an_outer_optimizer_is_made_by_a_function(device, optimizer, met):
+    problem = smooth_problem(device)
+    tasks = odeopt.TaskPool(problem.batch, problem.outer_batch)
+    message = rf"optimizer {met}; expected a function that makes .*lambda leaves"
+    with pytest.raises(odeopt.InputError, match=message):
+        odeopt.MetaLearner("maml", problem.params, tasks, optimizer, loss=problem.loss)
+
+
+def test_so_is_that_of_a_bilevel_problem(device):
+    def loss(params, batch, hparams):
+        return (params - hparams * batch).square().sum()
+
+    grid, x = odeopt.TimeGrid.from_lr(0.1, 2), torch.ones(2, device=device)
+    problem = odeopt.BilevelProblem(odeopt.GradientFlow(loss), loss, grid)
+    with pytest.raises(odeopt.InputError, match="optimizer is a SGD; expected a function"):
+        problem.minimize(x, x, x, x, 1, optimizer=torch.optim.SGD([x], 0.1))

@@ -181,3 +181,17 @@ def test_a_type_error_inside_the_loss_is_left_as_it_is(device, run):
     with pytest.raises(TypeError, match=r"unsupported operand|must be Tensor") as caught:
         run(opt, total, ones(device), ones(device), GRID)
     assert not isinstance(caught.value, odeopt.OdeoptError)
+
+
+def test_a_module_in_place_of_parameters_is_told_what_to_do(device):
+    opt, x = ODEOptimizer(GradientFlow(quadratic)), ones(device)
+    for params in (torch.nn.Linear(2, 1), torch.nn.Linear(2, 1).parameters()):
+        with pytest.raises(odeopt.InputError, match=r"expected a torch.Tensor.*from_module\("):
+            opt.solve(params, x, GRID)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, lambda p: torch.optim.SGD(p, 0.1)])
+def test_an_optimizer_of_torch_in_place_of_an_inner_optimizer_is_told_where_it_goes(kind):
+    made = kind if isinstance(kind, type) else kind([torch.ones(2)])
+    with pytest.raises(odeopt.InputError, match=r"inner optimiser is .*SGD.*RecordedLoop"):
+        ODEOptimizer(made)

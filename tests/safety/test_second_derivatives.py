@@ -10,6 +10,7 @@ from support.safety import (
     quadratic,
     quartic,
 )
+from torch.autograd import forward_ad
 
 import odeopt
 from odeopt import (
@@ -60,3 +61,33 @@ def test_value_and_grad_inside_a_gradient_is_refused(device, name):
 
     with pytest.raises(odeopt.SecondOrderError, match=r"inside torch.func.grad.*opt.solve"):
         torch.func.grad(value)(inputs[name])
+
+
+def test_value_and_grad_inside_vmap_is_refused(device):
+    call = ODEOptimizer(GradientFlow(quartic)).value_and_grad(quadratic)
+    x, grid = ones(device), TimeGrid.from_lr(0.1, 3)
+    for value in (lambda p: call(p, x, grid, x).value, lambda b: call(x, b, grid, x).value):
+        with pytest.raises(odeopt.CompatibilityError, match=r"inside torch.func.vmap.*tasks=True"):
+            torch.func.vmap(value)(torch.stack([x, x]))
+
+
+@pytest.mark.parametrize("name", ["params", "batch", "lr"])
+def test_tangents_are_refused(device, name):
+    inputs = {key: ones(device) for key in ("params", "batch")}
+    inputs["lr"] = torch.tensor(0.1, device=device)
+    call = ODEOptimizer(GradientFlow(quartic)).value_and_grad(distance)
+
+    def value(x):
+        return end_value(**{**inputs, name: x})
+
+    def through_call(x):
+        chosen = {**inputs, name: x}
+        grid = TimeGrid.from_lr(chosen.pop("lr"), 3)
+        return call(grid=grid, outer_batch=ones(device), **chosen).value
+
+    x = inputs[name]
+    for function in (value, through_call):
+        with pytest.raises(odeopt.SecondOrderError, match=r"with tangents .*jacrev"):
+            torch.func.jvp(function, (x,), (torch.ones_like(x),))
+    with forward_ad.dual_level(), pytest.raises(odeopt.SecondOrderError, match="with tangents"):
+        value(forward_ad.make_dual(x, torch.ones_like(x)))
