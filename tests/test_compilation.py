@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
@@ -58,6 +58,7 @@ def tensors(res):
     return [res.value, res.grads.params, res.grads.hparams, res.grads.dt]
 
 
+@settings(max_examples=6)
 @given(
     field=st.sampled_from(sorted(FIELDS)), choice=st.sampled_from(sorted(CHOICES)),
     tasks=st.sampled_from([None, 1, 3]),

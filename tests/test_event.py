@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import odeopt
@@ -100,6 +100,7 @@ def test_the_flows_gradient_in_closed_form(device):
     assert relative_error(res.grads.params, expected) < 1e-8
 
 
+@settings(max_examples=6)
 @given(
     name=st.sampled_from(sorted(INNER)),
     levels=st.lists(st.floats(0.05, 30.0), min_size=3, max_size=3),

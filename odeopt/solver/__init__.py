@@ -3,6 +3,7 @@
 from odeopt.solver.adaptive import Adaptive
 from odeopt.solver.base import GridSolver, Solver, StepGradient, Stepping, StepSolver
 from odeopt.solver.error_control import ErrorControlled, PIController
+from odeopt.solver.reached import Reached, reached
 from odeopt.solver.runge_kutta import RK4, Euler, ExplicitRungeKutta, Midpoint, ModifiedEuler
 from odeopt.solver.stabilized import StabilizedRK
 from odeopt.solver.stretched import Chebyshev2, Chebyshev3
@@ -24,6 +25,7 @@ __all__ = [
     "Midpoint",
     "ModifiedEuler",
     "PIController",
+    "Reached",
     "Solver",
     "StabilizedRK",
     "StepGradient",
@@ -31,4 +33,5 @@ __all__ = [
     "Stepping",
     "Tableau",
     "Torchdiffeq",
+    "reached",
 ]

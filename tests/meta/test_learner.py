@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import odeopt
@@ -58,10 +58,11 @@ def test_every_method_learns(device, name):
     )  # fmt: skip
     everything = tasks.select(range(12))
     before = found.evaluate(everything).mean()
-    found.fit(12)
+    found.fit(6)
     assert found.evaluate(everything).mean() < 0.95 * before
 
 
+@settings(max_examples=6)
 @given(stop=st.integers(1, 9), every=st.integers(1, 4), seed=st.integers(0, 3))
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path_factory, stop, every, seed):
     def make(folder, callback=None):

@@ -45,7 +45,7 @@ def alone(device, task, t1=2.0, tolerance=1e-3):
 @pytest.mark.parametrize("schedule", [Every(1), Binomial(3)])
 def test_the_gradient_is_autograds_through_the_same_steps(schedule, monkeypatch, device):
     steps = watch_steps(monkeypatch)
-    res = solve(device, StabilizedRK(1e-3, 1e-5), checkpoints=schedule)
+    res = solve(device, StabilizedRK(1e-2, 1e-4), checkpoints=schedule)
     start, speed, weights = problem(device)
     params = start.expand(3, -1).clone().requires_grad_()
     speed.requires_grad_()
@@ -64,7 +64,7 @@ def test_the_gradient_is_autograds_through_the_same_steps(schedule, monkeypatch,
 
 @pytest.mark.parametrize("horizons", [[2.0, 2.0, 2.0], [2.0, 0.3, 1.0], [0.0, 1.0, 0.0]])
 def test_tasks_are_a_loop_over_them_to_the_tolerance(horizons, device):
-    for tolerance in (1e-3, 1e-5):
+    for tolerance in (1e-2, 1e-4):
         res = solve(device, StabilizedRK(tolerance, tolerance), t1=horizons)
         one = [alone(device, k, horizons[k], tolerance) for k in range(3)]
         values = torch.stack([r.value for r in one])

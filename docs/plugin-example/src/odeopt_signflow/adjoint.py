@@ -39,7 +39,6 @@ class DampedAdjoint(LocalAdjoint):
     """
 
     replays = True
-    needs_end = False
     consistent = False
 
     def __init__(self, gamma: float) -> None:
