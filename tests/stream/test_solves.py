@@ -154,5 +154,5 @@ def test_choices_that_look_between_the_steps_are_refused(problem, choices, messa
 def test_random_numbers_in_several_stages_are_refused(problem):
     params, data = problem
     opt = odeopt.ODEOptimizer(odeopt.GradientFlow(loss), odeopt.RK4())
-    with pytest.raises(odeopt.CompatibilityError, match="evaluates the loss several times"):
+    with pytest.raises(odeopt.CompatibilityError, match="RK4 evaluates the loss 4 times"):
         opt.solve(params, odeopt.Stream.constant(data, seed=0), GRID)
