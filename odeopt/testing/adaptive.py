@@ -56,36 +56,32 @@ def check_attempts(solver: ErrorControlled, stepping: Stepping, y0: Tensor) -> N
 
 
 def check_chosen_steps(solver: ErrorControlled, device: torch.device | None = None) -> None:
-    """Check whole solves: their errors and numbers of steps follow the tolerance.
+    """Check whole solves: their errors follow the tolerance.
 
     Args:
         solver: an instance with `chooses_steps`.
         device: where to compute.
     """
     tolerances = (1e-3, 1e-5, 1e-7)
-    solves = [_solve(with_tolerance(solver, tol), device) for tol in tolerances]
-    errors, counts = [error for error, _ in solves], [count for _, count in solves]
-    assert errors[-1] < 1e-4, (
+    errors = [_final_error(with_tolerance(solver, tol), device) for tol in tolerances]
+    expected = solver.order / (solver.error_order + 1)
+    assert errors[-1] < 30 * tolerances[-1] ** expected, (
         f"with a first step as long as the horizon and a tolerance of {tolerances[-1]:.0e} the"
         f" final state is off by {errors[-1]:.1e}: steps are accepted that should not be"
     )
-    expected = solver.order / (solver.error_order + 1)
     slope = log10(max(errors[0], 1e-15) / max(errors[-1], 1e-15)) / 4
     assert slope > expected - 0.3, (
         f"the errors {_listed(errors)} fall like the tolerances {_listed(tolerances)} to the power"
         f" of {slope:.2f}; expected {expected:.2f}, which is order / (error_order + 1)"
-    )
-    allowed = 3 * counts[0] * 10 ** (4 / (solver.error_order + 1))
-    assert counts[0] < counts[-1] < allowed, (
-        f"tolerances of {_listed(tolerances)} lead to {counts} steps; expected more and more of"
-        f" them, but fewer than {allowed:.0f}"
     )
 
 
 def with_tolerance(solver: Controlled, tolerance: float, first: float | None = None) -> Controlled:
     """The same solver with other tolerances, and another first step."""
     own = copy.copy(solver)
-    own.tolerances = replace(solver.tolerances, rtol=tolerance, atol=tolerance, first_step=first)
+    own.tolerances = replace(
+        solver.tolerances, rtol=tolerance, atol=tolerance, first_step=first, max_steps=100_000
+    )
     return own
 
 
@@ -161,9 +157,7 @@ def _check_estimate(solver: ErrorControlled, stepping: Stepping, y0: Tensor) -> 
     _check_honesty(solver, stepping, y0, tries[0])
 
 
-def _check_honesty(
-    solver: ErrorControlled, stepping: Stepping, y0: Tensor, tried: Attempt
-) -> None:
+def _check_honesty(solver: ErrorControlled, stepping: Stepping, y0: Tensor, tried: Attempt) -> None:
     """The estimate is not much smaller than the error."""
     y, t, dt = y0, 0.2, 0.2 / 64
     for k in range(64):
@@ -191,14 +185,14 @@ def _check_attempts_of_tasks(solver: ErrorControlled, stepping: Stepping, y0: Te
         assert error < 1e-9, f"vmap changes the attempt of task {task}: {error:.1e}"
 
 
-def _solve(solver: ErrorControlled, device: torch.device | None) -> tuple[float, int]:
-    """The error at the end of a flow that is known, and the number of steps."""
+def _final_error(solver: ErrorControlled, device: torch.device | None) -> float:
+    """The error at the end of a flow that is known."""
     problem, horizon = Quadratic.from_spectrum([0.2, 1.0, 3.0]), 2.0
     begin = torch.ones(3, dtype=torch.float64, device=device)
     first = with_tolerance(solver, solver.tolerances.rtol, first=horizon)
     opt = ODEOptimizer(GradientFlow(problem.loss), first)
     found = opt.solve(begin, problem.center.to(device), TimeGrid.uniform(horizon, 1))
-    return relative_error(found.params, problem.flow(begin, horizon)), found.stats.steps
+    return relative_error(found.params, problem.flow(begin, horizon))
 
 
 def _errors(device: torch.device | None) -> Tensor:
@@ -270,7 +264,8 @@ def _check_settling(
         accepted = bool(error <= 1)
         dt = dt * controller.factor(error, previous, order)
         previous = error.clamp(min=1e-4) if accepted else previous
-    assert accepted and 0.2 < dt.item() <= 1, (
+    settled = accepted and 0.2 < dt.item() <= 1
+    assert settled, (
         f"from {first:g} times the length that the tolerance allows, steps come to"
         f" {dt.item():.3g} times it after 100 attempts; expected 0.2 to 1"
     )

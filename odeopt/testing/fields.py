@@ -23,9 +23,9 @@ ROUNDING = 1e-13
 def check_field(make: Callable[[Loss], Field], device: torch.device | None = None) -> None:
     """Check a field made from a loss; raises AssertionError with what is wrong.
 
-    Its readout at the start is the parameters, up to rounding; its velocity has the structure of the state, is
-    deterministic and works under vmap; a gradient field is minus the gradient of its potential;
-    the exact adjoint agrees with finite differences.
+    Its readout at the start is the parameters, up to rounding; its velocity has the structure of
+    the state, is deterministic and works under vmap; a gradient field is minus the gradient of its
+    potential; the exact adjoint agrees with finite differences.
 
     Args:
         make: makes the field from `loss(params, batch)` or `loss(params, batch, hparams)`.

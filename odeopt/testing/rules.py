@@ -24,9 +24,9 @@ def check_rule(make: Callable[[Loss], UpdateRule], device: torch.device | None =
     """Check an update rule made from a loss; raises AssertionError with what is wrong.
 
     Its readout at the start is the parameters, up to rounding; an update keeps the structure of
-    the state, evaluates the loss once, is deterministic and works under vmap; the exact adjoint agrees with autograd through the
-    unrolled loop to 1e-10, for parameters, hyperparameters and learning rates, with every state
-    kept and with three.
+    the state, evaluates the loss once, is deterministic and works under vmap; the exact adjoint
+    agrees with autograd through the unrolled loop to 1e-10, for parameters, hyperparameters and
+    learning rates, with every state kept and with three.
 
     Args:
         make: makes the rule from `loss(params, batch)` or `loss(params, batch, hparams)`.
@@ -74,20 +74,18 @@ def _check_update(rule: UpdateRule, state: PyTree, consts: PyTree, problem: Smoo
 
 
 def _check_cost(make: Callable[[Loss], UpdateRule], problem: SmoothProblem) -> None:
-    """Each example is looked at once, in one piece or in several micro-batches."""
-    seen = 0
+    calls = 0
 
     def counted(params: PyTree, batch: PyTree, *hparams: Any) -> Any:
-        nonlocal seen
-        seen += len(batch[0])
+        nonlocal calls
+        calls += 1
         return problem.loss(params, batch, *hparams)
 
     rule, number = make(counted), problem.batch[0].new_tensor
     state, consts = rule.init(problem.params, None)
     rule.update(number(0.0), number(0.1), state, consts, None, problem.batch)
-    times = seen / len(problem.batch[0])
-    assert times <= 1, (
-        f"an update evaluates the loss {times:g} times, but counts as one gradient: take a value"
+    assert calls <= 1, (
+        f"an update evaluates the loss {calls} times, but counts as one gradient: take a value"
         " and its gradient together (torch.func.grad_and_value), or make what needs several"
         " gradients a solver with as many stages"
     )

@@ -32,7 +32,7 @@ def check_solver(solver: Solver, device: torch.device | None = None) -> None:
 
     An attempt of an `ErrorControlled` solver leads where its step does, and its error falls with
     the step and the tolerance. If it `chooses_steps`, its controller passes `check_controller`,
-    and the errors and the numbers of steps of whole solves follow the tolerance.
+    and the errors of whole solves follow the tolerance.
 
     Args:
         solver: an instance.

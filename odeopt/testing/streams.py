@@ -6,6 +6,7 @@ import pickle
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ def check_stream(stream: Stream, steps: int = 20, device: torch.device | None = 
     asked for; a batch stays as it is when others are made; nobody else's random numbers are
     drawn; all batches have one structure, with the same shapes, dtypes and devices; there is one
     for each step that `length` promises. A copy by pickle, where one can be made, gives the same
-    batches, and so does nothing else than the batches change its description.
+    batches; where the stream can be described, so that a solve is recognised, its use does not
+    change the description.
 
     Args:
         stream: an instance.
@@ -39,14 +41,13 @@ def check_stream(stream: Stream, steps: int = 20, device: torch.device | None = 
     indices = _indices(stream, steps)
     described = _description(stream)
     _check_random_state(read, indices[0])
-    found = [read(k) for k in indices]
-    kept = [tree.map_tensors(Tensor.clone, batch) for batch in found]
+    found, kept = _read_all(read, indices)
     _check_structure(indices, found)
-    _check_order(read, indices, kept)
     for k, batch, copy in zip(indices, found, kept, strict=True):
         assert _same(batch, copy), (
             f"batch {k} changes when other batches are made: make a new tensor for each"
         )
+    _check_order(read, indices, kept)
     _check_threads(read, indices, kept)
     _check_pickle(stream, read, indices[0])
     assert _description(stream) == described, (
@@ -63,10 +64,13 @@ def _reader(stream: Stream, device: torch.device) -> _Read:
 
     def read(k: int) -> PyTree:
         seed = stream.step_seed(k)
-        if seed is None:
-            return stream(k)
-        with seeded(seed, device):
-            return stream(k)
+        try:
+            with nullcontext() if seed is None else seeded(seed, device):
+                return stream(k)
+        except Exception as error:  # whatever a stream raises
+            raise AssertionError(
+                f"batch {k} cannot be made, though length is {stream.length}: {error!r}"
+            ) from error
 
     return read
 
@@ -75,9 +79,8 @@ def _indices(stream: Stream, steps: int) -> list[int]:
     length: Any = stream.length
     if length is None:
         return [*range(steps), 10_007]
-    assert isinstance(length, int) and length > 0, (
-        f"length is {length!r}; expected None or a positive integer"
-    )
+    is_count = isinstance(length, int) and length > 0
+    assert is_count, f"length is {length!r}; expected None or a positive integer"
     return sorted({*range(min(steps, length)), length - 1})
 
 
@@ -118,11 +121,21 @@ def _random_states() -> dict[str, Any]:
     found = {
         "torch": torch.get_rng_state().tolist(),
         "Python's random": random.getstate(),
-        "numpy": str(np.random.get_state(legacy=False)),  # noqa: NPY002
+        "numpy": str(np.random.get_state(legacy=False)),
     }
     if torch.cuda.is_available():
         found["torch.cuda"] = [state.tolist() for state in torch.cuda.get_rng_state_all()]
     return found
+
+
+def _read_all(read: _Read, indices: Sequence[int]) -> tuple[list[PyTree], list[PyTree]]:
+    """The batches, and copies of them that were made before the next one was asked for."""
+    found: list[PyTree] = []
+    kept: list[PyTree] = []
+    for k in indices:
+        found.append(read(k))
+        kept.append(tree.map_tensors(Tensor.clone, found[-1]))
+    return found, kept
 
 
 def _check_structure(indices: Sequence[int], batches: Sequence[PyTree]) -> None:
@@ -147,7 +160,8 @@ def _check_order(read: _Read, indices: Sequence[int], kept: Sequence[PyTree]) ->
 
 
 def _check_threads(read: _Read, indices: Sequence[int], kept: Sequence[PyTree]) -> None:
-    places = [place for shift in range(4) for place in (*range(shift, len(indices)), *range(shift))]
+    count = len(indices)
+    places = [(place + shift) % count for shift in range(4) for place in range(count)]
     with ThreadPoolExecutor(4) as pool:
         batches = list(pool.map(lambda place: read(indices[place]), places))
     for place, batch in zip(places, batches, strict=True):
