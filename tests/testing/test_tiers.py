@@ -5,18 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from odeopt.store import Shelf, Tier
+from odeopt.store import Shelf, Tier, pack
 from odeopt.testing import check_tier
 
 
 class Copies(Shelf):
-    """Copies of the states, in an order of their own where the states have one."""
+    """Copies of the states."""
 
     def __init__(self):
         self.states = {}
 
     def put(self, index, state):
-        self.states[index] = state.clone()
+        block, packing = pack(state)
+        self.states[index] = packing.unpack(block.clone())
 
     def get(self, index):
         return self.states[index]
@@ -72,6 +73,11 @@ class InOrder(Copies):
         self.states[index] = state.clone(memory_format=torch.contiguous_format)
 
 
+class Repeated(Copies):
+    def put(self, index, state):
+        self.states[index] = state.clone()
+
+
 class Gone(Copies):
     def get(self, index):
         return self.states[index].to("meta")
@@ -87,7 +93,8 @@ class Shortened(Copies):
 
 class First(Copies):
     def put(self, index, state):
-        self.states.setdefault(index, state.clone())
+        if index not in self.states:
+            super().put(index, state)
 
 
 class InPlace(Copies):
@@ -166,6 +173,7 @@ class RoundingTasks(Copies):
     (Positive, "NaN, -0.* does not come back bit for bit"),
     (OfOneKind, "of torch.float32 comes back as torch.float64"),
     (InOrder, r"\(shape \[8, 3\], transposed\) with the strides \(1, 8\) comes back with \(3, 1\)"),
+    (Repeated, r"\(one state for three tasks\) with the strides \(0, 1\) comes back with"),
     (Gone, "on cpu comes back on meta"),
     (Shortened, "state 0 is not the one that was put there"),
     (First, "put in place of another is not the one that comes back"),
