@@ -90,7 +90,7 @@ class SpreadValueAndGrad:
         return _result(found)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Inputs:
     """The arguments of a call."""
 
