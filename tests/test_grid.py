@@ -281,7 +281,8 @@ def test_a_grid_is_immutable():
     TimeGrid.from_lr, lambda rates: TimeGrid.from_lr(rates[0], steps=3),
     lambda rates: TimeGrid.from_lr(rates[:1].expand(3)),
     lambda rates: TimeGrid.from_lr(rates[None]), lambda rates: TimeGrid.uniform(rates[0], steps=2),
-    lambda rates: TimeGrid.uniform(rates, 2), TimeGrid, lambda rates: TimeGrid(rates.cumsum(0), dt=rates[1:]),
+    lambda rates: TimeGrid.uniform(rates, 2), TimeGrid,
+    lambda rates: TimeGrid(rates.cumsum(0), dt=rates[1:]),
 ], ids=range(8))  # fmt: skip
 def test_a_grid_does_not_change_with_the_tensor_that_it_was_made_from(device, make):
     rates = torch.tensor([1.0, 1.0, 2.0], dtype=torch.float64, device=device)
