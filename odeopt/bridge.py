@@ -40,7 +40,7 @@ from odeopt.theta import Data, Theta
 from odeopt.tracking import requires_grad
 
 
-@dataclass
+@dataclass(eq=False)
 class _Places:
     """Distinct states among the outputs, and who is where; None stands for y0."""
 
@@ -91,7 +91,7 @@ class _Places:
         return len(self.states) - 1
 
 
-@dataclass
+@dataclass(eq=False)
 class Record:
     """What the sweeps need beside tensors, filled in by the forward one.
 

@@ -166,8 +166,9 @@ class Choices:
                 f"{adjoint} looks between the steps, where a Stream has no batch: use"
                 " DiscreteAdjoint(), TruncatedAdjoint(n) or FirstOrderAdjoint()."
             )
-        if stream.seed is not None and not isinstance(self.solver, RuleSteps | Euler):
+        if stream.seed is not None and self.solver.stages > 1:
             raise CompatibilityError(
                 f"a Stream with a seed draws random numbers once per step, but {solver} evaluates"
-                " the loss several times: use an update rule or Euler()."
+                f" the loss {self.solver.stages} times: use an update rule, Euler() or another"
+                " solver with one stage."
             )

@@ -33,7 +33,7 @@ from odeopt.sweep.stepper import FixedStepper
 from odeopt.types import Loss, PyTree, Tensors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StopWhen:
     r"""Stop where a function of the parameters comes down to zero, each task at its own time.
 
@@ -73,7 +73,7 @@ class StopWhen:
         return cls(event, batch)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Crossing:
     """Where a solve stops.
 

@@ -177,7 +177,7 @@ def _as_float64(value: Number, what: str) -> Tensor:
     if isinstance(value, Tensor):
         return _copy(value) if value.dtype is torch.float64 else value.to(torch.float64)
     try:
-        return torch.as_tensor(value, dtype=torch.float64)
+        return torch.tensor(value, dtype=torch.float64)  # a copy of an array, too
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{what} is {value!r}; expected a number or a tensor.") from error
 
@@ -267,7 +267,7 @@ def _check_stops(stops: Any, dt: Tensor) -> Tensor:
             f"step {where[-1]} of the grid is not made, but has the length"
             f" {dt.detach()[tuple(where)].item():g}: use grid.stopping(steps), which makes it zero."
         )
-    return stops.to(dt.device)
+    return stops.to(dt.device, copy=True)
 
 
 def _values(mask: Tensor) -> Tensor | None:

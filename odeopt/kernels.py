@@ -26,7 +26,7 @@ from odeopt.step_inputs import StepInputs
 from odeopt.theta import Data, Theta
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kernels:
     """Pure kernels of one solve.
 

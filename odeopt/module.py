@@ -24,7 +24,7 @@ def _no_evaluation(*args: Any, **keywords: Any) -> Tensor:
     raise InputError("a ModuleLoss put together by hand has no `evaluate`; from_module gives one.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ModuleLoss:
     """A module taken apart: what the inner loop moves, what it does not, and the loss of both.
 

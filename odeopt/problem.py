@@ -22,7 +22,7 @@ from odeopt.types import PyTree, Tensors
 Wanted = Callable[[object], bool]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """The tensors of one solve, with their autograd history, and how they are laid out.
 
@@ -64,7 +64,7 @@ class Problem:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Start:
     """The initial state and the shared inputs, flat."""
 

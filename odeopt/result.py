@@ -12,7 +12,7 @@ from odeopt.stats import Stats
 from odeopt.types import PyTree
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Solution:
     """The end of an inner optimisation; differentiable.
 
@@ -31,7 +31,7 @@ class Solution:
     stats: Stats
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Grads:
     """Gradients of the mean outer loss.
 
@@ -52,7 +52,7 @@ class Grads:
     batch: PyTree
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ErrorEstimate:
     r"""An estimate of the discretisation error, by Richardson's rule.
 
@@ -89,7 +89,7 @@ class ErrorEstimate:
         return not self.doubts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """A value and its gradients.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +42,33 @@ def test_a_temporary_name_says_what_it_was_for(tmp_path, monkeypatch):
     assert name_without_temporary(names[0]) == "state-000000003"
     for other in ("state-000000003", ".state-000000003.tmp", ".x.0123456789abcdeg.tmp"):
         assert name_without_temporary(other) == other
+
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = [path for folder in ("odeopt", "plugins") for path in (ROOT / folder).rglob("*.py")]
+
+
+def loads(text):
+    """The calls of torch.load."""
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    return [call for call in calls if ast.unparse(call.func) == "torch.load"]
+
+
+def is_safe(call):
+    given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+    return given.get("weights_only") == "True"
+
+
+def test_no_file_is_loaded_that_could_run_code():
+    found = {path: loads(path.read_text()) for path in SOURCES}
+    assert sum(map(len, found.values())) > 0
+    assert [path for path, calls in found.items() if not all(map(is_safe, calls))] == []
+
+
+@pytest.mark.parametrize(
+    "way", ["from torch import load", "import pickle", "from pickle import", "import torch as"]
+)
+def test_there_is_no_other_way_to_load_a_file(way):
+    assert [
+        path for path in SOURCES if way in path.read_text() and "testing" not in path.parts
+    ] == []

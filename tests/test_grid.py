@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -274,3 +275,33 @@ def test_a_grid_is_immutable():
     grid = TimeGrid.uniform(1.0, steps=2)
     with pytest.raises(AttributeError):
         grid.dt = torch.ones(2)
+
+
+@pytest.mark.parametrize("make", [
+    TimeGrid.from_lr, lambda rates: TimeGrid.from_lr(rates[0], steps=3),
+    lambda rates: TimeGrid.from_lr(rates[:1].expand(3)),
+    lambda rates: TimeGrid.from_lr(rates[None]), lambda rates: TimeGrid.uniform(rates[0], steps=2),
+    lambda rates: TimeGrid.uniform(rates, 2), TimeGrid,
+    lambda rates: TimeGrid(rates.cumsum(0), dt=rates[1:]),
+], ids=range(8))  # fmt: skip
+def test_a_grid_does_not_change_with_the_tensor_that_it_was_made_from(device, make):
+    rates = torch.tensor([1.0, 1.0, 2.0], dtype=torch.float64, device=device)
+    grid, expected = make(rates), make(rates.clone())
+    rates.fill_(7.0)
+    assert grid == expected
+
+
+def test_a_grid_does_not_change_with_an_array_that_it_was_made_from():
+    rates = np.array([0.1, 0.2])
+    grid = TimeGrid.from_lr(rates)
+    rates[:] = 7.0
+    assert grid.dt.tolist() == [0.1, 0.2]
+
+
+def test_a_grid_does_not_change_with_the_numbers_of_steps_that_it_was_given(device):
+    made = torch.tensor([1, 2], device=device)
+    rates = torch.tensor([[1.0, 0.0], [1.0, 1.0]], dtype=torch.float64, device=device)
+    times = torch.cat([rates.new_zeros(2, 1), rates.cumsum(-1)], dim=-1)
+    grids = TimeGrid(times, stops=made), TimeGrid.from_lr(torch.ones_like(rates)).stopping(made)
+    made.zero_()
+    assert [grid.stops.tolist() for grid in grids] == [[1, 2], [1, 2]]

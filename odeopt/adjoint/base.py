@@ -111,7 +111,7 @@ class LocalAdjoint(Adjoint, ABC):
         return 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sweep:
     """A finished forward sweep, for adjoints that look at all of it.
 

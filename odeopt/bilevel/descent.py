@@ -34,7 +34,7 @@ class Problem(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Given:
     """The data of one update, in one piece: there is no task dimension to look for."""
 
@@ -42,7 +42,7 @@ class Given:
     held_out: PyTree
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batches:
     """The data of each update by its number, with which functions are called."""
 

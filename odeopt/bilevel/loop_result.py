@@ -10,7 +10,7 @@ from odeopt.stats import Stats
 from odeopt.types import PyTree
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoopGrads:
     """Gradients of an outer loss through a recorded loop.
 
@@ -30,7 +30,7 @@ class LoopGrads:
     options: tuple[Tensor, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoopResult:
     """The outer loss after a recorded loop, its gradients, and what they cost.
 

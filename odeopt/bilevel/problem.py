@@ -23,7 +23,7 @@ from odeopt.tracking import any_requires_grad
 from odeopt.types import PyTree
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Minimized:
     """What `BilevelProblem.minimize` gives.
 

@@ -42,7 +42,7 @@ class Failure:
         return error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Message(Generic[T]):
     """What a worker has to say in an exchange called `what`."""
 

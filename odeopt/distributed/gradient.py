@@ -123,7 +123,7 @@ def _settings(call: ValueAndGrad) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Inputs:
     """The arguments of a call."""
 

@@ -52,7 +52,7 @@ class _Like:
     shape: tuple[int, ...]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Own:
     """What this worker knows of its own part."""
 

@@ -14,7 +14,7 @@ from odeopt.errors import InputError
 from odeopt.types import Loss, PyTree
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Objective:
     r"""$L(u) + \tfrac{w}{2}\lVert u\rVert^2$: a loss with weight decay w.
 

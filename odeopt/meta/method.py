@@ -45,7 +45,7 @@ class MetaGrads(NamedTuple):
     """Like hparams; None for leaves that are not learned."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MetaGradient:
     """What a method returns.
 

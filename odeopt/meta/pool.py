@@ -17,7 +17,7 @@ from odeopt.seeds import generator
 from odeopt.types import PyTree
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TaskPool:
     """Meta-batches of tasks drawn without replacement, anew in each epoch.
 

@@ -24,7 +24,7 @@ _SHOWN = 3
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
     """A run after some updates.
 

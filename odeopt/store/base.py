@@ -5,14 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from odeopt.errors import InputError
 from odeopt.keywords import KnownKeywords
-
-Kind = Literal["device", "host", "disk"]
 
 
 class Shelf(ABC):
@@ -50,9 +48,11 @@ class JournalSettings(NamedTuple):
 
 
 class Tier(KnownKeywords, ABC):
-    """Where kept states are: on the device of the solve, on the host, or on disk."""
+    """Where kept states are: on the device of the solve, on the host, on disk or elsewhere."""
 
-    kind: ClassVar[Kind]
+    kind: ClassVar[str]
+    """The kind of memory: one word. The stats of a solve count "device", "host" and "disk" apart;
+    states of any other kind are in `stored_bytes` alone."""
 
     @property
     def journal(self) -> JournalSettings | None:

@@ -8,7 +8,7 @@ from typing import ClassVar, final
 from torch import Tensor
 from typing_extensions import override
 
-from odeopt.store.base import Kind, Shelf, Tier
+from odeopt.store.base import Shelf, Tier
 
 
 @final
@@ -19,7 +19,7 @@ class Device(Tier):
     Cost: d numbers of its memory for each state of each task.
     """
 
-    kind: ClassVar[Kind] = "device"
+    kind: ClassVar[str] = "device"
 
     @override
     def open(self) -> Shelf:

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from odeopt.errors import InputError
 from odeopt.locks import FolderLock
-from odeopt.store.base import JournalSettings, Kind, Shelf, Tier
+from odeopt.store.base import JournalSettings, Shelf, Tier
 from odeopt.store.fleeting_folder import make_folder, remove_folder
 from odeopt.store.own_files import state_file
 from odeopt.store.resumable import ResumableShelf
@@ -63,7 +63,7 @@ class Disk(Tier):
             vanished or is not what was written.
     """
 
-    kind: ClassVar[Kind] = "disk"
+    kind: ClassVar[str] = "disk"
     path: str | os.PathLike[str]
     resume: bool = False
     seconds: float = 60.0

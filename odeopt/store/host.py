@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from odeopt.store.base import Kind, Shelf, Tier
+from odeopt.store.base import Shelf, Tier
 from odeopt.store.packing import Packing, pack
 
 
@@ -27,7 +27,7 @@ class Host(Tier):
     less than one gradient evaluation, keeping all states here is cheaper than any replay.
     """
 
-    kind: ClassVar[Kind] = "host"
+    kind: ClassVar[str] = "host"
 
     @override
     def open(self) -> Shelf:

@@ -16,7 +16,7 @@ from odeopt.stats import Stats
 from odeopt.sweep.stepper import FixedStepper, Stepper
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Refinement:
     """Accepted steps as parts of the intervals of the user's grid.
 

@@ -31,7 +31,7 @@ from odeopt.theta import Theta, add_thetas
 PullKernel = Callable[[int, Interval, Tensor], Noted]
 
 
-@dataclass
+@dataclass(eq=False)
 class Trace:
     """What the backward sweep noticed, one entry per pull, latest interval first."""
 

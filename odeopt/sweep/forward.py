@@ -27,7 +27,7 @@ from odeopt.sweep.rows import Rows
 from odeopt.sweep.stepper import GridStepper, Stepper
 
 
-@dataclass
+@dataclass(eq=False)
 class Trajectory:
     """What a forward sweep leaves behind.
 

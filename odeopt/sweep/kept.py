@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import NamedTuple, Self, get_args
+from typing import NamedTuple, Self
 
 from torch import Tensor
 
 from odeopt.resident import ResidentGuard
 from odeopt.stats import Stats
 from odeopt.store import Device, Shelf, Tier
-from odeopt.store.base import Kind
 
 
 class _Place(NamedTuple):
@@ -40,7 +40,7 @@ class Kept:
         self._tiers = tiers
         self._shelves = dict(opened or {})
         self._places: dict[int, _Place] = {}
-        self._bytes: dict[Kind, int] = dict.fromkeys(get_args(Kind), 0)
+        self._bytes = Counter[str]()
         self._all_bytes = 0
         self._resident = ResidentGuard()
 
@@ -125,3 +125,5 @@ class Kept:
                 stats.host_bytes = max(stats.host_bytes, own)
             case "disk":
                 stats.disk_bytes = max(stats.disk_bytes, own)
+            case _:  # of a plugin: among all bytes only
+                pass

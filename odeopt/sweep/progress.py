@@ -19,7 +19,7 @@ from odeopt.store.solve_folder import WHAT_TO_DO, SolveFolder
 from odeopt.sweep.kept import Kept
 
 
-@dataclass
+@dataclass(eq=False)
 class ForwardProgress:
     """Where a forward sweep is; the last one also holds what the backward sweep begins with.
 
@@ -50,7 +50,7 @@ class ForwardProgress:
     counts: dict[str, int]
 
 
-@dataclass
+@dataclass(eq=False)
 class BackwardProgress:
     """Where a backward sweep is.
 

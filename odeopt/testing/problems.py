@@ -13,7 +13,7 @@ from odeopt import tree
 from odeopt.types import Loss, PyTree
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Quadratic:
     r"""$L(u) = \tfrac12 (u - c)^\top A (u - c)$, whose flow is $u(t) = c + e^{-At}(u_0 - c)$.
 

@@ -14,6 +14,9 @@ from odeopt.bound import BoundField, Layout
 from odeopt.field.gradient_flow import GradientFlow
 from odeopt.problem import start
 from odeopt.solver.base import GridSolver, Solver, Stepping, StepSolver
+from odeopt.solver.error_control import ErrorControlled
+from odeopt.solver.reached import Reached, reached
+from odeopt.testing.adaptive import check_attempts, check_chosen_steps, check_controller
 from odeopt.testing.problems import Quadratic, relative_error, smooth_problem
 from odeopt.theta import Data, Theta
 from odeopt.tree import is_differentiable, partition
@@ -23,8 +26,13 @@ def check_solver(solver: Solver, device: torch.device | None = None) -> None:
     """Check a solver; raises AssertionError with what is wrong.
 
     A step of zero length is the identity; the error falls at the stated order; the number of
-    stages and the stability limit are as stated; `pull` is the exact gradient of `step`; both
-    work under vmap. Of a grid solver, the accuracy and the shapes are checked.
+    stages and the stability limit are as stated; `pull` is the exact gradient of `step`, and the
+    `end` that it reports is where the step leads; both work under vmap. Of a grid solver, the
+    accuracy and the shapes are checked.
+
+    An attempt of an `ErrorControlled` solver leads where its step does, and its error falls with
+    the step and the tolerance. If it `chooses_steps`, its controller passes `check_controller`,
+    and the errors of whole solves follow the tolerance.
 
     Args:
         solver: an instance.
@@ -41,6 +49,15 @@ def check_solver(solver: Solver, device: torch.device | None = None) -> None:
     _check_pull(solver, stepping, y0)
     _check_vmap(solver, stepping, y0)
     _check_stability(solver, device)
+    if isinstance(solver, ErrorControlled):
+        check_attempts(solver, stepping, y0)
+    if solver.chooses_steps:
+        assert isinstance(solver, ErrorControlled), (
+            f"{type(solver).__name__} says that it chooses its steps, but is not ErrorControlled:"
+            " it would be given the steps of the grid"
+        )
+        check_controller(solver.tolerances.controller, solver.error_order, device)
+        check_chosen_steps(solver, device)
 
 
 def _stepping(device: torch.device | None) -> tuple[Stepping, Tensor]:
@@ -107,6 +124,23 @@ def _check_pull(solver: StepSolver, stepping: Stepping, y0: Tensor) -> None:
     found = solver.pull(stepping, t, dt, y0, lam)
     error = relative_error((found.t, found.dt, found.lam, found.theta), expected)
     assert error < 1e-12, f"pull is not the gradient of step: relative error {error:.1e}"
+    _check_end(found.end, y0, solver.step(stepping.velocity, t, dt, y0))
+
+
+def _check_end(end: Reached | None, y0: Tensor, y1: Tensor) -> None:
+    if end is None:
+        return
+    expected = reached(y1)
+    shapes = [(tuple(of.entries.shape), of.of) for of in (end, expected)]
+    assert shapes[0] == shapes[1], (
+        f"the end that pull reports has the entries and size {shapes[0]}; expected {shapes[1]}, as"
+        " reached(y1) has"
+    )
+    gap = end.gap(y0, y1).item()
+    assert gap <= 1, (
+        f"the end that pull reports is not where step leads: the gap is {gap:.1e} times what"
+        " rounding explains"
+    )
 
 
 def _check_vmap(solver: StepSolver, stepping: Stepping, y0: Tensor) -> None:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from odeopt.registry import ADJOINTS, CHECKPOINTS, FIELDS, METHODS, SOLVERS
 from odeopt.rule.base import UpdateRule
+from odeopt.solver.error_control import PIController
+from odeopt.solver.stabilized import CONTROLLER
+from odeopt.store import Device, Disk, Host, Tier
+from odeopt.stream import Stream
 from odeopt.testing import (
     check_adjoint,
+    check_compiled,
+    check_controller,
     check_field,
     check_method,
     check_rule,
     check_schedule,
     check_solver,
+    check_stream,
+    check_tier,
 )
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -27,6 +37,12 @@ def test_field(name: str, device: str) -> None:
         check_rule if isinstance(make(lambda params, batch: params), UpdateRule) else check_field
     )
     check(make, torch.device(device))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", FIELDS.names())
+def test_compiled(name: str, device: str) -> None:
+    check_compiled(FIELDS.example(name), device=torch.device(device))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -50,3 +66,37 @@ def test_schedule(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS.names())
 def test_method(name: str, device: str) -> None:
     check_method(METHODS.example(name), torch.device(device))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("controller", [PIController(), PIController(per_task=False), CONTROLLER])
+def test_controller(controller: PIController, device: str) -> None:
+    check_controller(controller, device=torch.device(device))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["device", "host", "disk", "resumable"])
+def test_tier(tmp_path: Path, name: str, device: str) -> None:
+    tiers: dict[str, Tier] = {
+        "device": Device(), "host": Host(), "disk": Disk(tmp_path),
+        "resumable": Disk(tmp_path, resume=True),
+    }  # fmt: skip
+    check_tier(tiers[name], torch.device(device))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    "name", ["minibatches", "in order", "with a random loss", "stacked", "constant", "dataset"]
+)
+def test_stream(name: str, device: str) -> None:
+    where = torch.device(device)
+    x, y = torch.arange(60.0, device=where).reshape(20, 3), torch.arange(20, device=where)
+    streams = {
+        "minibatches": lambda: Stream.minibatches((x, y), 6, seed=0),
+        "in order": lambda: Stream.minibatches((x, y), 6, seed=0, shuffle=False),
+        "with a random loss": lambda: Stream.minibatches((x, y), 6, seed=0, random_loss=True),
+        "stacked": lambda: Stream.stacked((x, y)),
+        "constant": lambda: Stream.constant((x, y), seed=0),
+        "dataset": lambda: Stream.from_dataset(list(zip(x, y, strict=True)), 6, seed=0),
+    }
+    check_stream(streams[name](), device=where)

@@ -142,3 +142,21 @@ def test_states_leave_a_gpu_and_come_back(tmp_path, schedule, tasks):
     ]
     assert same(found[0], found[1])
     assert same(found[0], found[2])
+
+
+class OfItsOwnKind(odeopt.store.Tier):
+    kind = "elsewhere"
+
+    def open(self):
+        return Device().open()
+
+
+@pytest.mark.parametrize("schedule", [Every, Binomial])
+def test_a_tier_of_a_new_kind_is_counted_among_all_bytes(schedule):
+    found, expected = (
+        Bench(9).run(schedule(2, store=store)) for store in (OfItsOwnKind(), Device())
+    )
+    assert same(found, expected)
+    stats, on_device = found.stats, expected.stats
+    assert stats.stored_bytes == on_device.stored_bytes == on_device.device_bytes > 0
+    assert (stats.device_bytes, stats.host_bytes, stats.disk_bytes) == (0, 0, 0)

@@ -29,6 +29,7 @@ from odeopt import (
     Safety,
     TimeGrid,
 )
+from odeopt.adjoint.discrete import ExactAdjoint
 
 
 def stiff(device):
@@ -88,6 +89,33 @@ def test_growth_is_no_fault_of_the_exact_adjoint(device, run):
     params, grid = ones(device), TimeGrid.uniform(1.0, 100)
     found = run(ODEOptimizer(GradientFlow(quadratic)), total, params, -25 * ones(device), grid)
     torch.testing.assert_close(found, torch.full_like(found, 1.25**100))
+
+
+class Magnifying(ExactAdjoint):
+    """Replays the steps, but multiplies what comes back from each: it is `exact` only in name."""
+
+    def __init__(self, factor, exact):
+        super().__init__()
+        self.factor, self.exact = factor, exact
+
+    def pull(self, solver, stepping, interval, lam):
+        found = super().pull(solver, stepping, interval, lam)
+        return found._replace(lam=self.factor * found.lam)
+
+
+@both
+def test_growth_is_a_fault_of_an_adjoint_that_replays_but_is_not_exact(device, run):
+    opt = ODEOptimizer(GradientFlow(quadratic), adjoint=Magnifying(1e10, exact=False))
+    grid = TimeGrid.from_lr(1e-3, 3)
+    with pytest.raises(odeopt.StabilityError, match=r"adjoint variable grew by 1\.0e\+30"):
+        run(opt, total, ones(device), ones(device), grid)
+
+
+@both
+def test_an_adjoint_says_itself_that_it_is_exact(device, run):
+    opt = ODEOptimizer(GradientFlow(quadratic), adjoint=Magnifying(1e10, exact=True))
+    found = run(opt, total, ones(device), ones(device), TimeGrid.from_lr(1e-3, 3))
+    torch.testing.assert_close(found, torch.full_like(found, 1e30 * 0.999**3))
 
 
 def valley(params, batch, hparams=None):

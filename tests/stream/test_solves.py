@@ -154,5 +154,32 @@ def test_choices_that_look_between_the_steps_are_refused(problem, choices, messa
 def test_random_numbers_in_several_stages_are_refused(problem):
     params, data = problem
     opt = odeopt.ODEOptimizer(odeopt.GradientFlow(loss), odeopt.RK4())
-    with pytest.raises(odeopt.CompatibilityError, match="evaluates the loss several times"):
+    with pytest.raises(odeopt.CompatibilityError, match="RK4 evaluates the loss 4 times"):
         opt.solve(params, odeopt.Stream.constant(data, seed=0), GRID)
+
+
+class Plain(odeopt.solver.StepSolver):
+    """Gradient descent, as a plugin may write it; the end of a step is found by making it again."""
+
+    order, stages, stability_limit = 1, 1, 2.0
+
+    def step(self, velocity, t, dt, y):
+        return y + dt * velocity(t, y)
+
+    def pull(self, *at):
+        return super().pull(*at)._replace(end=None)
+
+
+def test_random_numbers_work_with_any_solver_of_one_stage(problem):
+    def noisy(params, batch):
+        return loss(params, (batch[0] + 0.1 * torch.randn_like(batch[0]), batch[1]))
+
+    params, data = problem
+    stream = odeopt.Stream.constant(data, seed=0)
+    found, expected = (
+        odeopt.ODEOptimizer(odeopt.GradientFlow(noisy), solver, checkpoints=odeopt.Binomial(2))
+        .value_and_grad(loss)(params, stream, GRID, data)
+        .grads.params
+        for solver in (Plain(), odeopt.Euler())
+    )
+    assert relative_error(found, expected) < 1e-14

@@ -1,0 +1,224 @@
+"""The conformance suite of tiers, where kept states are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from odeopt import tree
+from odeopt.checkpoint.base import CheckpointSchedule
+from odeopt.checkpoint.binomial import Binomial
+from odeopt.checkpoint.uniform import Every
+from odeopt.describing import describe
+from odeopt.errors import OdeoptError
+from odeopt.field.gradient_flow import GradientFlow
+from odeopt.grid import TimeGrid
+from odeopt.optimizer import ODEOptimizer
+from odeopt.store import Device, Shelf, Tier
+from odeopt.testing.problems import smooth_problem
+
+
+def check_tier(tier: Tier, device: torch.device | None = None) -> None:
+    """Check a tier; raises AssertionError with what is wrong.
+
+    States come back bit for bit, of any dtype and shape, with the order that they had in memory,
+    in any sequence; a state that was taken stays as it is; what was dropped or closed is gone;
+    closing twice does no harm; two shelves at once do not mix. A gradient with the tier is that
+    of states kept on the device, and the tier can be described, so that a solve is recognised.
+
+    A tier with a `journal` has one shelf at a time, and each of its indices has one state.
+
+    Args:
+        tier: an instance.
+        device: where the states come from.
+    """
+    assert isinstance(tier, Tier), f"{tier!r} is not a Tier"  # pyright: ignore
+    assert isinstance(tier.kind, str), f"kind is {tier.kind!r}; expected a text"  # pyright: ignore
+    _check_states(tier, device)
+    _check_sequence(tier, device)
+    _check_drop(tier, device)
+    for done in (False, True):
+        _check_close(tier, done, device)
+    if tier.journal is None:
+        _check_replaced(tier, device)
+        _check_two_at_once(tier, device)
+    _check_gradient(tier, device)
+    _check_description(tier)
+
+
+def _states(device: torch.device | None) -> dict[str, Tensor]:
+    """States of many kinds, by name."""
+    numbers = torch.arange(24, dtype=torch.float64, device=device) / 7
+    found = {
+        str(dtype): numbers.to(dtype)
+        for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+    }
+    special = torch.tensor([float("nan"), -0.0, float("inf"), 5e-324], dtype=torch.float64)
+    return found | {
+        "NaN, -0, inf and 5e-324": special.to(device),
+        "no entries": numbers[:0],
+        "no dimensions": numbers[3],
+        "shape [3, 8]": numbers.reshape(3, 8),
+        "shape [8, 3], transposed": numbers.reshape(3, 8).T,
+        "every second entry": numbers[::2],
+        "one state for three tasks": numbers.expand(3, 24),
+    }
+
+
+def _bits(state: Tensor) -> list[int]:
+    return state.detach().cpu().contiguous().reshape(-1).view(torch.uint8).tolist()
+
+
+def _same(found: Tensor, expected: Tensor) -> bool:
+    alike = found.shape == expected.shape and found.dtype == expected.dtype
+    return alike and _bits(found) == _bits(expected)
+
+
+def _check_states(tier: Tier, device: torch.device | None) -> None:
+    states, shelf = _states(device), tier.open()
+    for index, state in enumerate(states.values()):
+        shelf.put(index, state)
+    for index, (name, state) in enumerate(states.items()):
+        found = shelf.get(index)
+        assert found.dtype == state.dtype, (
+            f"a state ({name}) of {state.dtype} comes back as {found.dtype}"
+        )
+        assert found.shape == state.shape, (
+            f"a state ({name}) of shape {tuple(state.shape)} comes back as {tuple(found.shape)}"
+        )
+        assert found.device == state.device, (
+            f"a state ({name}) on {state.device} comes back on {found.device}"
+        )
+        assert _same(found, state), f"a state ({name}) does not come back bit for bit"
+        _check_strides(name, state, found)
+    shelf.close(done=True)
+
+
+def _check_strides(name: str, state: Tensor, found: Tensor) -> None:
+    if state.numel() <= 1 or name == "every second entry":  # in which there may be gaps
+        return
+    assert found.stride() == state.stride(), (
+        f"a state ({name}) with the strides {state.stride()} comes back with {found.stride()}, but"
+        " kernels add numbers up as they lie in memory: use odeopt.store.pack"
+    )
+
+
+def _numbered(index: int, device: torch.device | None) -> Tensor:
+    return torch.full((5,), index + 0.5, dtype=torch.float64, device=device)
+
+
+def _check_sequence(tier: Tier, device: torch.device | None) -> None:
+    shelf = tier.open()
+    indices = (7, 0, 3, 100_000, 1)
+    for index in indices:
+        shelf.put(index, _numbered(index, device))
+    for index in (*reversed(indices), *indices):
+        shelf.prefetch(index)
+        found = shelf.get(index)
+        assert _same(found, _numbered(index, device)), (
+            f"state {index} is not the one that was put there"
+        )
+    shelf.close(done=True)
+
+
+def _check_replaced(tier: Tier, device: torch.device | None) -> None:
+    shelf = tier.open()
+    shelf.put(2, _numbered(2, device))
+    shelf.prefetch(2)
+    taken = shelf.get(2)
+    shelf.prefetch(2)
+    shelf.put(2, _numbered(8, device))
+    assert _same(shelf.get(2), _numbered(8, device)), (
+        "a state put in place of another is not the one that comes back"
+    )
+    assert _same(taken, _numbered(2, device)), "a state that was taken changes with a later put"
+    taken = shelf.get(2)
+    shelf.close(done=True)
+    assert _same(taken, _numbered(8, device)), "a state that was taken changes with close"
+
+
+def _check_drop(tier: Tier, device: torch.device | None) -> None:
+    shelf = tier.open()
+    for index in (0, 1):
+        shelf.put(index, _numbered(index, device))
+    taken = shelf.get(0)
+    shelf.drop(0)
+    assert _raises(lambda: shelf.get(0)), "a state that was dropped can still be taken"
+    assert _same(shelf.get(1), _numbered(1, device)), "drop changes another state"
+    assert _same(taken, _numbered(0, device)), "a state that was taken changes with drop"
+    shelf.put(0, _numbered(0, device))
+    assert _same(shelf.get(0), _numbered(0, device)), "a dropped state cannot be put back"
+    shelf.close(done=True)
+
+
+def _check_close(tier: Tier, done: bool, device: torch.device | None) -> None:
+    shelf = tier.open()
+    shelf.put(0, _numbered(0, device))
+    shelf.close(done)
+    assert _raises(lambda: shelf.get(0)), "a state can still be taken after close"
+    try:
+        shelf.close(done)
+    except Exception as error:
+        raise AssertionError(f"a shelf that is closed twice raises {error!r}") from error
+
+
+def _check_two_at_once(tier: Tier, device: torch.device | None) -> None:
+    first, second = tier.open(), tier.open()
+    first.put(0, _numbered(1, device))
+    second.put(0, _numbered(2, device))
+    for shelf, index in ((first, 1), (second, 2)):
+        assert _same(shelf.get(0), _numbered(index, device)), (
+            "two shelves that are open at once take each other's states"
+        )
+    _close_one(first, second, device)
+    second.close(done=True)
+
+
+def _close_one(first: Shelf, second: Shelf, device: torch.device | None) -> None:
+    first.close(done=True)
+    assert not _raises(lambda: second.get(0)), "closing a shelf takes the states of another"
+    assert _same(second.get(0), _numbered(2, device)), "closing a shelf changes another"
+
+
+def _raises(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except Exception:  # whatever a tier raises
+        return True
+    return False
+
+
+def _check_gradient(tier: Tier, device: torch.device | None) -> None:
+    for make, tasks in (
+        (lambda store: Every(1, store=store), None),
+        (lambda store: Binomial(3, store=store), 2),
+    ):
+        expected = _gradient(make(Device()), tasks, device)
+        try:
+            found = _gradient(make(tier), tasks, device)
+        except OdeoptError as error:
+            raise AssertionError(f"a solve with the tier fails: {error}") from error
+        assert all(map(_same, found, expected)), (
+            "a gradient is not that of states kept on the device"
+        )
+
+
+def _gradient(
+    checkpoints: CheckpointSchedule, tasks: int | None, device: torch.device | None
+) -> list[Tensor]:
+    _, params, batch, outer_batch, hparams = problem = smooth_problem(device, tasks)
+    opt = ODEOptimizer(GradientFlow(problem.loss), checkpoints=checkpoints)
+    call = opt.value_and_grad(problem.loss, tasks=tasks is not None)
+    grads = call(params, batch, TimeGrid.from_lr(0.1, 9), outer_batch, hparams).grads
+    return tree.tensors((grads.params, grads.hparams, grads.dt))
+
+
+def _check_description(tier: Tier) -> None:
+    before = describe(tier, "the tier")
+    tier.open().close(done=True)
+    assert describe(tier, "the tier") == before, (
+        "the description of the tier, by which a solve is recognised, changes with its use: let"
+        " settings() return what numbers depend on"
+    )
