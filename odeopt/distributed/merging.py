@@ -31,7 +31,7 @@ class Part(NamedTuple):
     stats: Stats
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Head:
     """What each worker tells of its part before tensors are exchanged."""
 
