@@ -56,7 +56,7 @@ class StopWhen:
         InputError: if the event is no function.
         CapturedTensorError: in the solve, if what the event looks at requires grad.
         CompatibilityError: in the solve, with a solver that chooses its steps, an adjoint that is
-            not exact, or observed states.
+            not exact or leaves steps out, or observed states.
         StabilityError: in the solve, if the event is touched rather than crossed.
 
     References:
@@ -260,6 +260,11 @@ def _check(stop: StopWhen, choices: Choices, problem: Problem) -> None:
         raise CompatibilityError(
             "StopWhen needs the derivative of the last step, which"
             f" {type(choices.adjoint).__name__} does not have: use DiscreteAdjoint()."
+        )
+    if choices.adjoint.first_step(problem.grid.steps) > 0:
+        raise CompatibilityError(
+            f"{type(choices.adjoint).__name__} counts its steps from the end of the grid, before"
+            " which StopWhen may stop: use DiscreteAdjoint()."
         )
     if problem.grid.observe:
         raise CompatibilityError("StopWhen cannot be used with a grid that observes states.")

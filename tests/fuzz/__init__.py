@@ -2,8 +2,7 @@
 
 Left out, since other tests compare them with references of their own: compilation by inductor
 (seconds per kernel; "trace" runs the same graphs), solves that are resumed or distributed,
-recorded loops of modules, and meta-learning methods. With `TruncatedAdjoint` and an event there is
-nothing to compare, for its steps are counted from the end of the grid.
+recorded loops of modules, and meta-learning methods.
 """
 
 from .compare import MismatchError, Outcome, check, outcome

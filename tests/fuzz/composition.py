@@ -150,6 +150,8 @@ def tidy(c: Composition) -> Composition:
 
 def _tidy_field(c: Composition) -> dict[str, Any]:
     changes: dict[str, Any] = {"options": c.options}
+    if c.adjoint == "implicit" and c.field == "gradient-flow":
+        changes["field"] = "regularized-flow"  # whose Hessian is positive definite
     if c.field in RULES:
         changes["solver"] = "euler"
     else:
@@ -189,6 +191,8 @@ def _tidy_road(c: Composition) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     if c.road != "value_and_grad" or c.adjoint != "discrete":
         changes["event"] = 0.0
+    if c.road == "bilevel":
+        changes["warm"] = False
     unrolled = c.adjoint in (*EXACT, "first-order")
     if c.road not in ("solve", "bilevel", "second") or not c.hparams or not unrolled:
         changes["learned_rates"] = False

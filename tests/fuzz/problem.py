@@ -17,7 +17,7 @@ STATISTICS = "mean"
 
 LEARNED, GROUPS = "learned", "groups"
 STRENGTH, DAMPING = 2.0, 1.5
-CONVEX = 9.0
+CONVEX = 30.0
 """A strength that makes every minimum one, which `ImplicitAdjoint` presumes."""
 BODY, HEAD = 0.4, 0.9
 """The first two of three groups; the third is learned."""
@@ -116,7 +116,8 @@ def _hparams(c: Composition, draw: Any) -> dict[str, Any]:
 
 
 def _step_sizes(c: Composition, generator: torch.Generator) -> Tensor:
-    size = 0.02 if c.field in ("adam", "adamw", "rmsprop") else 0.1
+    short = c.field in ("adam", "adamw", "rmsprop") or c.adjoint == "implicit"
+    size = 0.02 if short else 0.1
     steps = torch.arange(c.steps, dtype=torch.float64)
     factors = {
         "constant": torch.ones_like(steps),
