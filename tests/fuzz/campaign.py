@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from random import Random
 from typing import TextIO
@@ -82,16 +83,14 @@ def drawn(seeds: Iterable[int]) -> Iterator[Composition]:
 def run(compositions: Iterable[Composition], progress: TextIO | None = None) -> Campaign:
     """Check each composition, until interrupted; a line of progress now and then."""
     campaign, start = Campaign(), time.monotonic()
-    for c in compositions:
-        try:
+    with suppress(KeyboardInterrupt):
+        for c in compositions:
             campaign.add(c, outcome(c))
-        except KeyboardInterrupt:
-            break
-        campaign.seconds = time.monotonic() - start
-        if progress is not None and campaign.count % 50 == 0:
-            failed = len(campaign.failures)
-            line = f"{campaign.count} done, {failed} failed, {campaign.seconds:.0f} s"
-            print(line, file=progress, flush=True)
+            campaign.seconds = time.monotonic() - start
+            if progress is not None and campaign.count % 50 == 0:
+                failed = len(campaign.failures)
+                line = f"{campaign.count} done, {failed} failed, {campaign.seconds:.0f} s"
+                print(line, file=progress, flush=True)
     return campaign
 
 
