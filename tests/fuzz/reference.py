@@ -319,7 +319,7 @@ def _floats(value: Any) -> bool:
 
 def _fine(f: formulas.Velocity, t: Tensor, h: Tensor, y: Tensor) -> Tensor:
     """A step of the flow itself, nearly to rounding."""
-    parts = 8
+    parts = 32
     for i in range(parts):
         y = formulas.dormand_prince(f, t + h * (i / parts), h / parts, y)
     return y
