@@ -20,7 +20,7 @@ from odeopt.adjoint.base import Interval
 from odeopt.adjoint.discrete import DiscreteAdjoint, ExactAdjoint
 from odeopt.calls import Selector, call_loss, check_selector, select
 from odeopt.engine import Choices, make_kernels
-from odeopt.errors import CompatibilityError, InputError, StabilityError
+from odeopt.errors import CapturedTensorError, CompatibilityError, InputError, StabilityError
 from odeopt.grid import TimeGrid
 from odeopt.noted import Scalars
 from odeopt.outer import OuterGradients, OuterLoss, differentiate, outer_kernel
@@ -30,6 +30,7 @@ from odeopt.solver.base import StepSolver
 from odeopt.stats import Stats
 from odeopt.stream import Stream
 from odeopt.sweep.stepper import FixedStepper
+from odeopt.tracking import any_requires_grad
 from odeopt.types import Loss, PyTree, Tensors
 
 
@@ -40,7 +41,8 @@ class StopWhen:
     The last step is cut to the length at which $g = 0$, to rounding. The gradients are those of
     the outer loss at the end with the change of the stopping time included (for fixed-step
     solvers and update rules, exactly). To stop at the minimum of the outer loss itself no
-    correction is needed, since it does not change to first order (`TaskHorizon`).
+    correction is needed, since it does not change to first order (`TaskHorizon`). Step sizes from
+    the one that is cut on have no influence, and a gradient of zero.
 
     Costs one evaluation of g per step and about ten more with as many steps for the last length,
     beside the solve itself, which is made twice up to the end.
@@ -48,7 +50,14 @@ class StopWhen:
     Args:
         event: `event(params, batch)` or `event(params, batch, hparams)`, a scalar; the solve goes
             on while it is positive, and to the end of the grid if it stays so.
-        batch: what the event looks at; the batch of the solve if it is None.
+        batch: what the event looks at; the batch of the solve if it is None. It has no gradient.
+
+    Raises:
+        InputError: if the event is no function.
+        CapturedTensorError: in the solve, if what the event looks at requires grad.
+        CompatibilityError: in the solve, with a solver that chooses its steps, an adjoint that is
+            not exact or leaves steps out, or observed states.
+        StabilityError: in the solve, if the event is touched rather than crossed.
 
     References:
         Chen, Amos and Nickel 2021, "Learning Neural Event Functions for Ordinary Differential
@@ -125,6 +134,11 @@ class Stopping:
         grid, found = self.problem.grid, self.crossing
         steps = torch.clamp(found.step + 1, max=grid.steps)
         return {"stop_time": grid.times[..., -1], "stop_step": steps}
+
+    def keep_made(self, g_dt: Tensor) -> Tensor:
+        """Gradients w.r.t. step sizes, zero from the step that was cut on: none of them counts."""
+        steps = torch.arange(self._whole.grid.steps, device=g_dt.device)
+        return torch.where(steps < self.crossing.step[..., None], g_dt, torch.zeros_like(g_dt))
 
     def correct(self, outer: OuterGradients) -> OuterGradients:
         """The gradients of J - c g in place of those of J."""
@@ -247,8 +261,20 @@ def _check(stop: StopWhen, choices: Choices, problem: Problem) -> None:
             "StopWhen needs the derivative of the last step, which"
             f" {type(choices.adjoint).__name__} does not have: use DiscreteAdjoint()."
         )
+    if choices.adjoint.first_step(problem.grid.steps) > 0:
+        raise CompatibilityError(
+            f"{type(choices.adjoint).__name__} counts its steps from the end of the grid, before"
+            " which StopWhen may stop: use DiscreteAdjoint()."
+        )
     if problem.grid.observe:
         raise CompatibilityError("StopWhen cannot be used with a grid that observes states.")
+    own = stop.batch is not None
+    if any_requires_grad(stop.batch) if own else problem.theta.batch:
+        raise CapturedTensorError(
+            "the event looks at a batch that requires grad, but its part in that gradient would be"
+            " lost: pass what is differentiated in hparams, or give the event a batch of its own,"
+            " e.g. StopWhen(event, batch=(x, y.detach()))."
+        )
     if stop.batch is None and isinstance(problem.stream, Stream):
         raise InputError(
             "the batch is a Stream, which has no batch for the event: pass one, e.g."

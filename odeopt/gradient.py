@@ -243,10 +243,13 @@ class _Call:
         g_params, g_path = self._begin.pull(mean(swept.lam), g_shared)
         g_hparams = [mean(g) + path for g, path in zip(outer.hparams, g_path, strict=True)]
         later = swept.t.flip(-1).cumsum(-1).flip(-1) - swept.t
+        g_dt = swept.dt + later
+        if self._stopping is not None:
+            g_dt = self._stopping.keep_made(g_dt)
         grads = Grads(
             self._begin.params_layout.gradients(g_params),
             self._begin.hparams_layout.gradients(g_hparams),
-            swept.dt + later,
+            g_dt,
             self._batch_gradients(swept),
         )
         tasks = self._problem.tasks

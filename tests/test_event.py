@@ -166,12 +166,49 @@ def test_a_stream_needs_a_batch_for_the_event(problem):
     assert abs((ends[0] - ends[1]) / (2 * eps) - res.grads.params @ direction) < 1e-7
 
 
+@pytest.mark.parametrize("name", ["sgd", "rk4", "heavy-ball"])
+def test_step_sizes_count_up_to_the_step_that_is_cut(problem, name):
+    params, batch, level = problem
+    opt = odeopt.ODEOptimizer(*INNER[name](loss))
+    stream = odeopt.Stream(lambda k: batch * (1 + 0.1 * k))
+    dt, eps = torch.full((12,), 0.1).to(params), 1e-6
+
+    def value(dt):
+        chosen = odeopt.StopWhen.loss_below(loss, lambda hparams: hparams + 0.5, batch)
+        call = opt.value_and_grad(outer, stop=chosen)
+        return call(params, stream, odeopt.TimeGrid.from_lr(dt), batch, level)
+
+    res = value(dt)
+    last = int(res.diagnostics["stop_step"]) - 1
+    assert 1 <= last < 10
+    assert res.grads.dt[:last].abs().min() > 1e-6
+    for k in range(12):
+        move = eps * torch.eye(12).to(params)[k]
+        ends = [value(dt + sign * move).value for sign in (1, -1)]
+        assert abs((ends[0] - ends[1]) / (2 * eps) - res.grads.dt[k]) < 1e-8
+    assert torch.equal(res.grads.dt[last:], torch.zeros(12 - last).to(params))
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["of the solve", "of the event"])
+def test_an_event_that_looks_at_what_requires_grad_is_refused(problem, own):
+    params, batch, _ = problem
+    learned = batch.clone().requires_grad_()
+    opt = odeopt.ODEOptimizer(odeopt.GradientFlow(loss))
+    chosen = odeopt.StopWhen.loss_below(loss, 0.8, batch=learned if own else None)
+    with pytest.raises(odeopt.CapturedTensorError, match="the event looks at a batch"):
+        opt.value_and_grad(outer, stop=chosen)(params, batch if own else learned, GRID, batch)
+    apart = odeopt.StopWhen.loss_below(loss, 0.8, batch=batch)
+    res = opt.value_and_grad(outer, stop=apart)(params, learned, GRID, batch)
+    assert res.grads.batch.abs().max() > 0
+
+
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
         ({"solver": odeopt.Adaptive(1e-3, 1e-6)}, "Adaptive chooses its own steps"),
         ({"adjoint": odeopt.ContinuousAdjoint(odeopt.RK4())}, "use DiscreteAdjoint"),
         ({"adjoint": odeopt.FirstOrderAdjoint()}, "use DiscreteAdjoint"),
+        ({"adjoint": odeopt.TruncatedAdjoint(29)}, "counts its steps from the end of the grid"),
     ],
 )
 def test_choices_that_cannot_cut_a_step_are_refused(problem, choices, message):
