@@ -102,7 +102,7 @@ def _run_or_resume(
     length = stepper.length
     if saved is not None and saved.refinement is not None and not choices.needs_length:
         length = None  # as it was for the schedule that has kept the states
-    first = 0 if length is None else choices.adjoint.first_step(length)
+    first = _first_step(stepper, choices.adjoint)
     choices = choices.fit(problem.y0, None if length is None else length - first)
     with ExitStack() as on_error:
         opened = None if journal is None else {journal.tier: journal.shelf}
@@ -122,6 +122,14 @@ def _run_or_resume(
         journal.forward = None  # its states are not to stay alive
     stats.plan = choices.checkpoints.plan((run.stepper.length or 0) - first)
     return run
+
+
+def _first_step(stepper: Stepper, adjoint: LocalAdjoint) -> int:
+    """The first step that is differentiated for any task."""
+    if stepper.length is None or adjoint.first_step(stepper.length) == 0:
+        return 0
+    assert isinstance(stepper, SettledStepper), "its length is known"
+    return int(stepper.left_out(adjoint).reshape(-1, stepper.length).all(0).sum())
 
 
 def _sweep_forward(

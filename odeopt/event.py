@@ -263,8 +263,8 @@ def _check(stop: StopWhen, choices: Choices, problem: Problem) -> None:
         )
     if choices.adjoint.first_step(problem.grid.steps) > 0:
         raise CompatibilityError(
-            f"{type(choices.adjoint).__name__} counts its steps from the end of the grid, before"
-            " which StopWhen may stop: use DiscreteAdjoint()."
+            f"{type(choices.adjoint).__name__} leaves steps out, on which the time of the event"
+            " depends as well: use DiscreteAdjoint()."
         )
     if problem.grid.observe:
         raise CompatibilityError("StopWhen cannot be used with a grid that observes states.")

@@ -118,18 +118,23 @@ class TimeGrid:
         """The number of tasks, or None when one grid serves all."""
         return self.times.shape[0] if self.times.ndim == 2 else None
 
-    def stopping(self, steps: Tensor) -> TimeGrid:
+    def stopping(self, steps: Tensor | int) -> TimeGrid:
         """The same grid on which a solve waits from some step on, each task from its own.
 
         What waits does not change, whatever is run: neither a flow nor an update rule with its
         momenta. Lengths of steps that are not made become zero.
 
         Args:
-            steps: how many steps are made, integers of shape [] or [tasks].
+            steps: how many steps are made, an integer or a tensor of integers, shape [] or
+                [tasks].
 
         Raises:
             InputError: if they are no integers from 0 to N.
         """
+        if isinstance(steps, int):
+            steps = torch.tensor(steps)
+        if not isinstance(steps, Tensor) or steps.dtype not in _INTEGERS:  # pyright: ignore
+            raise InputError(f"steps is {steps!r}; expected an integer or a tensor of integers.")
         lead = steps.shape if self.tasks is None else (self.tasks,)
         made = torch.arange(self.steps, device=steps.device) < steps[..., None]
         dt = torch.where(made.to(self.dt.device), self.dt, 0.0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from odeopt.errors import CompatibilityError
 from odeopt.grid import TimeGrid
 from odeopt.noted import Noted, Scalars
 from odeopt.theta import Theta
@@ -48,18 +50,25 @@ class Waiting:
 
 
 class Waits:
-    """Which tasks wait in which steps of a grid.
+    """Which tasks wait in which steps.
 
     Args:
-        grid: the steps.
-        moves_at_zero: whether a step of zero length may move something. Then tasks wait only
-            where they make no more steps (`TimeGrid.stops`), else wherever the length is zero.
+        tasks: whether each of them waits, shape [steps] or [tasks, steps].
+        length_counts: see `Waiting`.
     """
 
-    def __init__(self, grid: TimeGrid, moves_at_zero: bool) -> None:
-        self._length_counts = not moves_at_zero
-        self._tasks = _after_stops(grid) if moves_at_zero else grid.dt == 0
-        self._some = _some(self._tasks, grid.steps)
+    def __init__(self, tasks: Tensor, length_counts: bool) -> None:
+        self._tasks, self._length_counts = tasks, length_counts
+        self._some = _some(tasks, tasks.shape[-1])
+
+    @classmethod
+    def of(cls, grid: TimeGrid, moves_at_zero: bool) -> Waits:
+        """Those of a grid.
+
+        If a step of zero length may move something, tasks wait only where they make no more steps
+        (`TimeGrid.stops`), else wherever the length is zero.
+        """
+        return cls(~made(grid) if moves_at_zero else grid.dt == 0, not moves_at_zero)
 
     def between(self, start: int, stop: int) -> Waiting | None:
         """The tasks that wait between two states; None if none does."""
@@ -68,10 +77,33 @@ class Waits:
         return Waiting(self._tasks[..., start:stop].all(-1), self._length_counts)
 
 
-def _after_stops(grid: TimeGrid) -> Tensor:
+def made(grid: TimeGrid) -> Tensor:
+    """Whether each step of a grid is made (`TimeGrid.stops`), shape [steps] or [tasks, steps]."""
     if grid.stops is None:
-        return torch.zeros_like(grid.dt, dtype=torch.bool)
-    return torch.arange(grid.steps, device=grid.dt.device) >= grid.stops[..., None]
+        return torch.ones_like(grid.dt, dtype=torch.bool)
+    return torch.arange(grid.steps, device=grid.dt.device) < grid.stops[..., None]
+
+
+def left_out(made: Tensor, first_step: Callable[[int], int]) -> Tensor:
+    """Which steps an adjoint leaves out, where each task counts the steps that it makes.
+
+    Args:
+        made: whether each step is made, shape [steps] or [tasks, steps].
+        first_step: of so many steps, the first that the adjoint differentiates.
+
+    Raises:
+        CompatibilityError: if a transform hides the values.
+    """
+    try:
+        counts: list[int] = made.sum(-1).reshape(-1).tolist()
+    except RuntimeError as error:
+        raise CompatibilityError(
+            "how many steps each task makes is hidden by torch.func.vmap, but the adjoint counts"
+            " them: pass tasks=True in place of vmap around the solve, or use DiscreteAdjoint()."
+        ) from error
+    firsts = torch.tensor([first_step(count) for count in counts], device=made.device)
+    before = made.cumsum(-1) - made.long()
+    return before < firsts.reshape(made.shape[:-1])[..., None]
 
 
 def _some(tasks: Tensor, steps: int) -> list[bool]:

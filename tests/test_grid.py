@@ -305,3 +305,11 @@ def test_a_grid_does_not_change_with_the_numbers_of_steps_that_it_was_given(devi
     grids = TimeGrid(times, stops=made), TimeGrid.from_lr(torch.ones_like(rates)).stopping(made)
     made.zero_()
     assert [grid.stops.tolist() for grid in grids] == [[1, 2], [1, 2]]
+
+
+def test_a_number_of_steps_may_be_a_plain_integer():
+    grid = TimeGrid.from_lr(0.1, 4)
+    assert grid.stopping(3) == grid.stopping(torch.tensor(3))
+    for wrong in (2.0, True, torch.tensor(2.0), [1, 2]):
+        with pytest.raises(InputError, match=r"steps is .*expected an integer"):
+            grid.stopping(wrong)

@@ -86,7 +86,8 @@ class TruncatedAdjoint(ExactAdjoint):
     r"""Differentiates the last `steps` steps exactly and takes the others for the identity.
 
     Biased: $\lambda_0 := \lambda_{N-K}$, and hyperparameters count in the last K steps only. Only
-    the states of those steps are kept. Cost: K Hessian-vector products per stage.
+    the states of those steps are kept. A task that stops before others, or chooses its own steps,
+    counts those that it makes. Cost: K Hessian-vector products per stage.
 
     Args:
         steps: K, the number of last steps.

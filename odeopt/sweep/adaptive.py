@@ -174,6 +174,7 @@ class RefinedStepper(FixedStepper):
     ) -> None:
         super().__init__(kernels, refinement.to_grid(grid), dtype, stats)
         self.refinement = refinement
+        self._made = refinement.dt > 0  # a task waits for the others in steps of zero length
 
     @override
     def stages_at(self, k: int) -> int | None:

@@ -27,6 +27,7 @@ from odeopt.sweep.progress import BackwardProgress, Journal, counts
 from odeopt.sweep.rows import Rows
 from odeopt.sweep.stepper import SettledStepper
 from odeopt.theta import Theta, add_thetas
+from odeopt.waiting import Waits
 
 PullKernel = Callable[[int, Interval, Tensor], Noted]
 
@@ -97,6 +98,9 @@ class BackwardSweep:
         self._y1 = trajectory.y_end
         self.trace.end = fingerprint(trajectory.y_end)
         self._steps = stepper.length
+        self._waits = [stepper.waits]
+        if adjoint.first_step(stepper.length) > 0:  # a task that makes more steps leaves out more
+            self._waits.append(Waits(stepper.left_out(adjoint), length_counts=False).between)
         self._stops: list[int] = []
         self._theta: Theta | None = None
         self._journal, self._actions, self._index = journal, 0, None
@@ -159,9 +163,10 @@ class BackwardSweep:
         if self._trajectory.prints:
             self.trace.prints.append(fingerprint(y))
         pulled = self._pull(first + start, Interval(t, dt, y, self._y1), lam)
-        waiting = self._stepper.waits(first + start, first + stop)
-        if waiting is not None:
-            pulled = waiting.pull(lam, pulled)
+        for waits in self._waits:
+            waiting = waits(first + start, first + stop)
+            if waiting is not None:
+                pulled = waiting.pull(lam, pulled)
         self._lam, self._y1 = pulled.lam, y
         self._collect(pulled, first + start, first + stop)
         self._trajectory.kept.step_done()

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from odeopt.adjoint.base import LocalAdjoint
 from odeopt.errors import CompatibilityError
 from odeopt.grid import TimeGrid
 from odeopt.kernels import Kernels
 from odeopt.solver.base import GridSolver, StepSolver
 from odeopt.solver.update import RuleSteps
 from odeopt.stats import Stats
-from odeopt.waiting import Waiting, Waits
+from odeopt.waiting import Waiting, Waits, left_out, made
 
 StepKernel = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
@@ -50,6 +51,10 @@ class SettledStepper(Stepper):
     def interval(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """The start and the length of the interval between two states, in the state's dtype."""
 
+    @abstractmethod
+    def left_out(self, adjoint: LocalAdjoint) -> Tensor:
+        """Whether an adjoint leaves each step out, shape [steps] or [tasks, steps]."""
+
     def stages_at(self, k: int) -> int | None:
         """The stages of step k, where they were chosen for this step; else None."""
         del k
@@ -72,7 +77,7 @@ class FixedStepper(SettledStepper):
         starts = _step_indices(grid) if ruled else grid.times
         self._starts = _apart(starts, dtype)
         self._lengths = _apart(grid.dt, dtype)
-        self._waits = Waits(grid, _moves_at_zero(kernels))
+        self._waits, self._made = Waits.of(grid, _moves_at_zero(kernels)), made(grid)
         self._dtype = dtype
 
     @override
@@ -86,6 +91,10 @@ class FixedStepper(SettledStepper):
     @override
     def waits(self, start: int, stop: int) -> Waiting | None:
         return self._waits.between(start, stop)
+
+    @override
+    def left_out(self, adjoint: LocalAdjoint) -> Tensor:
+        return left_out(self._made, adjoint.first_step)
 
     @override
     def time(self, k: int) -> Tensor:
@@ -112,7 +121,7 @@ class GridStepper(SettledStepper):
 
     def __init__(self, kernels: Kernels, grid: TimeGrid, y0: Tensor, stats: Stats) -> None:
         self.length = grid.steps
-        self._waits = Waits(grid, moves_at_zero=False)
+        self._waits, self._made = Waits.of(grid, moves_at_zero=False), made(grid)
         self._kernels, self._grid, self._y0, self._stats = kernels, grid, y0, stats
         self._states: Tensor | None = None
         self._places: list[int] = []
@@ -125,6 +134,10 @@ class GridStepper(SettledStepper):
     @override
     def waits(self, start: int, stop: int) -> Waiting | None:
         return self._waits.between(start, stop)
+
+    @override
+    def left_out(self, adjoint: LocalAdjoint) -> Tensor:
+        return left_out(self._made, adjoint.first_step)
 
     @override
     def time(self, k: int) -> Tensor:

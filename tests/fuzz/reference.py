@@ -147,12 +147,13 @@ class Reference:
         """The unrolled loop of a task, with the steps that the adjoint does not see taken out."""
         begin = state = self.start()
         starts, lengths, parents = self._times(task)
-        first = {"truncated": max(len(lengths) - TRUNCATED, 0), "first-order": len(lengths)}
+        counts = [self._counts(task, k, length) for k, length in enumerate(lengths)]
+        seen = {"truncated": TRUNCATED, "first-order": 0}.get(self.c.adjoint, len(lengths))
         way = Way([state], [0], starts, lengths)
         for k, length in enumerate(lengths):
             if not has_rule(self.c) or k < self._made(task):
                 state = self.step(task, k, length, state)
-            if k + 1 <= first.get(self.c.adjoint, 0):
+            if sum(counts[k:]) > seen:
                 state = _through(begin, state)
             way.states.append(state)
             last = k + 1 == len(parents) or parents[k + 1] != parents[k]
@@ -281,6 +282,10 @@ class Reference:
         parents = torch.tensor(self.chosen.parents, dtype=torch.long)
         length = rates[parents]
         return list(ends[parents] + lead * length), list(share * length), list(self.chosen.parents)
+
+    def _counts(self, task: int | None, k: int, length: Tensor) -> bool:
+        """Whether a step is one that the task makes, rather than one in which it waits."""
+        return bool(length > 0) if self.chosen else k < self._made(task)
 
     def _made(self, task: int | None) -> int:
         stops = self.problem.stops

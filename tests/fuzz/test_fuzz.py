@@ -107,7 +107,7 @@ def pieces_with_one_noise(monkeypatch):
 
 
 def moving_after_the_stop(monkeypatch):
-    monkeypatch.setattr("odeopt.waiting._after_stops", lambda grid: grid.dt < 0)
+    monkeypatch.setattr("odeopt.waiting.made", lambda grid: grid.dt >= 0)
 
 
 def times_without_gradient(monkeypatch):
