@@ -173,6 +173,27 @@ def test_a_learner_goes_on_in_groups_of_the_optimizer(tmp_path, device):
     assert same((whole.params, whole.hparams), (parts.params, parts.hparams))
 
 
+def test_tasks_that_are_drawn_at_random_go_on(tmp_path):
+    """Torch's random numbers are restored, so that a run of two parts draws what one draws."""
+    problem = smooth_problem(None, 12)
+    pool = odeopt.TaskPool(problem.batch, problem.outer_batch, 4)
+
+    def drawn(k):
+        return pool.select(torch.randperm(12)[:4].tolist())
+
+    def learner(name, seed):
+        torch.manual_seed(seed)
+        return make(tmp_path / name, tasks=drawn)
+
+    whole = learner("whole", seed=3)
+    whole.fit(6)
+    learner("parts", seed=3).fit(4)
+    parts = learner("parts", seed=8)
+    assert parts.restore()
+    parts.fit(6)
+    assert same((whole.params, whole.hparams), (parts.params, parts.hparams))
+
+
 class Own(odeopt.Method):
     """A method with a lock, a counter, and a setting."""
 
