@@ -25,25 +25,32 @@ from tests.mutation.workspace import Workspace
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
-    parser.add_argument("--count", type=int, default=100, help="mutants, those with names included")
+    parser.add_argument(
+        "--count", type=_positive, default=100, help="mutants, those with names included"
+    )
     parser.add_argument("--seed", type=int, default=0, help="fixes which are drawn")
-    parser.add_argument("--processes", type=int, default=2, help="mutants at a time")
+    parser.add_argument("--processes", type=_positive, default=2, help="mutants at a time")
     parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--report", type=Path, required=True, help="the folder of the report")
     return parser.parse_args()
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}; expected at least 1")
+    return number
 
 
 def main() -> int:
     """Run it; 1 if too many mutants survive, 2 if the tests fail without one."""
     arguments = _arguments()
     torch.set_num_threads(1)  # before forks: threads do not survive them
-    core = Core(REPOSITORY, {name: PARTS[name] for name in arguments.parts}, DESELECTED)
-    paths = {path for part in core.parts.values() for path in part.modules(REPOSITORY)}
-    named = [mutant for mutant in named_mutants(REPOSITORY) if mutant.path in paths]
     with tempfile.TemporaryDirectory(prefix="odeopt-mutation-") as folder:
-        workspaces = [
-            Workspace(REPOSITORY, Path(folder) / str(k)) for k in range(arguments.processes)
-        ]
+        root = Workspace(REPOSITORY, Path(folder) / "original").root  # may be edited meanwhile
+        workspaces = [Workspace(root, Path(folder) / str(k)) for k in range(arguments.processes)]
+        core = Core(root, {name: PARTS[name] for name in arguments.parts}, DESELECTED)
+        named = [mutant for mutant in named_mutants(root) if core.has(mutant.path)]
         try:
             report = run(core, named, arguments.count, arguments.seed, workspaces, _say)
         except BaselineError as error:

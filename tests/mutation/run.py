@@ -62,6 +62,10 @@ class Core:
         """The source of a module."""
         return (self.root / path).read_bytes()
 
+    def has(self, path: str) -> bool:
+        """Whether a module belongs to it."""
+        return any(path in part.modules(self.root) for part in self.parts.values())
+
     def part_of(self, path: str) -> str:
         """The name of the part that a module belongs to."""
         return next(name for name, part in self.parts.items() if path in part.modules(self.root))
