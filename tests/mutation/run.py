@@ -90,8 +90,7 @@ def try_out(
     Raises:
         BaselineError: if a test fails without a mutant.
     """
-    parts = dict.fromkeys(core.part_of(mutant.path) for mutant in chosen)
-    seconds = _baseline(core, list(parts), workspaces, say)
+    seconds = _baseline(core, {mutant.path for mutant in chosen}, workspaces, say)
     jobs = [_job(core, mutant, seconds) for mutant in chosen]
     verdicts: dict[Job, Verdict] = {}
     for job, outcome in run_all(jobs, workspaces):
@@ -114,13 +113,14 @@ def run(
 
 
 def _baseline(
-    core: Core, parts: Sequence[str], workspaces: Sequence[Workspace], say: Callable[[str], None]
+    core: Core, paths: set[str], workspaces: Sequence[Workspace], say: Callable[[str], None]
 ) -> dict[str, float]:
-    """How long each test file takes on the code as it is."""
-    jobs = [
-        Job(name, None, core.parts[name].all_tests(core.root), core.deselected, _BASELINE_LIMIT)
-        for name in parts
-    ]
+    """How long each test file of some modules takes on the code as it is."""
+    jobs: list[Job] = []
+    for name, part in core.parts.items():
+        tests = part.tests_of_all(path for path in part.modules(core.root) if path in paths)
+        if tests:
+            jobs.append(Job(name, None, tests, core.deselected, _BASELINE_LIMIT))
     seconds: dict[str, float] = {}
     for job, outcome in run_all(jobs, workspaces):
         if not outcome.passed:

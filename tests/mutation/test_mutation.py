@@ -130,7 +130,7 @@ def test_every_module_of_the_core_has_tests_that_exist():
         for module in part.modules(REPOSITORY):
             assert (REPOSITORY / module).is_file()
             assert part.tests_of(module)
-        assert all(exists(test) for test in part.all_tests(REPOSITORY))
+        assert all(exists(test) for test in part.tests_of_all(part.modules(REPOSITORY)))
         assert part.nearest.keys() <= {
             module.removeprefix("odeopt/") for module in part.modules(REPOSITORY)
         }

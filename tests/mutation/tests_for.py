@@ -6,6 +6,7 @@ the cheaper ones first. A new module in a folder of the core has the tests of it
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,10 +39,9 @@ class Part:
         nearest = self.nearest.get(module.removeprefix("odeopt/"), ())
         return tuple(dict.fromkeys(f"tests/{name}" for name in (*nearest, *self.tests)))
 
-    def all_tests(self, root: Path) -> tuple[str, ...]:
-        """The tests of all its modules."""
-        found = (name for module in self.modules(root) for name in self.tests_of(module))
-        return tuple(dict.fromkeys(found))
+    def tests_of_all(self, modules: Iterable[str]) -> tuple[str, ...]:
+        """The tests of some modules, each once."""
+        return tuple(dict.fromkeys(name for module in modules for name in self.tests_of(module)))
 
 
 _STABILIZED = (
@@ -64,7 +64,6 @@ PARTS = {
             "tasks/test_observed_states.py",
             "checkpoint/test_online.py",
             "safety/test_skipped_tasks.py",
-            "memory/test_resume.py",
         ),
         {
             "sweep/adaptive.py": ("solver/test_adaptive_steps.py",),
@@ -72,7 +71,9 @@ PARTS = {
             "sweep/power.py": (*_STABILIZED, "safety/test_limits.py"),
             "sweep/spectrum.py": ("safety/test_limits.py",),
             "sweep/progress.py": ("memory/test_resume.py", "memory/test_resume_folder.py"),
-            "sweep/stepper.py": ("solver/test_costs.py",),
+            "sweep/forward.py": ("safety/test_impure_losses.py", "memory/test_resume.py"),
+            "sweep/backward.py": ("adjoint/test_discrete.py", "memory/test_resume.py"),
+            "sweep/kept.py": ("memory/test_tiers.py", "memory/test_resume.py"),
             "replay.py": ("safety/test_changes_after_the_solve.py",),
         },
     ),
@@ -85,11 +86,10 @@ PARTS = {
             "adjoint/test_discrete.py",
             "adjoint/test_continuous_quadratics.py",
             "safety/test_choices.py",
-            "safety/test_limits.py",
         ),
         {
             "adjoint/backsolve.py": ("adjoint/test_backsolve.py",),
-            "adjoint/continuous.py": ("adjoint/test_continuous_meshes.py",),
+            "adjoint/continuous.py": ("safety/test_limits.py", "adjoint/test_continuous_meshes.py"),
             "adjoint/implicit.py": ("methods/test_implicit.py",),
             "adjoint/linear_solver.py": ("methods/test_implicit.py",),
         },
@@ -145,5 +145,9 @@ PARTS = {
     ),
 }  # fmt: skip
 
-DESELECTED = ("tests/test_event.py::test_each_task_stops_at_its_own_time",)
-"""Tests that take long, and find no mutant that others do not find."""
+DESELECTED = (
+    "tests/test_event.py::test_each_task_stops_at_its_own_time",
+    "tests/meta/test_learner.py::test_every_method_learns",
+    "tests/memory/test_resume.py::test_an_adaptive_solve_goes_on",
+)
+"""Tests that take much longer than those which look at the same code."""
