@@ -29,7 +29,8 @@ _OTHER_NAMES = {
 }  # fmt: skip
 _SILENT_FUNCTIONS = {"__repr__", "__str__"}
 _SILENT_NAMES = {"__all__", "__slots__"}
-_SILENT_KEYWORDS = {"stacklevel"}
+_SILENT_KEYWORDS = {"stacklevel", "strict"}
+"""Where a warning points to, and whether `zip` checks lengths, as an assertion does."""
 
 
 def mutants(path: str, source: bytes) -> list[Mutant]:

@@ -79,6 +79,7 @@ def test_each_operator(source, expected):
     "class A(B[3]): ...",
     "x = isinstance(a, int | None)",
     "x = warn(a, stacklevel=2)",
+    "x = zip(a, b, strict=True)",
     "del a",
     "while True:\n  ...",
 ])  # fmt: skip
