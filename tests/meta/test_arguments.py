@@ -1,10 +1,12 @@
-"""Settings of a method that is given by name."""
+"""Settings of a method that is given by name, and the tasks that it is given."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
 import odeopt
+from odeopt.meta.method import as_task_batch
 from odeopt.testing import smooth_problem
 
 
@@ -44,3 +46,15 @@ def test_a_method_of_others_is_checked_as_well(device, monkeypatch):
     message = r"method 'theirs': unknown keyword 'rate_lr' \(did you mean 'lr'\?\)"
     with pytest.raises(odeopt.UnknownKeywordError, match=message):
         train(device, {"rate_lr": 0.2}, "theirs")
+
+
+def test_tasks_are_a_task_batch_or_a_pair(device):
+    pair = torch.ones(3, 2, device=device), torch.zeros(3, 2, device=device)
+    found = as_task_batch(pair)
+    assert (found.train is pair[0], found.validation is pair[1]) == (True, True)
+    assert as_task_batch(found) is found
+    for wrong in (pair[:1], (*pair, pair[0]), list(pair), None):
+        with pytest.raises(odeopt.InputError, match="task_batch is a "):
+            as_task_batch(wrong)
+    with pytest.raises(odeopt.InputError, match="validation"):
+        as_task_batch((pair[0], pair[1][:2]))

@@ -133,11 +133,23 @@ PARTS = {
         ("meta",),
         (
             "meta/test_arguments.py",
+            "meta/test_metrics.py",
             "meta/test_pool.py",
             "meta/test_run_folder.py",
             "meta/test_checkpoints.py",
             "meta/test_learner.py",
         ),
+        {
+            "meta/inner_loop.py": (
+                "methods/test_horizon.py::test_looks",
+                "methods/test_horizon.py::test_choose_is_early_stopping",
+                "methods/test_horizon.py::test_patience_lets_a_later_minimum_go",
+                "methods/test_horizon.py::test_wrong_settings_are_refused",
+                "methods/test_horizon.py::test_a_task_that_diverges_late_stops_before",
+                "methods/test_horizon.py::test_the_search_for_the_horizon_is_counted",
+            ),
+            "meta/method.py": ("methods/test_reptile.py",),
+        },
     ),
     "merging": Part(
         ("distributed/merging.py", "distributed/share.py"),
