@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import odeopt
 from odeopt import InputError, StorageError
+from odeopt.meta.storage import Checkpoint
 from odeopt.testing import smooth_problem
 from tests.meta.conftest import make, same
 
@@ -145,6 +146,28 @@ def test_other_shapes_are_refused(folder):
 def test_other_hparams_leave_everything_as_it_is(folder):
     """Parameters that fit are not taken over when hparams do not."""
     learner = make(folder, hparams={"lr": {"out": torch.zeros(9)}})
+    refuses(learner, InputError, r"hparams\['lr'\]")
+
+
+class Second:
+    """A worker to which the first one hands on what it has read."""
+
+    rank = 1
+
+    def __init__(self, *handed_on):
+        self.handed_on = iter(handed_on)
+
+    def from_first(self, what, read):
+        return next(self.handed_on)
+
+    def together(self, what, work):
+        return work()
+
+
+def test_another_worker_than_the_first_looks_whether_it_fits_as_well(folder):
+    learner = make(folder, hparams={"lr": {"out": torch.zeros(9)}})
+    found = Checkpoint.read(folder / "checkpoint.pt")
+    learner._keeper._workers, learner._keeper._writer = Second(True, found), None
     refuses(learner, InputError, r"hparams\['lr'\]")
 
 
