@@ -20,4 +20,9 @@ EQUIVALENT = (
         "A step that comes to the target up to 1e-9 of its length lands there; whether one that"
         " misses it by just that to the last bit does, too, is as good either way.",
     ),
+    Equivalent(
+        "odeopt/store/host.py",
+        "block = copy.block.to(copy.device, non_blocking=False)",
+        "A copy that is waited for holds the same numbers; it is slower, and on a GPU alone.",
+    ),
 )
