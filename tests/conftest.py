@@ -20,6 +20,7 @@ _COMMON = {
 settings.register_profile("dev", max_examples=15, **_COMMON)
 settings.register_profile("ci", max_examples=25, derandomize=True, **_COMMON)
 settings.register_profile("nightly", max_examples=300, **_COMMON)
+settings.register_profile("mutation", max_examples=8, derandomize=True, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "dev"))
 
 

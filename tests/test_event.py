@@ -60,6 +60,56 @@ def test_it_stops_where_the_event_is_zero(problem, name):
     assert abs(outer(end, batch) - res.value) < 1e-12
 
 
+@pytest.mark.parametrize("name", ["adam", "rk4"])
+def test_an_event_inside_the_first_step_cuts_it(problem, name):
+    params, batch, _ = problem
+    level = 0.95 * loss(params, batch)
+    res = value_at(name, params, batch, level)
+    assert res.diagnostics["stop_step"] == 1
+    length = res.diagnostics["stop_time"]
+    assert 0 < length < 0.2
+    opt = odeopt.ODEOptimizer(*INNER[name](loss))
+    end = opt.solve(params, batch, odeopt.TimeGrid.from_lr(length[None]), level).params
+    assert abs(loss(end, batch) - level) < 1e-12
+    move = 1e-5 * torch.tensor([0.3, -0.8]).to(params)
+    ends = [value_at(name, params + sign * move, batch, level).value for sign in (1, -1)]
+    assert abs((ends[0] - ends[1]) / 2 - res.grads.params @ move) < 1e-13
+
+
+def test_tasks_stop_before_in_after_and_never(problem):
+    """Before the first step, inside it, inside a later one, and not at all."""
+    params, batch, _ = problem
+    first = loss(params, batch)
+    levels = torch.stack([2 * first, 0.95 * first, 0.02 * first, -first])
+    event = odeopt.StopWhen(lambda params, data: loss(params, data[0]) - data[1])
+    opt = odeopt.ODEOptimizer(odeopt.GradientFlow(lambda params, data: loss(params, data[0])))
+
+    def run(data, **keywords):
+        call = opt.value_and_grad(lambda p, data: outer(p, data[0]), stop=event, **keywords)
+        return call(params, data, GRID, data)
+
+    together = run((batch.expand(4, 3, 2), levels), tasks=True)
+    alone = [run((batch, level)) for level in levels]
+    steps = [int(res.diagnostics["stop_step"]) for res in alone]
+    assert steps[:2] == [1, 1]
+    assert 1 < steps[2] < steps[3] == 30
+    for name in ("stop_step", "stop_time"):
+        found = torch.stack([res.diagnostics[name] for res in alone])
+        torch.testing.assert_close(together.diagnostics[name], found)
+    mean = torch.stack([res.grads.params for res in alone]).mean(0)
+    assert relative_error(together.grads.params, mean) < 1e-12
+
+
+def test_an_event_that_is_touched_has_no_derivative(device):
+    """It changes its sign where it depends on what does not move."""
+    start = torch.tensor([0.0, 1.0], device=device)
+    opt = odeopt.ODEOptimizer(odeopt.GradientFlow(lambda u, batch: -u[0] * batch))
+    event = odeopt.StopWhen(lambda u, batch: torch.where(u[0] < 1, u[1], -u[1]))
+    call = opt.value_and_grad(lambda u, batch: u.sum(), stop=event)
+    with pytest.raises(odeopt.StabilityError, match="touched rather than crossed"):
+        call(start, start.new_ones(()), GRID, start)
+
+
 @pytest.mark.parametrize("name", sorted(INNER))
 def test_the_gradient_is_that_of_finite_differences(problem, name):
     params, batch, level = problem

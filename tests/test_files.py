@@ -35,6 +35,20 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_content_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    events, replace = [], os.replace
+
+    def note_name(source, target):
+        events.append(("named", source.stat().st_size))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", lambda file: events.append(("synced", os.fstat(file).st_size)))
+    monkeypatch.setattr(os, "replace", note_name)
+    path = write_bytes(tmp_path / "bytes", b"12345")
+    assert events == [("synced", 5), ("named", 5)]
+    assert path.read_bytes() == b"12345"
+
+
 def test_a_temporary_name_says_what_it_was_for(tmp_path, monkeypatch):
     names = []
     monkeypatch.setattr(os, "replace", lambda source, target: names.append(source.name))

@@ -18,6 +18,7 @@ from odeopt import (
     ContinuousAdjoint,
     DiscreteAdjoint,
     DivergenceError,
+    Euler,
     GradientFlow,
     ODEOptimizer,
     Safety,
@@ -68,6 +69,25 @@ def test_backsolve_loses_a_stiff_problem_over_a_long_horizon(horizon, good, devi
 def test_a_lost_backsolve_is_refused(horizon, device):
     with pytest.raises((StabilityError, DivergenceError)):
         stiff_gradient(BacksolveAdjoint(), horizon, device)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_the_start_is_missed_in_units_of_the_way(scale, device):
+    """Euler's method there and back leaves (1 - z^2)^n of a mode, where it went to (1 - z)^n."""
+
+    def gradient(z, steps):
+        opt = ODEOptimizer(
+            GradientFlow(lambda u, batch: 0.5 * z * u @ u), Euler(), BacksolveAdjoint(Euler())
+        )
+        start = torch.full((2,), scale, device=device)
+        call = opt.value_and_grad(lambda u, batch: u.sum())
+        return call(start, start, TimeGrid.from_lr(1.0, steps), start).grads.params
+
+    torch.testing.assert_close(gradient(0.05, 10), torch.full((2,), 0.95**10, device=device))
+    with pytest.raises(
+        StabilityError, match=r"by 6\.6e-01 of the way"
+    ):  # (1 - 0.75^3) / (1 - 0.5^3)
+        gradient(0.5, 3)
 
 
 @pytest.mark.parametrize(

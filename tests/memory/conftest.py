@@ -54,10 +54,13 @@ class Bench:
         return params, batch, outer_batch, {"mu": torch.tensor(0.01)}
 
     def run(self, checkpoints, solver=None, adjoint=None, grid=None, **keywords):
-        opt = ODEOptimizer(GradientFlow(self.loss), solver, adjoint, checkpoints)
+        field = self.tweak.get("field", GradientFlow)(self.loss)
+        opt = ODEOptimizer(field, solver, adjoint, checkpoints)
         params, batch, outer_batch, hparams = self.inputs()
         params = {**params, **self.tweak.get("params", {})}
+        batch = self.tweak.get("batch", batch)
         outer_batch = self.tweak.get("outer_batch", outer_batch)
+        hparams = {**hparams, **self.tweak.get("hparams", {})}
         grid = TimeGrid.from_lr(0.1, self.steps) if grid is None else grid
         call = opt.value_and_grad(self.outer, tasks=self.tasks is not None, **keywords)
         return call(params, batch, grid, outer_batch, hparams)

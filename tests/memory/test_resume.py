@@ -137,6 +137,9 @@ def test_states_on_disk_are_at_most_twice_the_slots(tmp_path):
 
 CHANGES = {
     "the initial state": lambda b: b.tweak.update(params={"b": torch.ones(2)}),
+    "the batch": lambda b: b.tweak.update(batch=(torch.ones(8, 5), torch.zeros(8, 2))),
+    "the hparams": lambda b: b.tweak.update(hparams={"mu": torch.tensor(0.02)}),
+    "the field": lambda b: b.tweak.update(field=odeopt.SGD),
     "the grid": lambda b: setattr(b, "steps", 26),
     "what the loss computes": lambda b: setattr(
         b, "loss", lambda p, batch, hp: 2 * Bench.loss(b, p, batch, hp)

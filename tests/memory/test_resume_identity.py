@@ -60,6 +60,41 @@ def test_other_settings_of_an_object_of_others_are_refused(tmp_path, name, make)
     assert same(found, Bench(25).run(Every(), **{name: make(0.5)}))
 
 
+@pytest.mark.parametrize("name", ["hparams", "batch"])
+def test_what_the_loss_does_not_look_at_is_compared_too(tmp_path, name):
+    """Integers, which are not differentiated, and what makes no difference in the first step."""
+
+    def bench(number, limit=None):
+        bench = Bench(25, limit=limit)
+        bench.loss = lambda params, batch, hp: Bench.loss(bench, params, batch[:2], hp)
+        batch = (*bench.inputs()[1], torch.tensor(number if name == "batch" else 0))
+        hparams = {"round": torch.tensor(number if name == "hparams" else 0)}
+        bench.tweak.update(batch=batch, hparams=hparams)
+        return bench
+
+    with pytest.raises(Crash):
+        bench(1, limit=45).run(schedule(tmp_path))
+    with pytest.raises(InputError, match=rf"differs in the {name}\."):
+        bench(2).run(schedule(tmp_path))
+    assert same(bench(1).run(schedule(tmp_path)), bench(1).run(Every()))
+
+
+def test_the_seed_of_a_stream_is_compared(tmp_path):
+    """Though the loss of the first step draws no random number."""
+
+    def run(seed, limit=None):
+        bench = Bench(25, limit=limit)
+        bench.tweak["batch"] = odeopt.Stream.constant(bench.inputs()[1], seed)
+        bench.tweak["field"] = SGD
+        return bench.run(schedule(tmp_path))
+
+    with pytest.raises(Crash):
+        run(1, limit=45)
+    with pytest.raises(InputError, match=r"differs in the batch\."):
+        run(2)
+    run(1)
+
+
 def test_what_a_loss_has_captured_may_change(tmp_path):
     def run(limit):
         calls = 0

@@ -220,3 +220,14 @@ def test_a_solve_leaves_files_of_others_in_its_folder(tmp_path):
     (shelf._folder / "notes.txt").write_text("mine")
     shelf.close(done=True)
     assert [path.name for path in shelf._folder.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_the_file_of_a_state_that_is_dropped_goes_at_once(tmp_path, resume):
+    shelf = Disk(tmp_path, resume=resume).open()
+    for index in (0, 1):
+        shelf.put(index, torch.ones(2))
+    shelf.drop(0)
+    assert [path.name for path in tmp_path.rglob("state-*")] == ["state-000000001"]
+    shelf.close(done=True)
+    assert not list(tmp_path.rglob("state-*"))

@@ -1,4 +1,4 @@
-"""What a learner is given: settings of a method by name, and the outer optimiser."""
+"""What a learner is given: settings of a method by name, the outer optimiser, and tasks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import odeopt
+from odeopt.meta.method import as_task_batch
 from odeopt.testing import smooth_problem
 
 
@@ -67,3 +68,15 @@ def test_so_is_that_of_a_bilevel_problem(device):
     problem = odeopt.BilevelProblem(odeopt.GradientFlow(loss), loss, grid)
     with pytest.raises(odeopt.InputError, match="optimizer is a SGD; expected a function"):
         problem.minimize(x, x, x, x, 1, optimizer=torch.optim.SGD([x], 0.1))
+
+
+def test_tasks_are_a_task_batch_or_a_pair(device):
+    pair = torch.ones(3, 2, device=device), torch.zeros(3, 2, device=device)
+    found = as_task_batch(pair)
+    assert (found.train is pair[0], found.validation is pair[1]) == (True, True)
+    assert as_task_batch(found) is found
+    for wrong in (pair[:1], (*pair, pair[0]), list(pair), None):
+        with pytest.raises(odeopt.InputError, match="task_batch is a "):
+            as_task_batch(wrong)
+    with pytest.raises(odeopt.InputError, match="validation"):
+        as_task_batch((pair[0], pair[1][:2]))

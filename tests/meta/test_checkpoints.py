@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import odeopt
 from odeopt import InputError, StorageError
+from odeopt.meta.storage import Checkpoint
 from odeopt.testing import smooth_problem
 from tests.meta.conftest import make, same
 
@@ -148,6 +149,28 @@ def test_other_hparams_leave_everything_as_it_is(folder):
     refuses(learner, InputError, r"hparams\['lr'\]")
 
 
+class Second:
+    """A worker to which the first one hands on what it has read."""
+
+    rank = 1
+
+    def __init__(self, *handed_on):
+        self.handed_on = iter(handed_on)
+
+    def from_first(self, what, read):
+        return next(self.handed_on)
+
+    def together(self, what, work):
+        return work()
+
+
+def test_another_worker_than_the_first_looks_whether_it_fits_as_well(folder):
+    learner = make(folder, hparams={"lr": {"out": torch.zeros(9)}})
+    found = Checkpoint.read(folder / "checkpoint.pt")
+    learner._keeper._workers, learner._keeper._writer = Second(True, found), None
+    refuses(learner, InputError, r"hparams\['lr'\]")
+
+
 def test_tensors_go_by_their_names(folder, device):
     whole, again = make(None), make(folder, order=-1)
     whole.fit(4)
@@ -170,6 +193,27 @@ def test_a_learner_goes_on_in_groups_of_the_optimizer(tmp_path, device):
     parts = learner(tmp_path / "parts")
     assert parts.restore()
     parts.fit(5)
+    assert same((whole.params, whole.hparams), (parts.params, parts.hparams))
+
+
+def test_tasks_that_are_drawn_at_random_go_on(tmp_path):
+    """Torch's random numbers are restored, so that a run of two parts draws what one draws."""
+    problem = smooth_problem(None, 12)
+    pool = odeopt.TaskPool(problem.batch, problem.outer_batch, 4)
+
+    def drawn(k):
+        return pool.select(torch.randperm(12)[:4].tolist())
+
+    def learner(name, seed):
+        torch.manual_seed(seed)
+        return make(tmp_path / name, tasks=drawn)
+
+    whole = learner("whole", seed=3)
+    whole.fit(6)
+    learner("parts", seed=3).fit(4)
+    parts = learner("parts", seed=8)
+    assert parts.restore()
+    parts.fit(6)
     assert same((whole.params, whole.hparams), (parts.params, parts.hparams))
 
 

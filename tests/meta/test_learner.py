@@ -118,6 +118,13 @@ def test_gradients_are_clipped():
     assert step.change == pytest.approx(1e-3, rel=1e-9)
 
 
+def test_gradients_that_are_short_enough_are_not_stretched():
+    found = learner(None, clip=1e3, optimizer=lambda leaves: torch.optim.SGD(leaves, lr=1.0))
+    step = found.fit(1)[0]
+    assert step.grad_norm < 1e3
+    assert step.change == pytest.approx(step.grad_norm, rel=1e-9)
+
+
 def test_validation_and_callback():
     seen = []
     held_out = pool(None).select([0, 1])

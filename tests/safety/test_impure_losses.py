@@ -17,6 +17,7 @@ import odeopt
 from odeopt import (
     Binomial,
     Density,
+    Euler,
     Every,
     Graded,
     GradientFlow,
@@ -93,6 +94,21 @@ def test_a_counter_is_refused_where_the_sum_of_the_state_stays_the_same(device, 
     opt = ODEOptimizer(Counter(direction), checkpoints=Binomial(2), safety=UNPROBED)
     with pytest.raises(odeopt.NondeterminismError, match="state before step"):
         run(opt, total, 0 * ones(device), ones(device), TimeGrid.from_lr(1.0, 9))
+
+
+@both
+def test_a_change_is_refused_where_the_norm_of_the_state_stays_the_same(device, run):
+    """The velocity turns round after the forward sweep, so that replayed states are mirrored."""
+    steps, calls = 9, 0
+
+    def turning(t, y, consts, hparams, batch):
+        nonlocal calls
+        calls += 1
+        return (1.0 if calls <= steps else -1.0) * torch.ones_like(y) + 0 * y
+
+    opt = ODEOptimizer(turning, Euler(), checkpoints=Binomial(1), safety=UNPROBED)
+    with pytest.raises(odeopt.NondeterminismError, match=r"state before step \d+ is not"):
+        run(opt, total, 0 * ones(device), ones(device), TimeGrid.from_lr(1.0, steps))
 
 
 @both

@@ -45,8 +45,9 @@ def recorded_times(solver, grid, speed, tasks=False):
     """The start of each accepted step: shape [n] or [n, tasks]."""
     recorder = Recorder()
     opt = ODEOptimizer(turning, solver, checkpoints=recorder)
-    opt.solve(start(speed.device), speed, grid, tasks=tasks)
-    return torch.stack(recorder.times)
+    begin = start(speed.device).requires_grad_()  # so that states are kept
+    opt.solve(begin, speed, grid, tasks=tasks)
+    return torch.stack(recorder.times).detach()
 
 
 @pytest.mark.parametrize("first_step", [None, 0.03])

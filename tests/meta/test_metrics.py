@@ -1,0 +1,45 @@
+"""What is shown while a learner runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from odeopt.meta import metrics
+from odeopt.meta.metrics import Step, progress
+
+
+class Bar:
+    """Notes what a progress bar is told."""
+
+    def __init__(self, *columns, console, disable):
+        self.disabled, self.told = disable, []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.told.append("ended")
+
+    def add_task(self, name, **keywords):
+        self.told.append(keywords)
+        return 7
+
+    def update(self, task, **keywords):
+        self.told.append((task, keywords))
+
+
+@pytest.mark.parametrize(("terminal", "shown", "disabled"), [
+    (True, True, False), (True, False, True), (False, True, True),
+])  # fmt: skip
+def test_the_bar_goes_on_by_one_update_and_says_how_fast(monkeypatch, terminal, shown, disabled):
+    bars = []
+    monkeypatch.setattr(metrics, "Progress", lambda *a, **kw: bars.append(Bar(*a, **kw)) or bars[0])
+    monkeypatch.setattr(metrics.Console, "is_terminal", terminal)
+    with progress(total=10, done=3, shown=shown) as show:
+        show(Step(3, value=0.25, grad_norm=1.0, change=0.1, seconds=0.5))
+    [bar] = bars
+    begin, update, end = bar.told
+    assert (begin["total"], begin["completed"], begin["rate"]) == (10, 3, 0.0)
+    assert update == (7, {"advance": 1, "loss": 0.25, "rate": 2.0})
+    assert end == "ended"
+    assert bar.disabled == disabled
