@@ -105,8 +105,11 @@ def _pairs(ours: Numbers, theirs: Numbers) -> dict[str, tuple[Tensor, Tensor]]:
     found: dict[str, tuple[Tensor, Tensor]] = {}
     for part in fields(ours):
         one, two = getattr(ours, part.name), getattr(theirs, part.name)
-        if one is not None and two is not None:
-            found[part.name] = one.detach(), two.detach()
+        if two is None:  # the reference has no formula for it
+            continue
+        if one is None:
+            raise MismatchError(f"odeopt gives no {part.name}; the reference gives {two.tolist()}")
+        found[part.name] = one.detach(), two.detach()
     return found
 
 
