@@ -78,6 +78,7 @@ def exact(device, tasks):
     return smooth(device, grid, tasks=tasks, hparams=True, estimate_error=False, solver=RK4())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHOICES)
 @pytest.mark.parametrize("tasks", [None, 3])
 def test_the_estimate_is_within_a_factor_of_two_of_the_true_error(device, name, tasks):
@@ -93,6 +94,7 @@ def test_the_estimate_is_within_a_factor_of_two_of_the_true_error(device, name, 
         assert found.error.value >= 0.3 * true
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 10**6),
     horizon=st.floats(0.1, 3.0),
@@ -116,6 +118,7 @@ def test_it_holds_on_random_quadratics(seed, horizon, smallest, steps):
         assert 0.5 <= found.error.params / true <= 2.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["euler", "mesh", "stabilized"])
 def test_asking_for_it_changes_nothing_else(device, name):
     steps, choices = CHOICES[name]
@@ -174,6 +177,7 @@ def test_a_single_step_has_no_estimate(device):
     assert "one step" in error.doubts[0]
 
 
+@pytest.mark.slow
 def test_observed_states_stay_nodes(device):
     problem = smooth_problem(device)
 
@@ -191,6 +195,7 @@ def test_observed_states_stay_nodes(device):
     assert 0.5 <= found.error.params / true <= 2.0
 
 
+@pytest.mark.slow
 def test_horizons_per_task_are_halved_each(device):
     horizons = torch.tensor([1.0, 4.0, 0.0])
     found = smooth(device, TimeGrid.uniform(horizons, 40), tasks=3, solver=ModifiedEuler())
@@ -224,6 +229,7 @@ def test_where_there_is_no_flow_it_is_refused_by_name(tmp_path):
             opt.value_and_grad(problem.loss, estimate_error=True, **settings)
 
 
+@pytest.mark.slow
 def test_the_defect_of_each_interval_is_reported_and_doubted_where_it_is_large(device):
     problem, start, direction = stiff(10.0)
     center, start, direction = (x.to(device) for x in (problem.center, start, direction))

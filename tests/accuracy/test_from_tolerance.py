@@ -38,6 +38,7 @@ def quadratic_calls(seed, horizon, largest, smallest, tol):
         yield relative_error(res.grads.params, exact), res
 
 
+@pytest.mark.slow
 @settings(max_examples=8)
 @given(
     seed=st.integers(0, 10**6),
@@ -58,6 +59,7 @@ def test_random_quadratics_meet_it_again_and_again(seed, horizon, largest, small
         assert error <= tol
 
 
+@pytest.mark.slow
 @settings(max_examples=4)
 @given(seed=st.integers(0, 10**6), horizon=st.floats(3.0, 5.0), tol=st.sampled_from([1e-1, 1e-2]))
 @example(seed=2, horizon=5.0, tol=1e-1)  # the error is four times the tolerance
@@ -66,6 +68,7 @@ def test_few_steps_of_the_stabilised_solver_that_are_not_doubted_meet_it(seed, h
         assert error <= tol or not result.error.trusted
 
 
+@pytest.mark.slow
 @settings(max_examples=4)
 @given(
     seed=st.integers(0, 10**6),
@@ -80,6 +83,7 @@ def test_few_steps_of_the_stabilised_solver_meet_it_or_are_doubted(seed, horizon
         assert error <= (tol if result.error.trusted else 2 * tol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tol", [1e-1, 1e-2, 1e-3, 1e-4])
 @pytest.mark.parametrize("tasks", [None, 3])
 def test_a_network_meets_it_in_params_and_hparams(device, tol, tasks):
@@ -92,6 +96,7 @@ def test_a_network_meets_it_in_params_and_hparams(device, tol, tasks):
         assert relative_error(res.grads.hparams, exact.grads.hparams) <= tol
 
 
+@pytest.mark.slow
 def test_first_steps_that_are_far_too_long_are_not_taken_for_rounding(device):
     def loss(params, batch):
         return (torch.tanh(params) - batch).square().sum()
@@ -109,6 +114,7 @@ def steepening(params, batch):
     return 0.5 * torch.exp(2 * params[0]) * params[1] ** 2 - params[0]
 
 
+@pytest.mark.slow
 def test_steps_that_became_unstable_on_the_way_are_not_differentiated(device):
     start, grid = torch.tensor([0.5, 0.2], device=device), TimeGrid.uniform(2.0, 1)
     opt = from_tolerance(GradientFlow(steepening), 0.1)
@@ -133,6 +139,7 @@ def test_a_looser_tolerance_costs_less(device):
     assert max(spent[:2]) < spent[2] < spent[3]
 
 
+@pytest.mark.slow
 def test_stiff_problems_get_the_stabilised_solver(device):
     problem, start, direction = stiff(1000.0)
     opt = from_tolerance(GradientFlow(problem.loss), 1e-2)
@@ -176,6 +183,7 @@ def test_asking_for_the_estimate_gives_one_of_this_call(device):
     assert own.params <= 1e-3
 
 
+@pytest.mark.slow
 def test_gradients_of_the_steps_are_those_of_the_horizon(device):
     horizon = torch.tensor(2.0)
 
@@ -190,6 +198,7 @@ def test_gradients_of_the_steps_are_those_of_the_horizon(device):
     torch.testing.assert_close(found.cpu(), torch.full((4,), expected), rtol=2e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tasks", [None, 3])
 def test_observed_states_are_the_flow_at_their_times(device, tasks):
     problem = smooth_problem(device, tasks)
@@ -234,6 +243,7 @@ def test_a_horizon_of_no_length_is_the_identity(device):
     assert relative_error(res.grads.params, expected) <= 1e-12
 
 
+@pytest.mark.slow
 def test_what_cannot_be_reached_is_said(device):
     problem = smooth_problem(device)
     single = [

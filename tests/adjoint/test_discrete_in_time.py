@@ -13,6 +13,7 @@ from support.discrete import (
     inner,
     outer,
     problem,
+    requiring_grad,
 )
 from torch.utils import _pytree as pytree
 
@@ -60,7 +61,7 @@ def test_adaptive_equals_autograd_through_its_accepted_steps(horizons, schedule,
     grid = TimeGrid.from_lr(torch.tensor(horizons, device=device))
     solver, recorder = Adaptive(1e-5, 1e-7), Recorder()
     ODEOptimizer(GradientFlow(inner), solver, checkpoints=recorder).solve(
-        params, batch, grid, hparams
+        requiring_grad(params), batch, grid, hparams
     )
     times = torch.stack([*recorder.times, grid.times[-1]])
     assert len(times) > len(horizons) + 1
@@ -117,7 +118,8 @@ def test_adaptive_steps_move_with_their_intervals(schedule, reference, device):
     params, batch, outer_batch, hparams, _ = spiral_problem(device)
     grid = TimeGrid.from_lr(torch.tensor([0.7, 0.4, 1.3], device=device))
     solver, recorder = Adaptive(1e-4, 1e-6), Recorder()
-    ODEOptimizer(spiral, solver, checkpoints=recorder).solve(params, batch, grid, hparams)
+    recorded = ODEOptimizer(spiral, solver, checkpoints=recorder)
+    recorded.solve(requiring_grad(params), batch, grid, hparams)
     times = torch.stack([*recorder.times, grid.times[-1]])
     parents = torch.searchsorted(grid.times, times[:-1] + 1e-9) - 1
     share = times.diff() / grid.dt[parents]

@@ -29,6 +29,7 @@ def test_the_deterministic_column_of_table_4_is_reproduced(t1, states, printed, 
     assert found == pytest.approx(printed, rel=0.01, abs=0.01 * printed + printed_digits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("states", "method", "factor"),
     [

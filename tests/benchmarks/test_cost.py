@@ -66,6 +66,7 @@ def test_a_job_gives_seconds_and_memory():
     assert found["together"] == 2
 
 
+@pytest.mark.slow
 def test_a_job_that_needs_too_much_memory_does_not_fit():
     """In a process of its own, since this one may have freed as much before."""
     found = measure.run_child(replace(JOB, shots=100_000, memory_gib=0.01))
@@ -119,6 +120,7 @@ def test_linear_growth_is_told_from_exponential_growth():
     assert curves.growth([5], [1.0]) is None
 
 
+@pytest.mark.slow
 def test_the_report_of_a_smoke_run_has_every_table(smoke):
     text = (smoke / "report.md").read_text()
     for title in ("Seconds of one meta-update", "Peak of live tensors, MiB", "per task that is in",
@@ -137,6 +139,7 @@ def test_the_report_of_a_smoke_run_has_every_table(smoke):
     assert cells["check"]["cosine"] > 0.999
 
 
+@pytest.mark.slow
 def test_a_second_run_computes_nothing(smoke, monkeypatch):
     monkeypatch.setattr(measure, "run_child", lambda _: pytest.fail("computed again"))
     assert call("--results", str(smoke)).exit_code == 0

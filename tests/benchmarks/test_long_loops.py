@@ -94,6 +94,7 @@ def test_a_point_of_both_lines_is_measured_once(tmp_path):
     assert len(keys) == len(set(keys)) == lines + 1  # and the kernels
 
 
+@pytest.mark.slow
 def test_the_report_of_a_smoke_run_and_a_second_one(tmp_path, monkeypatch):
     monkeypatch.setattr(loops, "installed", lambda line: line == "odeopt")
     args = ["long-loops", "--preset", "smoke", "--results", str(tmp_path)]

@@ -110,6 +110,7 @@ def outer(params, batch):
     return (params - batch).square().sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [1, 2, 5, 100])
 def test_an_adaptive_solve_is_made_once(slots):
     params, batch = torch.linspace(-1, 1, 6), torch.linspace(1, 50, 6)

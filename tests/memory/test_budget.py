@@ -40,6 +40,7 @@ def test_it_costs_what_it_says(tmp_path, device, host, disk, steps):
     assert plan.replayed_steps == (optimal_replays(steps, device + host + disk) if steps else 0)
 
 
+@pytest.mark.slow
 @given(st.integers(1, 6), st.integers(0, 6), st.integers(0, 6))
 def test_it_costs_what_it_says_when_the_length_is_unknown(tmp_path, device, host, disk):
     def run(checkpoints):

@@ -76,6 +76,7 @@ def test_whenever_it_crashes_the_result_is_the_same(tmp_path, name, adjoint, poi
     assert names(tmp_path) == []
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.integers(3, 400), min_size=1, max_size=3),
     st.sampled_from(["online", "binomial", "budget"]),

@@ -53,6 +53,7 @@ def stop(store, limit=None):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solve", [train, stop])
 @given(points=st.lists(st.integers(1, 150), min_size=1, max_size=3))
 def test_it_goes_on(tmp_path, solve, points):

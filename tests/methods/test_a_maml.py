@@ -24,6 +24,7 @@ def flow_gradient(few, params, batch, hparams, horizon):
     return opt.value_and_grad(few.outer, tasks=True)(params, batch[0], grid, batch[1], hparams)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seed", "learned"), [(0, False), (1, True)])
 def test_the_error_is_of_second_order(seed, learned, few, device):
     params, batch, hparams = few.draw(seed, 2, device)

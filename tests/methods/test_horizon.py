@@ -95,6 +95,7 @@ def test_each_task_has_the_gradient_of_its_own_number_of_steps(
     few.assert_equal(res, torch.cat([one.values for one in alone]), (mean,), 1e-12)
 
 
+@pytest.mark.slow
 def test_a_maml_stops_each_task_too(few, device):
     """Against runs over the beginning of the same grid."""
     params, batch, _ = few.draw(0, 3, device)

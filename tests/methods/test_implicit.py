@@ -84,6 +84,7 @@ def test_imaml_is_the_formula_of_its_paper(seed, strength, few, device):
         assert few.relative(method(theta, batch).grads.params, expected) <= 1e-8
 
 
+@pytest.mark.slow
 @given(seed=seeds, strength=st.floats(0.3, 3), cg_steps=st.integers(1, D), damping=st.floats(0, 2))
 def test_imaml_reports_the_residual(seed, strength, cg_steps, damping, few, device):
     """With v = gradient / strength of each task."""

@@ -73,6 +73,7 @@ def test_the_table_of_stability_limits(s, beta):
     assert max(sizes[50:]) < 0.96
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("s", [2, 4, 5, 8, 31])
 def test_the_conformance_suite_with_a_fixed_number_of_stages(s):
     check_solver(StabilizedRK(stages=s))
@@ -86,6 +87,7 @@ def test_as_many_stages_as_are_stable_and_no_more(stiffness):
     assert StabilizedRK(max_stages=10).stages_for(1e9) == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("s", [3, 6, 15])
 def test_state_and_gradient_converge_with_order_two(s, device):
     problem = smooth_problem(device)
@@ -115,6 +117,7 @@ def test_a_stiff_quadratic_against_its_closed_form(tolerance, device):
     assert res.stats.gradient_evaluations + res.stats.hvps < 10_000  # half of it for descent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tasks", [False, True])
 def test_errors_follow_the_tolerance(tasks, device):
     problem = smooth_problem(device, tasks=3 if tasks else None)
@@ -234,6 +237,7 @@ def test_too_many_steps_and_what_is_not_finite_raise(device):
         opt.solve(torch.ones(2, device=device), torch.ones(2, device=device), grid)
 
 
+@pytest.mark.slow
 def test_power_iterations_of_safety_use_the_limit_of_each_step(device):
     problem, start, direction = stiff(1e3)
     coarse, safety = TimeGrid.uniform(1.0, 3), Safety(power_iterations=20)
@@ -246,6 +250,7 @@ def test_power_iterations_of_safety_use_the_limit_of_each_step(device):
             )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_one_controller_for_all_tasks(device):
     problem = smooth_problem(device, tasks=3)
     solver = StabilizedRK(1e-5, 1e-7, PIController(per_task=False))

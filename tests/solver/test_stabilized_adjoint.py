@@ -76,6 +76,7 @@ def test_the_gradient_is_autograds_through_the_same_steps(schedule, mode, monkey
     assert relative_error(res.grads.dt.sum(), g_horizon) < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [StabilizedRK(1e-3, 1e-5), StabilizedRK(stages=30)])
 @pytest.mark.parametrize("steps", [1, 5])
 def test_every_schedule_and_both_paths_give_the_same_bits(solver, steps, device):
@@ -182,6 +183,7 @@ def test_traced_kernels_give_the_same_gradient(solver, tasks, device):
     assert relative_error(*found) < 1e-11
 
 
+@pytest.mark.slow
 @given(
     spectrum=st.lists(st.floats(-0.5, 4.0), min_size=1, max_size=6),
     horizon=st.floats(0.0, 3.0),

@@ -62,6 +62,7 @@ def test_the_gradient_is_autograds_through_the_same_steps(schedule, monkeypatch,
     assert relative_error(res.grads.batch, g_speed) < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("horizons", [[2.0, 2.0, 2.0], [2.0, 0.3, 1.0], [0.0, 1.0, 0.0]])
 def test_tasks_are_a_loop_over_them_to_the_tolerance(horizons, device):
     for tolerance in (1e-2, 1e-4):
@@ -81,6 +82,7 @@ def test_equal_tasks_are_exactly_a_loop_over_them(device):
     assert res.stats == own.stats or res.stats.steps == own.stats.steps
 
 
+@pytest.mark.slow
 def test_each_task_has_its_own_steps_and_all_have_the_same_stages(monkeypatch, device):
     steps = watch_steps(monkeypatch)
     solve(device, StabilizedRK(1e-3, 1e-5))
