@@ -51,7 +51,6 @@ class StabilizedStepper(AdaptiveStepper):
         zero, everyone = torch.zeros_like(self._dt), ~self._failed
         start = self._t.to(self._dtype)
         self._radius = self._power.estimate(start, y0, self._slope, zero, everyone)
-        self._radius_ahead = self._radius
         self._shorten()
 
     @override

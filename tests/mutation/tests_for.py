@@ -68,7 +68,10 @@ PARTS = {
         {
             "sweep/adaptive.py": ("solver/test_adaptive_steps.py",),
             "sweep/stabilized.py": _STABILIZED,
-            "sweep/power.py": (*_STABILIZED, "safety/test_limits.py"),
+            "sweep/power.py": (
+                "solver/test_power_iteration.py", *_STABILIZED, "safety/test_limits.py",
+            ),
+            "sweep/stepper.py": ("solver/test_torchdiffeq_options.py",),
             "sweep/spectrum.py": ("safety/test_limits.py",),
             "sweep/progress.py": ("memory/test_resume.py", "memory/test_resume_folder.py"),
             "sweep/forward.py": ("safety/test_impure_losses.py", "memory/test_resume.py"),

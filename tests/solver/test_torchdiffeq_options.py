@@ -81,3 +81,21 @@ def test_options_cannot_be_changed_from_outside():
     solver = odeopt.Torchdiffeq("rk4", options=options)
     options["stepsize"] = 0.2
     assert solver.options == {"step_size": 0.1}
+
+
+def test_a_library_solves_once_whatever_is_kept(device, monkeypatch):
+    solves, solve = [], odeopt.Torchdiffeq.solve
+
+    def counted(*args, **keywords):
+        solves.append(1)
+        return solve(*args, **keywords)
+
+    monkeypatch.setattr(odeopt.Torchdiffeq, "solve", counted)
+    opt = odeopt.ODEOptimizer(
+        odeopt.GradientFlow(lambda u, b: (u - b).square().sum()), odeopt.Torchdiffeq("rk4"),
+        odeopt.ContinuousAdjoint(odeopt.RK4()), odeopt.Every(2),
+    )  # fmt: skip
+    x = torch.ones(3, device=device)
+    call = opt.value_and_grad(lambda u, b: u.sum())
+    call(x, 0 * x, odeopt.TimeGrid.uniform(1.0, 6), x)
+    assert len(solves) == 1
