@@ -137,9 +137,10 @@ def _normalised(parts: Tensor) -> Tensor:
 
 
 def _curvature(first: Progress, second: Progress, third: Progress) -> Tensor:
+    """Up to a factor, since only shares of the whole are compared."""
     before, after = second.t - first.t, third.t - second.t
     bend = _slope(second, third, after) - _slope(first, second, before)
-    return torch.linalg.vector_norm(bend, dim=-1) / _positive(0.5 * (before + after))
+    return torch.linalg.vector_norm(bend, dim=-1) / _positive(before + after)
 
 
 def _slope(start: Progress, stop: Progress, duration: Tensor) -> Tensor:

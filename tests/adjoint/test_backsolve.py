@@ -111,3 +111,16 @@ def test_the_adjoint_of_a_convex_loss_never_grows_backward(adjoint, device):
         for k, start in enumerate(starts)
     ]
     assert bool((torch.stack([*norms, c.norm()]).diff() >= 0).all())
+
+
+@pytest.mark.parametrize(("velocity", "expected"), [(-2.0, -12.0), (float("inf"), 0.0)])
+def test_an_interval_of_zero_length_moves_nothing_but_counts_if_it_grew(velocity, expected, device):
+    """Its length has the gradient of a step that begins, where the velocity is finite."""
+    opt = ODEOptimizer(
+        lambda t, u, consts, hparams, batch: u * velocity, Euler(), BacksolveAdjoint(RK4()),
+        safety=Safety(probe=False),
+    )  # fmt: skip
+    u, grid = torch.ones(2, device=device), TimeGrid(torch.tensor([0.0, 0.0], device=device))
+    res = opt.value_and_grad(lambda u, b: (3 * u).sum())(u, None, grid, None)
+    assert res.grads.params.tolist() == [3.0, 3.0]
+    assert res.grads.dt.tolist() == [expected]

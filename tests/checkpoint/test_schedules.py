@@ -295,3 +295,9 @@ def test_mesh_stream_covers_the_grid_without_gaps(schedule, n, device):
 
 def _on(progress, device):
     return Progress(progress.t.to(device), progress.y.to(device))
+
+
+@pytest.mark.parametrize(("n", "coarser"), [(1, 1), (2, 1), (5, 3), (8, 4)])
+def test_a_mesh_half_as_fine(n, coarser):
+    for kind in (Graded, Density):
+        assert kind(n).coarser().n == coarser

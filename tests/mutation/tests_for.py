@@ -100,6 +100,7 @@ PARTS = {
     "rules": Part(
         ("rule",),
         (
+            "rule/test_clipping.py",
             "rule/test_rates_of_zero.py",
             "rule/test_against_torch.py",
             "rule/test_gradients.py",
