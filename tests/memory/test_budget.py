@@ -156,3 +156,9 @@ def test_an_unfitted_budget_has_no_actions():
         MemoryBudget("1GiB").forward(3)
     with pytest.raises(odeopt.OdeoptError, match="fit"):
         MemoryBudget("1GiB").backward(3, [0])
+
+
+@pytest.mark.parametrize(("slots", "all_of_them"), [(8, False), (9, True), (50, True)])
+def test_a_budget_for_every_state_replays_nothing(slots, all_of_them):
+    """The last of the ten is the running one."""
+    assert MemoryBudget(slots * STATE).fit(STATE, 10).keeps_all is all_of_them

@@ -231,3 +231,12 @@ def test_the_file_of_a_state_that_is_dropped_goes_at_once(tmp_path, resume):
     assert [path.name for path in tmp_path.rglob("state-*")] == ["state-000000001"]
     shelf.close(done=True)
     assert not list(tmp_path.rglob("state-*"))
+
+
+@pytest.mark.parametrize("make", [Device, Host])
+def test_what_is_closed_is_let_go(make):
+    shelf = make().open()
+    shelf.put(0, torch.ones(3))
+    shelf.close(True)
+    with pytest.raises(KeyError):
+        shelf.get(0)

@@ -80,3 +80,14 @@ def test_tasks_are_a_task_batch_or_a_pair(device):
             as_task_batch(wrong)
     with pytest.raises(odeopt.InputError, match="validation"):
         as_task_batch((pair[0], pair[1][:2]))
+
+
+@pytest.mark.parametrize(("name", "wrong"), [
+    ("clip", 0.0), ("clip", -1.0), ("clip", float("nan")), ("validate_every", 0),
+    ("validate_every", True), ("checkpoint_every", 1.5), ("tasks", None),
+])  # fmt: skip
+def test_a_setting_that_cannot_be_used_is_refused(device, name, wrong):
+    problem = smooth_problem(device)
+    settings = {"tasks": odeopt.TaskPool(problem.batch, problem.outer_batch), name: wrong}
+    with pytest.raises(odeopt.InputError, match=rf"^{name} is .*; expected"):
+        odeopt.MetaLearner("maml", problem.params, loss=problem.loss, **settings)

@@ -17,7 +17,7 @@ from tests.mutation.tests_for import Part
 from tests.mutation.trials import Job, Outcome, run_all
 from tests.mutation.workspace import Workspace
 
-PATIENCE = 4
+PATIENCE = 3
 """A mutant has so many times as long as its tests take on the code as it is."""
 
 _AT_LEAST = 20.0

@@ -153,6 +153,9 @@ PARTS = {
                 "methods/test_horizon.py::test_the_search_for_the_horizon_is_counted",
             ),
             "meta/method.py": ("methods/test_reptile.py",),
+            "meta/keeper.py": (
+                "meta/test_checkpoints.py", "distributed/test_workers.py::test_one_worker_writes",
+            ),
         },
     ),
     "merging": Part(
