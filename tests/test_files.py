@@ -86,3 +86,17 @@ def test_there_is_no_other_way_to_load_a_file(way):
     assert [
         path for path in SOURCES if way in path.read_text() and "testing" not in path.parts
     ] == []
+
+
+def test_an_interruption_just_after_the_file_has_its_name_is_passed_on(tmp_path, monkeypatch):
+    replace = os.replace
+
+    def interrupted(*paths):
+        replace(*paths)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_bytes(tmp_path / "file", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"new"

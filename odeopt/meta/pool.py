@@ -40,8 +40,7 @@ class TaskPool:
     names: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        found = [leaf for leaf in tree.tensors(self.train) if leaf.ndim > 0]
-        if not found:
+        if not any(leaf.ndim > 0 for leaf in tree.tensors(self.train)):
             raise InputError("train holds no tensor with a leading task dimension.")
         for batch, what in ((self.train, "train"), (self.validation, "validation")):
             check_lead(batch, len(self), what)
@@ -63,7 +62,7 @@ class TaskPool:
 
     def __len__(self) -> int:
         """The number of tasks."""
-        return tree.tensors(self.train)[0].shape[0]
+        return next(leaf.shape[0] for leaf in tree.tensors(self.train) if leaf.ndim > 0)
 
     def __call__(self, update: int) -> TaskBatch:
         """The meta-batch of an update."""

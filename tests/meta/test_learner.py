@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -247,3 +248,12 @@ def test_tensorboard_is_optional(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(odeopt.CompatibilityError, match="install it, or read metrics"):
         odeopt.tensorboard("runs")
+
+
+def test_steps_that_do_not_move_do_not_end_a_run_without_a_tolerance(device):
+    found = odeopt.MetaLearner(
+        "maml", smooth_problem(device).params, pool(device), partial(torch.optim.SGD, lr=0.0),
+        loss=smooth_problem(device).loss, settings={"lr": 0.1, "steps": 1},
+    )  # fmt: skip
+    assert [step.change for step in found.fit(3)] == [0.0, 0.0, 0.0]
+    assert len(found.fit(9, tolerance=1e-9)) == 1

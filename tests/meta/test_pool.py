@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,3 +31,11 @@ def test_the_order_depends_on_update_and_seed_alone():
     assert pools[0].indices(17) == pools[1].indices(17)
     assert pools[0].indices(17) != pools[2].indices(17)
     assert pools[0].indices(17) != pools[0].indices(27)
+
+
+def test_a_pool_without_a_task_dimension_is_refused():
+    for train in (torch.tensor(1.0), (), {"lr": 0.1}):
+        with pytest.raises(odeopt.InputError, match="no tensor with a leading task dimension"):
+            odeopt.TaskPool(train, torch.ones(3))
+    with pytest.raises(odeopt.InputError, match=r"train\[0\] has shape \(\); expected a leading"):
+        odeopt.TaskPool((torch.tensor(1.0), torch.ones(3)), torch.ones(3), batch_size=1)

@@ -25,4 +25,34 @@ EQUIVALENT = (
         "block = copy.block.to(copy.device, non_blocking=False)",
         "A copy that is waited for holds the same numbers; it is slower, and on a GPU alone.",
     ),
+    Equivalent(
+        "odeopt/sweep/adaptive.py",
+        "error = torch.where(dt >= 0, tried.error.to(torch.float64), torch.zeros_like(dt))",
+        "An attempt of zero length, of a task that waits, has no error in any case.",
+    ),
+    Equivalent(
+        "odeopt/sweep/adaptive.py",
+        "self._dt = torch.where(dt >= 0, proposal, self._dt)",
+        "A task that waits has landed: what is proposed to it is at least the step that it had.",
+    ),
+    Equivalent(
+        "odeopt/sweep/power.py",
+        "self._generator = torch.Generator().manual_seed(1)",
+        "Any seed draws a random vector.",
+    ),
+    Equivalent(
+        "odeopt/replay.py",
+        "over = (gaps.reshape(len(trace.starts), -1) >= 1).any(-1).nonzero().flatten().tolist()",
+        "Whether a gap that is what rounding explains to the last bit still passes does not matter.",
+    ),
+    Equivalent(
+        "odeopt/replay.py",
+        "for k in range(stepper.length or 1):",
+        "Without a step there is no gap that could lead here.",
+    ),
+    Equivalent(
+        "odeopt/store/host.py",
+        "if True:",
+        "Which of the copies are made on a GPU's streams can be told on a GPU alone.",
+    ),
 )
