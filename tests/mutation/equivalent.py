@@ -43,7 +43,7 @@ EQUIVALENT = (
     Equivalent(
         "odeopt/replay.py",
         "over = (gaps.reshape(len(trace.starts), -1) >= 1).any(-1).nonzero().flatten().tolist()",
-        "Whether a gap that is what rounding explains to the last bit still passes does not matter.",
+        "Whether a gap that rounding explains to the last bit still passes does not matter.",
     ),
     Equivalent(
         "odeopt/replay.py",

@@ -75,7 +75,10 @@ PARTS = {
             "sweep/spectrum.py": ("safety/test_limits.py",),
             "sweep/progress.py": ("memory/test_resume.py", "memory/test_resume_folder.py"),
             "sweep/forward.py": (
-                "adjoint/test_truncated_and_first_order.py", "safety/test_impure_losses.py", "memory/test_resume.py"),
+                "adjoint/test_truncated_and_first_order.py",
+                "safety/test_impure_losses.py",
+                "memory/test_resume.py",
+            ),
             "sweep/backward.py": ("adjoint/test_discrete.py", "memory/test_resume.py"),
             "sweep/kept.py": ("memory/test_tiers.py", "memory/test_resume.py"),
             "replay.py": ("safety/test_changes_after_the_solve.py",),
