@@ -148,7 +148,7 @@ class Reference:
         begin = state = self.start()
         starts, lengths, parents = self._times(task)
         counts = [self._counts(task, k, length) for k, length in enumerate(lengths)]
-        seen = {"truncated": TRUNCATED, "first-order": 0}.get(self.c.adjoint, len(lengths))
+        seen = {"truncated": TRUNCATED, "first-order": -1}.get(self.c.adjoint, len(lengths))
         way = Way([state], [0], starts, lengths)
         for k, length in enumerate(lengths):
             if not has_rule(self.c) or k < self._made(task):
