@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 from odeopt import tree
-from odeopt.distributed.agreement import Settings, first_batches, texts
-from odeopt.distributed.merging import Part, merge
+from odeopt.distributed.agreement import Settings, first_batches
+from odeopt.distributed.merging import Part, agreed, merge
 from odeopt.distributed.share import Share
 from odeopt.distributed.workers import Workers
 from odeopt.eagerly import eagerly
@@ -94,17 +94,10 @@ class SpreadValueAndGrad:
         inputs = _Inputs(self.call, params, batch, grid, outer_batch, hparams, state)
         if self.workers.count == 1:
             return inputs.result()
-        tasks = self.workers.agree(
-            "the arguments of value_and_grad", "in value_and_grad", lambda: self._compared(inputs)
-        )
+        workers, what = self.workers, "value_and_grad"
+        tasks = agreed(workers, what, self._settings, inputs.parts(), inputs.count)
         device = tree.tensors((params, hparams))[0].device
-        return _result(
-            merge(self.workers, "value_and_grad", tasks, lambda share: _part(inputs, share), device)
-        )
-
-    def _compared(self, inputs: _Inputs) -> tuple[dict[str, str], int]:
-        """All that decides the result, as text, and the number of tasks."""
-        return {**self._settings.texts(), **texts(inputs.parts())}, inputs.count()
+        return _result(merge(workers, what, tasks, lambda share: _part(inputs, share), device))
 
 
 def _settings(call: ValueAndGrad) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from odeopt import tree
 from odeopt.describing import describe_leniently
-from odeopt.distributed.agreement import compare, shorten
+from odeopt.distributed.agreement import Settings, compare, shorten, texts
 from odeopt.distributed.failure import Failure
 from odeopt.distributed.share import Share
 from odeopt.distributed.workers import Workers
@@ -59,6 +59,30 @@ class _Own:
     part: Part | None = None
     error: OdeoptError | None = None
     """With `all_failed`."""
+
+
+def agreed(
+    workers: Workers, what: str, settings: Settings, given: Mapping[str, Any],
+    count: Callable[[], int],
+) -> int:  # fmt: skip
+    """The number of tasks, once all that decides a result is the same on every worker.
+
+    Args:
+        workers: who takes part.
+        what: what will be done, for messages.
+        settings: what every call uses.
+        given: the arguments of this one, by name.
+        count: the number of tasks in them.
+
+    Raises:
+        OdeoptError: as `count` does, on every worker.
+        WorkerError: if a worker is lost, or something differs.
+    """
+
+    def compared() -> tuple[dict[str, str], int]:
+        return {**settings.texts(), **texts(given)}, count()
+
+    return workers.agree(f"the arguments of {what}", f"in {what}", compared)
 
 
 def merge(

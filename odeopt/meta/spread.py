@@ -9,8 +9,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from odeopt import tree
-from odeopt.distributed import Part, Share, Workers, merge
-from odeopt.distributed.agreement import Settings, first_batches, texts
+from odeopt.distributed import Part, Share, Workers, agreed, merge
+from odeopt.distributed.agreement import Settings, first_batches
 from odeopt.grid import TimeGrid
 from odeopt.meta.method import (
     MetaGradient,
@@ -80,15 +80,11 @@ class SpreadMethod(Method):
 
     def _agree(self, what: str, params: PyTree, batch: TaskBatch, hparams: PyTree) -> int:
         """The number of tasks, once all that decides the result is the same on every worker."""
-
-        def compared() -> tuple[dict[str, str], int]:
-            given = {
-                "params and hparams": (params, hparams),
-                "the tasks": first_batches((batch.train, batch.validation)),
-            }
-            return {**self._settings.texts(), **texts(given)}, _count(batch)
-
-        return self._workers.agree(f"the arguments of {what}", f"in {what}", compared)
+        given = {
+            "params and hparams": (params, hparams),
+            "the tasks": first_batches((batch.train, batch.validation)),
+        }
+        return agreed(self._workers, what, self._settings, given, lambda: _count(batch))
 
 
 def _count(batch: TaskBatch) -> int:

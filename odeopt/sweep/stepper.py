@@ -43,17 +43,21 @@ class Stepper(ABC):
 class SettledStepper(Stepper):
     """Steps of known lengths, which a backward sweep can take again."""
 
-    @abstractmethod
+    _waits: Waits
+    _made: Tensor
+    """Whether each step is made, shape [steps] or [tasks, steps]."""
+
     def waits(self, start: int, stop: int) -> Waiting | None:
         """The tasks that wait between two states; None if none does."""
+        return self._waits.between(start, stop)
 
     @abstractmethod
     def interval(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """The start and the length of the interval between two states, in the state's dtype."""
 
-    @abstractmethod
     def left_out(self, adjoint: LocalAdjoint) -> Tensor:
         """Whether an adjoint leaves each step out, shape [steps] or [tasks, steps]."""
+        return left_out(self._made, adjoint.first_step)
 
     def stages_at(self, k: int) -> int | None:
         """The stages of step k, where they were chosen for this step; else None."""
@@ -89,14 +93,6 @@ class FixedStepper(SettledStepper):
         return y1 if waiting is None else waiting.keep(y, y1)
 
     @override
-    def waits(self, start: int, stop: int) -> Waiting | None:
-        return self._waits.between(start, stop)
-
-    @override
-    def left_out(self, adjoint: LocalAdjoint) -> Tensor:
-        return left_out(self._made, adjoint.first_step)
-
-    @override
     def time(self, k: int) -> Tensor:
         return self._starts[k]
 
@@ -130,14 +126,6 @@ class GridStepper(SettledStepper):
     def advance(self, k: int, y: Tensor) -> Tensor:
         states = self._solve() if self._states is None else self._states
         return states[self._places[k + 1]].clone()
-
-    @override
-    def waits(self, start: int, stop: int) -> Waiting | None:
-        return self._waits.between(start, stop)
-
-    @override
-    def left_out(self, adjoint: LocalAdjoint) -> Tensor:
-        return left_out(self._made, adjoint.first_step)
 
     @override
     def time(self, k: int) -> Tensor:

@@ -16,6 +16,7 @@ from odeopt.grid import TimeGrid
 from odeopt.optimizer import ODEOptimizer
 from odeopt.solver.base import Stepping
 from odeopt.solver.error_control import Attempt, ErrorControlled, PIController
+from odeopt.testing.counted import Counted
 from odeopt.testing.problems import Quadratic, relative_error
 
 Controlled = TypeVar("Controlled", bound=ErrorControlled)
@@ -99,20 +100,13 @@ def _attempt(solver: ErrorControlled, stepping: Stepping, dt: float, y0: Tensor)
 
 
 def _check_attempt(solver: ErrorControlled, stepping: Stepping, y0: Tensor) -> None:
-    calls = 0
-
-    def counted(t: Tensor, y: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        return stepping.velocity(t, y)
-
     t = _number(0.2, y0)
     slope = stepping.velocity(t, y0)
     for length in (0.1, 0.3):
-        dt, calls = _number(length, y0), 0
+        dt, counted = _number(length, y0), Counted(stepping.velocity)
         tried = solver.attempt(counted, t, dt, y0, slope)
-        assert calls == solver.attempt_gradients, (
-            f"an attempt evaluates the velocity {calls} times, but attempt_gradients is"
+        assert counted.calls == solver.attempt_gradients, (
+            f"an attempt evaluates the velocity {counted.calls} times, but attempt_gradients is"
             f" {solver.attempt_gradients}"
         )
         expected = solver.step(stepping.velocity, t, dt, y0)

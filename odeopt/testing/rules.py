@@ -15,6 +15,7 @@ from odeopt.grid import TimeGrid
 from odeopt.optimizer import ODEOptimizer
 from odeopt.rule.base import UpdateRule
 from odeopt.stream import Stream
+from odeopt.testing.counted import Counted
 from odeopt.testing.fields import ROUNDING
 from odeopt.testing.problems import SmoothProblem, relative_error, smooth_problem
 from odeopt.types import Loss, PyTree
@@ -74,19 +75,13 @@ def _check_update(rule: UpdateRule, state: PyTree, consts: PyTree, problem: Smoo
 
 
 def _check_cost(make: Callable[[Loss], UpdateRule], problem: SmoothProblem) -> None:
-    calls = 0
-
-    def counted(params: PyTree, batch: PyTree, *hparams: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        return problem.loss(params, batch, *hparams)
-
+    counted = Counted(problem.loss)
     rule, number = make(counted), problem.batch[0].new_tensor
     state, consts = rule.init(problem.params, None)
     rule.update(number(0.0), number(0.1), state, consts, None, problem.batch)
-    assert calls <= 1, (
-        f"an update evaluates the loss {calls} times, but counts as one gradient: take a value"
-        " and its gradient together (torch.func.grad_and_value), or make what needs several"
+    assert counted.calls <= 1, (
+        f"an update evaluates the loss {counted.calls} times, but counts as one gradient: take a"
+        " value and its gradient together (torch.func.grad_and_value), or make what needs several"
         " gradients a solver with as many stages"
     )
 

@@ -17,6 +17,7 @@ from odeopt.solver.base import GridSolver, Solver, Stepping, StepSolver
 from odeopt.solver.error_control import ErrorControlled
 from odeopt.solver.reached import Reached, reached
 from odeopt.testing.adaptive import check_attempts, check_chosen_steps, check_controller
+from odeopt.testing.counted import Counted
 from odeopt.testing.problems import Quadratic, relative_error, smooth_problem
 from odeopt.theta import Data, Theta
 from odeopt.tree import is_differentiable, partition
@@ -82,15 +83,11 @@ def _check_zero_step(solver: StepSolver, stepping: Stepping, y0: Tensor) -> None
 
 
 def _check_stages(solver: StepSolver, stepping: Stepping, y0: Tensor) -> None:
-    calls = 0
-
-    def counted(t: Tensor, y: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        return stepping.velocity(t, y)
-
+    counted = Counted(stepping.velocity)
     solver.step(counted, _number(0.0, y0), _number(0.1, y0), y0)
-    assert calls == solver.stages, f"a step evaluates the velocity {calls} times, not stages times"
+    assert counted.calls == solver.stages, (
+        f"a step evaluates the velocity {counted.calls} times, not stages times"
+    )
 
 
 def _march(solver: StepSolver, stepping: Stepping, y: Tensor, t1: float, steps: int) -> Tensor:

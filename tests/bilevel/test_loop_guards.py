@@ -45,6 +45,7 @@ def test_what_is_not_changed_passes_whatever_the_rate(problem):
             for batch in problem.batches:
                 inner.step(problem.mse, batch)
         inner.backward(problem.mse, problem.outer)
+        assert all(p.grad.isfinite().all() for p in problem.model.parameters())
 
 
 def on_parameter(model, optimizer):

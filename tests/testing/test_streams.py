@@ -17,15 +17,17 @@ def number(k):
     return torch.full((3,), float(k))
 
 
-class Counted:
-    """Numbers its calls, which its settings leave out."""
-
+class Counting:
     def __init__(self):
         self.calls = 0
 
     def __call__(self, k):
         self.calls += 1
         return number(k)
+
+
+class Counted(Counting):
+    """Numbers its calls, which its settings leave out."""
 
     def settings(self):
         return {}
@@ -76,15 +78,6 @@ class Racing:
 
     def settings(self):
         return {}
-
-
-class Counting:
-    def __init__(self):
-        self.calls = 0
-
-    def __call__(self, k):
-        self.calls += 1
-        return number(k)
 
 
 class Forgetful:
