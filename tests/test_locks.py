@@ -106,3 +106,19 @@ def test_a_fork_neither_releases_nor_keeps_the_lock_of_its_parent(tmp_path):
             assert FolderLock.take(path) is not None
         finally:
             os.kill(child, signal.SIGKILL)
+
+
+def test_a_lock_is_left_to_another_process_once(tmp_path):
+    path = tmp_path / "lock"
+    lock = FolderLock.take(path)
+    lock.forget()
+    lock.forget()
+    lock.release()
+    assert not lock.is_held
+    assert path.exists()
+
+
+def test_a_lock_that_excludes_nobody_can_be_left(tmp_path):
+    lock = FolderLock(tmp_path / "lock", None)
+    lock.forget()
+    assert not lock.is_held

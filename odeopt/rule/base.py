@@ -182,8 +182,6 @@ class GradientRule(UpdateRule):
 
 
 def _check_buffers(buffers: PyTree) -> PyTree:
-    if buffers is None:
-        return None
     if any(leaf.requires_grad for leaf in tree.tensors(buffers)):
         raise CapturedTensorError(
             "a buffer requires grad: buffers carry no gradient. Detach it, or pass it in hparams."

@@ -68,7 +68,7 @@ class HostShelf(Shelf):
             packing = Packing(tuple(state.shape), tuple(range(state.ndim)))
             self._copies[index] = _Copy(state, packing, state.device, None)
         elif state.device.type == "cuda":
-            self._copies[index] = self._send(state)
+            self._send(index, state)
         else:
             block, packing = pack(state)
             self._copies[index] = _Copy(block.cpu(), packing, state.device, None)
@@ -102,7 +102,7 @@ class HostShelf(Shelf):
         self._copies.clear()
         self._fetched.clear()
 
-    def _send(self, state: Tensor) -> _Copy:
+    def _send(self, index: int, state: Tensor) -> None:
         """Copy to pinned memory behind the solve's back, one copy after another.
 
         The host waits for the copy before this one, so that at most one state beside this one
@@ -119,7 +119,7 @@ class HostShelf(Shelf):
             written = _mark(stream)
         block.record_stream(stream)  # not to be reused before the copy is complete
         self._last = written
-        return _Copy(target, packing, state.device, written)
+        self._copies[index] = _Copy(target, packing, state.device, written)
 
     def _fetch(self, copy: _Copy) -> _Fetched:
         stream = self._stream(copy.device)

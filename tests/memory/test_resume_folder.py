@@ -11,6 +11,9 @@ import torch
 
 from odeopt import Binomial, CompatibilityError, Disk, Every, InputError, MemoryBudget, StorageError
 from odeopt.store import resumable
+from odeopt.store.own_files import states
+from odeopt.store.resumable import ResumableShelf
+from odeopt.store.solve_folder import SolveFolder
 from tests.memory.conftest import Bench, Crash, same
 
 TEMPORARY = ".forward.progress.0123456789abcdef.tmp"
@@ -70,6 +73,15 @@ def test_which_solve_it_is_is_written_before_its_first_step(tmp_path):
     with pytest.raises(InputError, match="differs in the grid"):
         Bench(26).run(schedule)
     assert same(Bench(25).run(schedule), Bench(25).run(Every()))
+
+
+def test_states_that_no_progress_needs_are_removed(tmp_path):
+    folder = SolveFolder(tmp_path, {"grid": "x"})
+    store = ResumableShelf(folder)
+    for index in range(4):
+        store.put(index, torch.ones(2))
+    folder.remove_states(but=[1, 3])
+    assert sorted(states(tmp_path)) == [1, 3]
 
 
 def test_a_state_in_the_place_of_another_is_refused(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from odeopt import InputError, StorageError
+from odeopt.meta.run_folder import RunFolder
 from tests.meta.conftest import make, same
 
 
@@ -96,3 +97,11 @@ def test_a_relative_folder_is_the_one_it_was_when_it_was_given(tmp_path, monkeyp
     learner.fit(3)
     assert list((tmp_path / "elsewhere").iterdir()) == []
     assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_what_unlocks_lets_others_in_at_once(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert folder.lock()
+    lock = folder._lock
+    folder.unlock()
+    assert not lock.is_held  # though this test still knows it

@@ -252,3 +252,28 @@ def test_newton_does_not_climb_the_other_side(device):
     states = newton(lopsided, 1, u0, torch.zeros(1, device=device), 1)
     losses = [float(lopsided(state, torch.zeros(1, device=device))) for state in states]
     assert losses[1] < losses[0]
+
+
+class Tightening(odeopt.GradientField):
+    r"""The potential $(1 + t) |y|^2 / 2 - b \cdot y$, whose minimiser $b / (1 + t)$ moves."""
+
+    def potential(self, t, state, consts, hparams, batch):
+        del consts, hparams
+        return 0.5 * (1 + t) * state.square().sum() - (batch * state).sum()
+
+
+def test_the_minimiser_is_that_of_the_last_time(device):
+    """With the stationarity there over that at the first time."""
+    start, pull = torch.tensor([3.0, -1.0], device=device), torch.tensor([2.0, 5.0], device=device)
+    opt = odeopt.ODEOptimizer(
+        Tightening(), odeopt.Euler(), odeopt.ImplicitAdjoint(stationarity=None)
+    )
+    grid = odeopt.TimeGrid([0.5, 0.9, 1.2, 2.0])
+    weights = torch.tensor([1.0, -2.0], device=device)
+    res = opt.value_and_grad(lambda y, b: y @ b)(
+        start, pull.clone().requires_grad_(), grid, weights
+    )
+    torch.testing.assert_close(res.grads.batch, weights / 3.0)
+    end = opt.solve(start, pull, grid).params
+    ratio = (3.0 * end - pull).norm() / (1.5 * start - pull).norm()
+    torch.testing.assert_close(res.diagnostics["stationarity"], ratio)

@@ -21,11 +21,6 @@ EQUIVALENT = (
         " misses it by just that to the last bit does, too, is as good either way.",
     ),
     Equivalent(
-        "odeopt/store/host.py",
-        "block = copy.block.to(copy.device, non_blocking=False)",
-        "A copy that is waited for holds the same numbers; it is slower, and on a GPU alone.",
-    ),
-    Equivalent(
         "odeopt/sweep/adaptive.py",
         "error = torch.where(dt >= 0, tried.error.to(torch.float64), torch.zeros_like(dt))",
         "An attempt of zero length, of a task that waits, has no error in any case.",
@@ -53,6 +48,11 @@ EQUIVALENT = (
     Equivalent(
         "odeopt/store/host.py",
         "if True:",
-        "Which of the copies are made on a GPU's streams can be told on a GPU alone.",
+        "It asks which states come from a GPU; those of a CPU are the same either way.",
     ),
 )
+
+ON_A_GPU = {
+    "odeopt/store/host.py": ("_send", "_fetch", "_stream", "_mark", "prefetch"),
+}
+"""Functions by module that only states on a GPU reach: no test without one can look at them."""

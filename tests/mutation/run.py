@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from tests.mutation.equivalent import EQUIVALENT, Equivalent
+from tests.mutation.equivalent import EQUIVALENT, ON_A_GPU, Equivalent
 from tests.mutation.mutant import Mutant
 from tests.mutation.operators import mutants
 from tests.mutation.report import Report, Verdict
@@ -45,16 +46,18 @@ class Core:
     deselected: tuple[str, ...] = ()
 
     def possible(self, equivalent: Iterable[Equivalent] = EQUIVALENT) -> list[Mutant]:
-        """Every mutant, by part and place, but for those that nobody could tell from the code."""
+        """Every mutant, by part and place, but for those that no test could tell."""
         spared = {(path, line) for path, line, _ in equivalent}
         found: list[Mutant] = []
         for part in self.parts.values():
             for path in part.modules(self.root):
                 source = self.read(path)
+                hidden = lines_of(source, ON_A_GPU.get(path, ()))
                 found += [
                     mutant
                     for mutant in mutants(path, source)
                     if (path, mutant.changed_line(source)) not in spared
+                    and mutant.line(source) not in hidden
                 ]
         return found
 
@@ -69,6 +72,16 @@ class Core:
     def part_of(self, path: str) -> str:
         """The name of the part that a module belongs to."""
         return next(name for name, part in self.parts.items() if path in part.modules(self.root))
+
+
+def lines_of(source: bytes, functions: Collection[str]) -> set[int]:
+    """The lines of some functions of a module, by their names."""
+    return {
+        line
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef) and node.name in functions
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
 
 
 def draw(possible: Sequence[Mutant], count: int, seed: int) -> list[Mutant]:

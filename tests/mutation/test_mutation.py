@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.mutation.child import REPOSITORY
-from tests.mutation.equivalent import EQUIVALENT, Equivalent
+from tests.mutation.equivalent import EQUIVALENT, ON_A_GPU, Equivalent
 from tests.mutation.mutant import Mutant, replacing
 from tests.mutation.operators import mutants
 from tests.mutation.report import Report, Verdict
-from tests.mutation.run import BaselineError, Core, draw, run
+from tests.mutation.run import BaselineError, Core, draw, lines_of, run
 from tests.mutation.survivors import named_mutants
 from tests.mutation.tests_for import DESELECTED, PARTS, Part
 from tests.mutation.trials import Job, run_all
@@ -144,6 +144,15 @@ def test_mutants_that_nobody_can_kill_are_there_and_have_reasons(possible):
         assert one[:2] in made
         assert len(one.reason) > 20
     assert len(EQUIVALENT) <= 20
+
+
+@pytest.mark.parametrize(("path", "functions"), ON_A_GPU.items())
+def test_functions_of_a_gpu_are_there_and_not_drawn(possible, path, functions):
+    source = (REPOSITORY / path).read_bytes()
+    lines = lines_of(source, functions)
+    assert all(f"def {name}(".encode() in source for name in functions)
+    assert len(lines) > 3 * len(functions)
+    assert not lines & {m.line(source) for m in possible if m.path == path}
 
 
 def test_what_is_drawn_is_spread_evenly_and_fixed_by_the_seed():

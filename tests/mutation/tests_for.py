@@ -66,10 +66,13 @@ PARTS = {
             "safety/test_skipped_tasks.py",
         ),
         {
-            "sweep/adaptive.py": ("solver/test_adaptive_steps.py",),
-            "sweep/stabilized.py": _STABILIZED,
+            "sweep/adaptive.py": (
+                "solver/test_steps_by_hand.py", "solver/test_adaptive_steps.py",
+            ),
+            "sweep/stabilized.py": ("solver/test_steps_by_hand.py", *_STABILIZED),
             "sweep/power.py": (
-                "solver/test_power_iteration.py", *_STABILIZED, "safety/test_limits.py",
+                "solver/test_power_iteration.py", "solver/test_steps_by_hand.py", *_STABILIZED,
+                "safety/test_limits.py",
             ),
             "sweep/stepper.py": ("solver/test_torchdiffeq_options.py",),
             "sweep/spectrum.py": ("safety/test_limits.py",),

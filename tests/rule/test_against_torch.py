@@ -152,6 +152,24 @@ def test_groups_have_settings_of_their_own(regression):
 
 
 @pytest.mark.parametrize(
+    "make",
+    [
+        lambda loss, **own: odeopt.SGD(loss, momentum=0.9, **own),
+        odeopt.Adam,
+        lambda loss, **own: odeopt.AdamW(loss, weight_decay=0.1, **own),
+        odeopt.RMSprop,
+        lambda loss, **own: odeopt.RMSprop(loss, centered=True, momentum=0.5, **own),
+    ],
+)
+def test_a_scale_of_the_rate_is_a_rate_so_many_times_as_large(regression, make):
+    """With a scale of a power of two, to the last bit."""
+    loss, lrs = regression.plain_loss, torch.full((20,), 0.01)
+    scaled = by_rule(make(loss, lr_scale=4.0), regression, lrs)
+    own = by_rule(make(loss), regression, 4 * lrs)
+    assert all(map(torch.equal, odeopt.tree.tensors(scaled), odeopt.tree.tensors(own)))
+
+
+@pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: odeopt.SGD(len, nesterov=True), "needs a momentum"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.recorder import Recorder
 from support.solvers import final, outside, start, turning
 
 import odeopt
@@ -12,33 +13,10 @@ from odeopt import (
     Adaptive,
     DormandPrince,
     Euler,
-    Every,
     ODEOptimizer,
     PIController,
     TimeGrid,
 )
-from odeopt.checkpoint import Advance, CheckpointSchedule, Store
-
-
-class Recorder(CheckpointSchedule):
-    """Every state, and the times that the forward sweep went through."""
-
-    is_mesh = True
-    needs_length = False
-
-    def __init__(self):
-        self.times = []
-
-    def forward(self, n):
-        index = 0
-        while n is None or index < n:
-            progress = yield Store(index)
-            self.times.append(progress.t)
-            yield Advance(index, index + 1)
-            index += 1
-
-    def backward(self, n, kept):
-        return Every(1).backward(n, kept)
 
 
 def recorded_times(solver, grid, speed, tasks=False):
