@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.params import slow_but
 
 import odeopt
 from odeopt import tree
@@ -216,7 +217,7 @@ def test_a_stream_needs_a_batch_for_the_event(problem):
     assert abs((ends[0] - ends[1]) / (2 * eps) - res.grads.params @ direction) < 1e-7
 
 
-@pytest.mark.parametrize("name", ["sgd", "rk4", "heavy-ball"])
+@pytest.mark.parametrize("name", slow_but(["sgd", "rk4", "heavy-ball"], "rk4"))
 def test_step_sizes_count_up_to_the_step_that_is_cut(problem, name):
     params, batch, level = problem
     opt = odeopt.ODEOptimizer(*INNER[name](loss))

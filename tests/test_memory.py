@@ -134,7 +134,7 @@ def live_tensors():
     return sum(issubclass(type(found), torch.Tensor) for found in gc.get_objects())
 
 
-@pytest.mark.parametrize("schedule", [Every(1), Binomial(3)])
+@pytest.mark.parametrize("schedule", [Every(1), pytest.param(Binomial(3), marks=pytest.mark.slow)])
 def test_repeated_calls_do_not_accumulate(schedule, device):
     solver = Watched()
     params = torch.linspace(-1, 1, 8, device=device, requires_grad=True)

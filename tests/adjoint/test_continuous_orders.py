@@ -134,6 +134,7 @@ def test_rk4_on_the_grid_of_a_solver_with_error_control(name, solver, device):
     assert max(found.values()) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIELDS)
 def test_exact_adjoint_of_accepted_steps_meets_the_outside_gradient(name, device):
     found = errors(name, DiscreteAdjoint(), Every(1), device, Adaptive(1e-10, 1e-12), 1)

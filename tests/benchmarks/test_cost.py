@@ -73,6 +73,7 @@ def test_a_job_that_needs_too_much_memory_does_not_fit():
     assert found == {"outcome": "did not fit", "message": "more than 0.01 GiB"}
 
 
+@pytest.mark.slow
 def test_a_process_prints_its_result_as_json():
     found = measure.run_child(replace(JOB, line="fomaml"))
     assert found["outcome"] == ""

@@ -33,6 +33,7 @@ def training():
     return Training(split_digits(60, 0, 0), 6, None)
 
 
+@pytest.mark.slow
 def test_the_report_of_a_smoke_run(smoke):
     text = (smoke / "report.md").read_text()
     for row in ("random real images", "the best of random", "the mean image", "synthetic images"):

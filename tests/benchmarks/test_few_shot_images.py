@@ -131,6 +131,7 @@ def test_a_finished_run_is_not_made_again(tmp_path, monkeypatch):
     assert comparable(compute(tmp_path, few)) == comparable(whole)
 
 
+@pytest.mark.slow
 def test_training_ends_at_the_first_update_at_which_the_budget_is_spent(tmp_path):
     training = compute(tmp_path, small("maml", 90.0))["training"]
     each = costs.of_update("maml", odeopt.Stats(gradient_evaluations=5, hvps=5), 1.0)

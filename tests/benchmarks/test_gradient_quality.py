@@ -72,6 +72,7 @@ def test_the_gradients_of_flows_are_those_of_unrolled_solves(kind, strength, giv
     torch.testing.assert_close(found, unrolled(given, 0.4, 3, strength), rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_gradient_at_the_minimiser_is_that_of_a_long_imaml(given):
     target = targets._at_minimiser(given)
     assert target.error < 1e-12

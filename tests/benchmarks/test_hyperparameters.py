@@ -37,6 +37,7 @@ def training(request):
     return Training(split, request.param, 6, 10, None)
 
 
+@pytest.mark.slow
 def test_the_report_of_a_smoke_run(smoke):
     text = (smoke / "report.md").read_text()
     for row in ("gradient, a weight decay per entry", "random search, 3 numbers", "100 |"):
@@ -72,6 +73,7 @@ def test_the_closed_form_is_that_of_finite_differences(values):
         assert abs(difference - found[j].item()) < 1e-9
 
 
+@pytest.mark.slow
 def test_the_hypergradient_converges_to_the_closed_form():
     errors = [cells.ridge_agreement(steps)["outer"] for steps in (10, 100, 800)]
     assert errors == sorted(errors, reverse=True)

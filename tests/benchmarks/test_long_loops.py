@@ -57,6 +57,7 @@ def test_as_many_parameters_as_asked_for(wanted):
     assert models.count(loops.model(wanted).init(0)) == pytest.approx(wanted, rel=0.04)
 
 
+@pytest.mark.slow
 def test_a_job_gives_ratios_and_counts():
     found = child.measure(JOB)
     assert found["outcome"] == ""

@@ -210,6 +210,7 @@ def test_training_goes_on_from_its_checkpoint(tmp_path):
     ]
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(-1, 1), min_size=8, max_size=20, unique=True))
 def test_the_paired_test_sees_a_shift(values):
     shifted = [value + 3 for value in values]

@@ -93,6 +93,7 @@ def test_within_a_factor_of_two(estimate, expected):
     assert report.within_two({"estimate": estimate, "true": 1.0}) is expected
 
 
+@pytest.mark.slow
 def test_smoke_run_reports_both_parts(smoke):
     folder, cells = smoke
     assert len(cells) == SMALL.problems

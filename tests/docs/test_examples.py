@@ -30,6 +30,7 @@ def registries():
         registry._entries, registry._examples = entries, examples
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", RUNNING, ids=name)
 def test_the_blocks_of_a_page_run_in_order(page, registries, capsys):
     torch.set_default_dtype(torch.float32)

@@ -82,6 +82,7 @@ def run_well(arguments, installed, cwd):
     return result.stdout
 
 
+@pytest.mark.slow
 def test_the_command_lists_it_with_its_entries(installed, tmp_path):
     lines = run_well(["-m", "odeopt", "plugins"], installed, tmp_path).splitlines()
     cells = {tuple(re.split(r"\s{2,}", line)) for line in lines}
@@ -92,6 +93,7 @@ def test_the_command_lists_it_with_its_entries(installed, tmp_path):
     assert max(map(len, lines)) <= 80
 
 
+@pytest.mark.slow
 def test_the_command_shows_its_error_if_it_cannot_be_imported(installed, tmp_path):
     hiding = tmp_path / "odeopt_signflow"
     hiding.mkdir()
@@ -103,6 +105,7 @@ def test_the_command_shows_its_error_if_it_cannot_be_imported(installed, tmp_pat
     assert "sign-flow" not in result.stdout
 
 
+@pytest.mark.slow
 def test_its_entries_are_found_by_name_without_an_import(installed, tmp_path):
     assert run_well(["-c", LOOK_UP], installed, tmp_path).split() == ["found"]
 
@@ -122,11 +125,13 @@ def test_its_own_tests_pass(installed, tmp_path):
     assert re.search(r"^[1-9]\d* passed", run_well(suite, installed, tmp_path), re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_its_method_learns_an_initialisation(installed, tmp_path):
     before, after = map(float, run_well(["-c", TRAIN], installed, tmp_path).split())
     assert after < 0.5 * before
 
 
+@pytest.mark.slow
 def test_its_readme_runs_and_its_links_lead_to_files(installed, tmp_path):
     text = (PACKAGE / "README.md").read_text()
     (block,) = BLOCK.findall(text)

@@ -8,6 +8,7 @@ from random import Random
 
 import pytest
 import torch
+from support.params import slow_but
 
 import odeopt
 from fuzz import Composition, campaign, check, compare, composition, draw, outcome
@@ -25,7 +26,7 @@ CHUNK = 20
 STEPPED = ("sgd", "adam", "adamw", "rmsprop")
 
 
-@pytest.mark.parametrize("first", range(0, 100, CHUNK))
+@pytest.mark.parametrize("first", slow_but(range(0, 100, CHUNK), 0, 40))
 def test_random_compositions_are_those_of_autograd(first):
     found = campaign.run(campaign.drawn(range(first, first + CHUNK)))
     shown = [reproduction(*shrink(c)) for c, _ in found.failures[:1]]

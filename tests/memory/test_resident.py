@@ -37,6 +37,7 @@ print(kept, resident._resident() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can give memory back")
 def test_what_stays_after_a_solve_can_be_given_back():
     found = subprocess.run(

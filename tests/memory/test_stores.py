@@ -179,6 +179,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_process_that_was_ended_goes_with_the_next_solve(tmp_path):
     pytest.importorskip("fcntl")
     with subprocess.Popen(

@@ -119,6 +119,7 @@ def test_squared_loss_equals_the_matrix_exponential(seed, tasks, bias, horizon, 
     assert_exact(few, by_matrix_exponential, squared, params, batch, names, horizon)
 
 
+@pytest.mark.slow
 @few_examples
 @given(
     seed=st.integers(0, 10_000), tasks=st.integers(1, 2), bias=st.booleans(),
@@ -130,6 +131,7 @@ def test_cross_entropy_equals_autograd_through_a_fine_grid(seed, tasks, bias, ho
     assert_exact(few, by_runge_kutta, entropy, params, batch, names, horizon)
 
 
+@pytest.mark.slow
 def test_another_outer_loss_and_the_default_tolerances(few, device):
     params, batch = draw(0, 2, device)
     outer = lambda outputs, batch: torch.cosh(outputs - batch[1]).mean()  # noqa: E731

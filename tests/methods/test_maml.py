@@ -10,6 +10,7 @@ from odeopt_plugins.anil import ANIL
 from odeopt_plugins.fomaml import fomaml
 from odeopt_plugins.maml import maml, maml_1, truncated_maml
 from odeopt_plugins.meta_sgd import MetaSGD
+from support.params import slow_without
 
 import odeopt
 from odeopt import METHODS, Binomial, TaskBatch
@@ -206,7 +207,7 @@ def settings(name):
     return {"lr": 0.02} | ({"stationarity": None} if name == "imaml-gd" else {})
 
 
-@pytest.mark.parametrize("name", SKIPPING)
+@pytest.mark.parametrize("name", slow_without(SKIPPING, "a-maml", "a-maml-released"))
 def test_a_task_that_diverges_is_left_out(name, few, device):
     params, (train, validation), _ = few.draw(3, 4, device)
     targets = train[1].clone()

@@ -21,6 +21,7 @@ from tests.memory.conftest import Crash
 from tests.regressions import two_workers
 
 
+@pytest.mark.slow
 def test_two_workers_have_the_gradient_of_one_process(tmp_path):
     """Summed over ranks once too often, or divided by their number, it was off by a factor."""
     program = Path(two_workers.__file__)

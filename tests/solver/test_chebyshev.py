@@ -62,6 +62,7 @@ def test_stability_polynomial(solver, polynomial, inside):
     assert np.abs(found)[middle].max() < inside + 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("solver", "order"), [(Chebyshev2(), 2), (Chebyshev3(), 3)])
 def test_order_of_convergence(solver, order):
     expected = flow()

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from support.params import slow_but
 from support.stabilized import gradient, stiff
 
 import odeopt
@@ -106,7 +107,7 @@ def test_state_and_gradient_converge_with_order_two(s, device):
     assert slopes[-1] == pytest.approx(2, abs=0.15)
 
 
-@pytest.mark.parametrize("tolerance", [1e-3, 1e-4, 1e-5])
+@pytest.mark.parametrize("tolerance", slow_but([1e-3, 1e-4, 1e-5], 1e-3))
 def test_a_stiff_quadratic_against_its_closed_form(tolerance, device):
     problem, start, direction = stiff(1e4)
     solver = StabilizedRK(tolerance, tolerance * 1e-2)
@@ -160,7 +161,9 @@ def test_single_precision_chooses_its_steps_too(device):
     assert relative_error(res.grads.params.cpu().double(), exact) < 2e-3
 
 
-@pytest.mark.parametrize("low", ["from the fortieth on", "always"])
+@pytest.mark.parametrize(
+    "low", slow_but(["from the fortieth on", "always"], "from the fortieth on")
+)
 def test_a_radius_that_is_a_fifth_too_small_is_found_out(low, monkeypatch, device):
     problem, start, direction = stiff(1e4)
     estimate, suspect = PowerIteration.estimate, StabilizedStepper._suspect

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.params import slow_but
 from support.stabilized import gradient, retrace, stiff, watch_steps
 
 import odeopt
@@ -59,7 +60,9 @@ def reference(steps, problem, device, t1=12.0):
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda m: type(m).__name__)
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "schedule", slow_but(SCHEDULES, SCHEDULES[0], SCHEDULES[3]), ids=lambda s: type(s).__name__
+)
 def test_the_gradient_is_autograds_through_the_same_steps(schedule, mode, monkeypatch, device):
     problem, steps = smooth_problem(device), watch_steps(monkeypatch)
     opt = ODEOptimizer(
@@ -96,6 +99,7 @@ def test_every_schedule_and_both_paths_give_the_same_bits(solver, steps, device)
         assert torch.equal(own, found[0].grads.params)
 
 
+@pytest.mark.slow
 def test_observed_states_and_intervals_of_zero_length(device):
     problem, start, direction = stiff(1e3)
     start, direction, center = (x.to(device) for x in (start, direction, problem.center))
@@ -134,7 +138,7 @@ class Counting:
 
 
 @pytest.mark.parametrize("compiled", [None, "trace"])
-@pytest.mark.parametrize("tasks", [False, True])
+@pytest.mark.parametrize("tasks", slow_but([False, True], False))
 @pytest.mark.parametrize("schedule", [Every(1), Binomial(3)], ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("mode", MODES, ids=lambda m: type(m).__name__)
 def test_one_product_per_stage_and_every_gradient_is_counted(
@@ -169,7 +173,7 @@ def test_the_truncated_adjoint_counts_the_stages_of_its_steps(monkeypatch, devic
 
 
 @pytest.mark.parametrize("solver", [StabilizedRK(1e-3, 1e-5), StabilizedRK(stages=12)])
-@pytest.mark.parametrize("tasks", [False, True])
+@pytest.mark.parametrize("tasks", slow_but([False, True], True))
 def test_traced_kernels_give_the_same_gradient(solver, tasks, device):
     problem = smooth_problem(device, tasks=3 if tasks else None)
     grid = TimeGrid.uniform(torch.tensor([2.0, 0.5, 0.0]) if tasks else 2.0, 4)

@@ -42,7 +42,7 @@ def alone(device, task, t1=2.0, tolerance=1e-3):
     return opt.value_and_grad(outer)(params, speed[task].requires_grad_(), grid, weights[task])
 
 
-@pytest.mark.parametrize("schedule", [Every(1), Binomial(3)])
+@pytest.mark.parametrize("schedule", [Every(1), pytest.param(Binomial(3), marks=pytest.mark.slow)])
 def test_the_gradient_is_autograds_through_the_same_steps(schedule, monkeypatch, device):
     steps = watch_steps(monkeypatch)
     res = solve(device, StabilizedRK(1e-2, 1e-4), checkpoints=schedule)
@@ -92,6 +92,7 @@ def test_each_task_has_its_own_steps_and_all_have_the_same_stages(monkeypatch, d
     assert relative_error(totals, torch.full((3,), 2.0, device=device)) < 1e-12
 
 
+@pytest.mark.slow
 def test_a_task_that_has_stopped_stays_where_it_is(device):
     res = solve(device, StabilizedRK(1e-3, 1e-5), t1=[0.0, 1.0, 1.0])
     start, _, weights = problem(device)

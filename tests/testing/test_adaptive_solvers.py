@@ -71,6 +71,7 @@ def test_an_attempt_with_something_wrong_is_told(change, message):
         check_solver(Altered(change))
 
 
+@pytest.mark.slow
 def test_errors_that_do_not_follow_the_tolerance_are_told(device):
     short = Altered(error(lambda dt, e: torch.where(dt > 0.01, e + 2, e)))
     with pytest.raises(AssertionError, match=r"to the power of -?0\.\d\d; expected 1\.00"):
@@ -149,6 +150,7 @@ def test_pooled_errors_that_are_wrong_are_told(change, per_task, message):
         check_controller(Controller(pool=change, per_task=per_task))
 
 
+@pytest.mark.slow
 def test_the_controller_of_a_solver_is_checked():
     never = Controller(lambda e, found: found.clamp(max=1))
     with pytest.raises(AssertionError, match="steps never grow"):
