@@ -12,9 +12,11 @@ from odeopt.adjoint import (
     ReverseMode,
     TruncatedAdjoint,
 )
-from odeopt.bilevel import BilevelProblem, LoopGrads, LoopResult, Minimized, RecordedLoop
 from odeopt.checkpoint import Binomial, Density, Every, Graded, MemoryBudget, Online
-from odeopt.distributed import Workers, spread
+from odeopt.checkpoint.plan import Plan
+from odeopt.checkpoint.store import Device, Disk, Host
+from odeopt.engine.safety import Safety, Status
+from odeopt.engine.stats import Stats
 from odeopt.errors import (
     CapturedTensorError,
     CompatibilityError,
@@ -33,39 +35,47 @@ from odeopt.errors import (
     UnknownNameError,
     WorkerError,
 )
-from odeopt.event import StopWhen
-from odeopt.field import Field, GradientField, GradientFlow, HeavyBall, RegularizedFlow
+from odeopt.gradient.event import StopWhen
+from odeopt.gradient.result import ErrorEstimate, Grads, Result, Solution
 from odeopt.grid import TimeGrid
-from odeopt.meta import (
+from odeopt.inner import (
+    SGD,
+    Adam,
+    AdamW,
+    Field,
+    GradientField,
+    GradientFlow,
+    GradientRule,
+    HeavyBall,
+    LeafwiseRule,
+    RegularizedFlow,
+    RMSprop,
+    UpdateRule,
+    clip_by_norm,
+    clip_by_value,
+)
+from odeopt.inner.module import ModuleLoss, from_module
+from odeopt.inner.stream import Stream
+from odeopt.optimizer import ODEOptimizer
+from odeopt.outer import (
+    BilevelProblem,
     InnerLoop,
+    LoopGrads,
+    LoopResult,
     MetaGradient,
     MetaGrads,
     MetaLearner,
     Method,
+    Minimized,
+    RecordedLoop,
     Step,
     TaskBatch,
     TaskHorizon,
     TaskPool,
     tensorboard,
 )
-from odeopt.module import ModuleLoss, from_module
-from odeopt.optimizer import ODEOptimizer
-from odeopt.plan import Plan
+from odeopt.outer.workers import Workers, spread
 from odeopt.registry import ADJOINTS, CHECKPOINTS, FIELDS, METHODS, SOLVERS
-from odeopt.resident import release_memory
-from odeopt.result import ErrorEstimate, Grads, Result, Solution
-from odeopt.rule import (
-    SGD,
-    Adam,
-    AdamW,
-    GradientRule,
-    LeafwiseRule,
-    RMSprop,
-    UpdateRule,
-    clip_by_norm,
-    clip_by_value,
-)
-from odeopt.safety import Safety, Status
 from odeopt.solver import (
     RK4,
     Adaptive,
@@ -79,11 +89,9 @@ from odeopt.solver import (
     StabilizedRK,
     Torchdiffeq,
 )
-from odeopt.stats import Stats
-from odeopt.store import Device, Disk, Host
-from odeopt.stream import Stream
 from odeopt.tolerance import ToleranceOptimizer, from_tolerance
-from odeopt.version import __version__
+from odeopt.tools.resident import release_memory
+from odeopt.tools.version import __version__
 
 __all__ = [
     "ADJOINTS",

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 
 import odeopt
-from odeopt.plugins import UNKNOWN, read
 from odeopt.registry import (
     ADJOINTS,
     CHECKPOINTS,
@@ -23,6 +22,7 @@ from odeopt.registry import (
     Registry,
     load_plugins,
 )
+from odeopt.tools.plugins import UNKNOWN, read
 
 REGISTRIES = (FIELDS, SOLVERS, ADJOINTS, CHECKPOINTS, METHODS)
 WIDTH = 80

@@ -7,33 +7,33 @@ from typing import Any
 
 import torch
 
-from odeopt import tree
 from odeopt.adjoint.base import Adjoint
 from odeopt.adjoint.discrete import DiscreteAdjoint
-from odeopt.bridge import is_tracked, solve_tracked, solve_untracked
 from odeopt.checkpoint.base import CheckpointSchedule
 from odeopt.checkpoint.uniform import Every
-from odeopt.choices import Choices
-from odeopt.coarsening import check_estimable
-from odeopt.compilation import Compiler
-from odeopt.eagerly import eagerly
+from odeopt.engine.choices import Choices
+from odeopt.engine.compile.compiler import Compiler
+from odeopt.engine.problem import assemble, check_arrays, start
+from odeopt.engine.safety import Safety
 from odeopt.errors import InputError
-from odeopt.event import StopWhen
-from odeopt.field.base import as_field
-from odeopt.gradient import OnFailure, ValueAndGrad, check_on_failure
+from odeopt.gradient.autograd import is_tracked, solve_tracked, solve_untracked
+from odeopt.gradient.coarsening import check_estimable
+from odeopt.gradient.event import StopWhen
+from odeopt.gradient.outer_loss import OuterLoss
+from odeopt.gradient.probe import probe, probe_init
+from odeopt.gradient.result import Solution
+from odeopt.gradient.value_and_grad import OnFailure, ValueAndGrad, check_on_failure
 from odeopt.grid import TimeGrid
-from odeopt.inner import InnerOptimizer
-from odeopt.outer import OuterLoss
-from odeopt.probe import probe, probe_init
-from odeopt.problem import assemble, check_arrays, start
-from odeopt.result import Solution
-from odeopt.rule.base import GradientRule, UpdateRule
-from odeopt.safety import Safety
+from odeopt.inner.base import InnerOptimizer
+from odeopt.inner.field import as_field
+from odeopt.inner.rule import GradientRule, UpdateRule
 from odeopt.solver.base import Solver
+from odeopt.solver.rule_steps import RuleSteps
 from odeopt.solver.runge_kutta import Euler
-from odeopt.solver.update import RuleSteps
-from odeopt.tracking import check_not_in_forward_mode, requires_grad
-from odeopt.types import PyTree
+from odeopt.tools import tree
+from odeopt.tools.eagerly import eagerly
+from odeopt.tools.transforms import check_not_in_forward_mode, requires_grad
+from odeopt.tools.types import PyTree
 
 
 class ODEOptimizer:

@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 from odeopt.errors import InputError, UnknownNameError
-from odeopt.keywords import unknown
-from odeopt.plugins import BUILT_IN, PLUGINS, PluginReport, package
-from odeopt.plugins import ENTRY_POINT_GROUP as ENTRY_POINT_GROUP  # noqa: PLC0414  (public here)
+from odeopt.tools.keywords import unknown
+from odeopt.tools.plugins import BUILT_IN, PLUGINS, PluginReport, package
+from odeopt.tools.plugins import ENTRY_POINT_GROUP as ENTRY_POINT_GROUP  # noqa: PLC0414  (public here)
 
 Entry = TypeVar("Entry", bound=Callable[..., Any])
 

@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 import odeopt
 from odeopt import cli
-from odeopt import plugins as plugins_module
 from odeopt import registry as registry_module
-from odeopt.plugins import Plugins
 from odeopt.registry import ENTRY_POINT_GROUP, PluginReport, Registry
+from odeopt.tools import plugins as plugins_module
+from odeopt.tools.plugins import Plugins
 
 REPORTS = [
     PluginReport("mine", "company.first.entries:setup", "company-first", "1.0", None),
@@ -61,7 +61,7 @@ def test_the_built_in_plugin_is_listed_as_loaded():
 
 
 @pytest.mark.parametrize("row", [
-    ("field", "gradient-flow", "odeopt", "odeopt.field.gradient_flow:GradientFlow"),
+    ("field", "gradient-flow", "odeopt", "odeopt.inner.flows:GradientFlow"),
     ("field", "nesterov-flow", "odeopt", "odeopt_plugins.nesterov_flow:NesterovFlow"),
     ("solver", "rk4", "odeopt", "odeopt.solver.runge_kutta:RK4"),
     ("adjoint", "continuous-rk4", "odeopt", "odeopt.adjoint.continuous:ContinuousAdjoint"),
@@ -163,7 +163,7 @@ def test_the_source_of_what_cannot_be_asked_is_that_of_its_type():
 
 @pytest.mark.parametrize(("module", "distribution"), [
     ("company.first.fields", "company-first"), ("company.first.entries", "company-first"),
-    ("company.second.fields", "company-second"), ("odeopt.field.base", "odeopt"),
+    ("company.second.fields", "company-second"), ("odeopt.inner.field", "odeopt"),
     ("companyfirst", "-"), ("__main__", "-"),
 ])  # fmt: skip
 def test_the_distribution_is_that_of_the_nearest_plugin(module, distribution):

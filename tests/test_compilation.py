@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 import odeopt
-from odeopt.backends import BACKENDS
+from odeopt.engine.compile.backends import BACKENDS
 from odeopt.testing import relative_error, smooth_problem
 
 FIELDS = {

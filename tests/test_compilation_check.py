@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import odeopt
-from odeopt import compilation
-from odeopt.stats import Stats
+from odeopt.engine.compile import compiler as compilation
+from odeopt.engine.stats import Stats
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

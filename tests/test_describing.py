@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from odeopt import CompatibilityError
-from odeopt.describing import describe, describe_leniently, describe_with_captures
+from odeopt.tools.describing import describe, describe_leniently, describe_with_captures
 
 
 class Colour(enum.Enum):

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from support.params import slow_but
 
 import odeopt
-from odeopt import tree
-from odeopt.root import find_crossing
+from odeopt.gradient.event import find_crossing
 from odeopt.testing import relative_error
+from odeopt.tools import tree
 
 GRID = odeopt.TimeGrid.from_lr(0.2, 30)
 INNER = {

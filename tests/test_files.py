@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from odeopt.files import name_without_temporary, write_bytes, write_text
+from odeopt.tools.files import name_without_temporary, write_bytes, write_text
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])

@@ -11,8 +11,8 @@ from torch._inductor import config, cpp_builder, lowering
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import odeopt
-from odeopt import inductor, rewrites
-from odeopt import lowering as own_lowering
+from odeopt.engine.compile import inductor, rewrites
+from odeopt.engine.compile import lowering as own_lowering
 from odeopt.testing import relative_error, smooth_problem
 
 

@@ -12,8 +12,8 @@ import pytest
 import odeopt
 from odeopt.adjoint import LocalAdjoint
 from odeopt.checkpoint import CheckpointSchedule
-from odeopt.keywords import KnownKeywords, keywords_of, nearest, unknown
 from odeopt.solver import StepSolver
+from odeopt.tools.keywords import KnownKeywords, keywords_of, nearest, unknown
 
 REGISTRIES = (odeopt.FIELDS, odeopt.SOLVERS, odeopt.ADJOINTS, odeopt.CHECKPOINTS, odeopt.METHODS)
 KNOWN = ("loss", "outer_loss", "lr", "steps", "weight_decay", "on_failure")

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from odeopt.locks import FolderLock
+from odeopt.tools.locks import FolderLock
 
 fcntl = pytest.importorskip("fcntl")
 

@@ -11,8 +11,8 @@ from torch._inductor import config
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import linear
 
-from odeopt import inductor, lowering
-from odeopt.lowering import product
+from odeopt.engine.compile import inductor, lowering
+from odeopt.engine.compile.lowering import product
 from odeopt.testing import relative_error
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

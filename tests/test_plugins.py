@@ -12,10 +12,10 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 import odeopt
-from odeopt import plugins as plugins_module
 from odeopt import registry as registry_module
-from odeopt.plugins import BUILT_IN, ENTRY_POINT_GROUP, Plugins
 from odeopt.registry import Registry, load_plugins
+from odeopt.tools import plugins as plugins_module
+from odeopt.tools.plugins import BUILT_IN, ENTRY_POINT_GROUP, Plugins
 
 DISTRIBUTION = SimpleNamespace(name="theirs", version="1.0")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from odeopt import processor
+from odeopt.engine.compile.lowering import processor
 
 
 @pytest.mark.parametrize(

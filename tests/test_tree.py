@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import odeopt
-from odeopt import InputError, tree
+from odeopt import InputError
+from odeopt.tools import tree
 
 Pair = namedtuple("Pair", ["left", "right"])
 

@@ -17,7 +17,7 @@ from benchmarks.accuracy_vs_checkpoints.cases import Case, cosmixture_case, digi
 from benchmarks.accuracy_vs_checkpoints.sizes import Sizes
 from benchmarks.harness.registry import Preset, Settings
 from benchmarks.harness.runner import Cell
-from odeopt.tree import ravel
+from odeopt.tools.tree import ravel
 
 T1 = 5.0
 DESCENT = 500

@@ -12,9 +12,9 @@ from benchmarks.accuracy_vs_checkpoints.cases import cosmixture_case
 from benchmarks.harness import markdown
 from benchmarks.harness.registry import Settings
 from benchmarks.harness.runner import Cell
-from odeopt import tree
 from odeopt.testing import relative_error
 from odeopt.testing.rules import unroll
+from odeopt.tools import tree
 
 LR = 0.001
 STEPS = 50

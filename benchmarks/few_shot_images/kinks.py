@@ -19,7 +19,7 @@ from benchmarks.harness.registry import Settings
 from benchmarks.harness.runner import Cell
 from benchmarks.problems.models import Parameters
 from odeopt.solver import Solver
-from odeopt.tree import ravel
+from odeopt.tools.tree import ravel
 
 WIDTHS = (1e-3, 1e-5, 1e-7)
 """Of the central differences, relative to the norm of the initialisation."""

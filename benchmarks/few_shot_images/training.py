@@ -18,9 +18,9 @@ from benchmarks.few_shot_images.sizes import Length
 from benchmarks.harness.store import ResultStore
 from benchmarks.meta_training import LOGGED, Trained
 from benchmarks.problems.models import Parameters
-from odeopt import files
-from odeopt.meta.method import TaskData
-from odeopt.types import PyTree
+from odeopt.outer.method import TaskData
+from odeopt.tools import files
+from odeopt.tools.types import PyTree
 
 CHECKPOINT_EVERY = 10
 """Updates, each of which takes a second or so; what was made after a checkpoint is made again."""

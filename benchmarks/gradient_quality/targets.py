@@ -21,7 +21,7 @@ import odeopt
 from benchmarks import methods
 from benchmarks.gradient_quality.problems import Inputs
 from benchmarks.gradient_quality.sizes import LR, Sizes
-from odeopt.tree import ravel
+from odeopt.tools.tree import ravel
 
 STRENGTH = 1.0
 """The proximal weight of iMAML and of A-MAML as released, their default."""

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from odeopt import files
+from odeopt.tools import files
 
 # Okabe and Ito's palette, told apart with every common form of colour blindness; no yellow,
 # which is too pale for thin lines on white.

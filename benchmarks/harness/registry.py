@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness.store import ResultStore
-from odeopt.keywords import unknown
+from odeopt.tools.keywords import unknown
 
 
 class Preset(StrEnum):

@@ -17,7 +17,7 @@ from rich.progress import (
 )
 
 from benchmarks.harness.store import ResultStore
-from odeopt.keywords import unknown
+from odeopt.tools.keywords import unknown
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import strict_json
-from odeopt import files
+from odeopt.tools import files
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:

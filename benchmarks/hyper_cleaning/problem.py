@@ -131,7 +131,7 @@ class Training:
             return self.plain.solve(start, alone, grid).params
         return self.weighted.solve(start, stream, grid, weights).params
 
-    def _optimizer(self, loss: odeopt.types.Loss) -> odeopt.ODEOptimizer:
+    def _optimizer(self, loss: odeopt.tools.types.Loss) -> odeopt.ODEOptimizer:
         return odeopt.ODEOptimizer(
             odeopt.SGD(loss, momentum=MOMENTUM),
             checkpoints=odeopt.Binomial(SLOTS),

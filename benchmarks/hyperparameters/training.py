@@ -32,7 +32,7 @@ class Rule(NamedTuple):
         decays: The range of weight decays.
     """
 
-    make: Callable[[odeopt.types.Loss, Any], odeopt.UpdateRule]
+    make: Callable[[odeopt.tools.types.Loss, Any], odeopt.UpdateRule]
     label: str
     rates: tuple[float, float]
     decays: tuple[float, float]

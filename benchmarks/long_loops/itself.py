@@ -25,9 +25,9 @@ from benchmarks.long_loops.loops import Loop
 from benchmarks.long_loops.sizes import Point
 from benchmarks.problems import classification
 from odeopt.adjoint.base import Interval, LocalAdjoint
-from odeopt.beginning import Beginning
 from odeopt.checkpoint.binomial import optimal_replays
-from odeopt.engine import make_kernels
+from odeopt.engine.run import make_kernels
+from odeopt.gradient.start import Beginning
 
 LR = 1e-3
 WARM_UP = 3

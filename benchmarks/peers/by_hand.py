@@ -14,7 +14,7 @@ from benchmarks.peers.problems import Problem
 from benchmarks.peers.runner import Outcome, Runner, Setup
 from benchmarks.problems.models import Parameters
 from benchmarks.problems.tasks import Batch
-from odeopt.inductor import compile_graph
+from odeopt.engine.compile.inductor import compile_graph
 
 
 def _steps(setup: Setup, setting: float | None) -> tuple[int, float]:

@@ -15,7 +15,7 @@ from benchmarks.problems import cosmixture, losses, text
 from benchmarks.problems.models import Parameters
 from benchmarks.problems.tasks import Batch, Task, stack
 from benchmarks.problems.transformer import Transformer
-from odeopt.tree import Ravel, ravel
+from odeopt.tools.tree import Ravel, ravel
 
 WAYS, SIDE, FILTERS, LAYERS = 20, 28, 64, 4
 WINDOWS, LENGTH, WIDTH = 16, 32, 32

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 import odeopt
 from benchmarks.problems.pictures import Pictures
 from benchmarks.problems.tasks import Batch
-from odeopt.seeds import generator
+from odeopt.tools.seeds import generator
 
 TURNS = 4
 """Rotations by multiples of 90 degrees."""

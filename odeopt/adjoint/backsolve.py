@@ -13,8 +13,8 @@ from odeopt.adjoint.linearize import Differentiation, check_differentiation
 from odeopt.errors import CompatibilityError
 from odeopt.registry import ADJOINTS
 from odeopt.solver.base import Solver, Stepping
+from odeopt.solver.dynamics import Theta, add_thetas, scale_theta
 from odeopt.solver.runge_kutta import RK4, ExplicitRungeKutta, combine, weighted_sum
-from odeopt.theta import Theta, add_thetas, scale_theta
 
 
 class _Back(NamedTuple):

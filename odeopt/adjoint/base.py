@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from odeopt.adjoint.linearize import Differentiation, ReverseMode
-from odeopt.keywords import KnownKeywords
 from odeopt.solver.base import Solver, Stepping
-from odeopt.theta import Theta
+from odeopt.solver.dynamics import Theta
+from odeopt.tools.keywords import KnownKeywords
 
 
 class Cost(NamedTuple):

@@ -10,12 +10,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from odeopt.adjoint.base import Cost, Diagnostics, Interval, LocalAdjoint, Pulled
-from odeopt.adjoint.hermite import INTERPOLATION_ORDER, hermite, midpoint_defect
 from odeopt.adjoint.linearize import Differentiation, check_differentiation
 from odeopt.errors import CompatibilityError
-from odeopt.linearization import Cotangents, Linearization
 from odeopt.registry import ADJOINTS
 from odeopt.solver.base import Solver, Stepping
+from odeopt.solver.dynamics import Cotangents, Linearization, add_thetas, scale_theta
 from odeopt.solver.runge_kutta import (
     RK4,
     Euler,
@@ -25,7 +24,37 @@ from odeopt.solver.runge_kutta import (
     combine,
     weighted_sum,
 )
-from odeopt.theta import add_thetas, scale_theta
+
+INTERPOLATION_ORDER = 4
+"""The order of its error in the length of the interval."""
+
+
+def hermite(interval: Interval, f0: Tensor, f1: Tensor, position: float) -> Tensor:
+    r"""The state at $t_0 + \theta h$ from the states and velocities at both ends; shape [d].
+
+    $\tilde y = (1-\theta) y_0 + \theta y_1 + \theta(\theta-1)
+    [(1-2\theta)(y_1-y_0) + (\theta-1) h f_0 + \theta h f_1]$, with an error of
+    $h^4 \lVert y''''\rVert / 384$.
+    """
+    theta = position
+    change = interval.y1 - interval.y0
+    bump = (1 - 2 * theta) * change + ((theta - 1) * interval.dt) * f0 + (theta * interval.dt) * f1
+    return interval.y0 + theta * change + (theta * (theta - 1)) * bump
+
+
+def midpoint_defect(interval: Interval, f0: Tensor, f1: Tensor, f_middle: Tensor) -> Tensor:
+    r"""$h\lVert\tilde y'(\tfrac12) - f(\tilde y(\tfrac12))\rVert / \lVert y_1 - y_0\rVert$; 0-dim.
+
+    About $z^4/480$ for a mode that decays at rate $\rho$ with $z = h\rho$: 0.002 at z = 1, 0.4 at
+    z = 4 and 1.5 at z = 6.
+    """
+    change = interval.y1 - interval.y0
+    slope = 1.5 * change - (0.25 * interval.dt) * (f0 + f1)
+    rounding = torch.finfo(change.dtype).eps ** 0.5
+    moved = torch.linalg.vector_norm(change) + rounding * torch.linalg.vector_norm(interval.y1)
+    return torch.linalg.vector_norm(slope - interval.dt * f_middle) / (
+        moved + torch.finfo(change.dtype).tiny
+    )
 
 
 class _Stage(NamedTuple):

@@ -10,11 +10,11 @@ from typing_extensions import override
 
 from odeopt.adjoint.base import Cost, Diagnostics, Interval, LocalAdjoint, Pulled
 from odeopt.adjoint.linearize import Differentiation, check_differentiation
-from odeopt.calls import check_positive
 from odeopt.errors import CompatibilityError
 from odeopt.registry import ADJOINTS
 from odeopt.solver.base import Solver, StepGradient, Stepping, StepSolver
 from odeopt.solver.reached import reached
+from odeopt.tools.arguments import check_positive
 
 
 class ExactAdjoint(LocalAdjoint):

@@ -15,7 +15,7 @@ from odeopt.adjoint.linearize import Differentiation, check_differentiation
 from odeopt.errors import CompatibilityError, InputError, OdeoptWarning
 from odeopt.registry import ADJOINTS
 from odeopt.solver.base import Stepping
-from odeopt.theta import Theta
+from odeopt.solver.dynamics import Theta
 
 
 class _Implicit(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from odeopt.errors import InputError
-from odeopt.keywords import KnownKeywords
+from odeopt.tools.keywords import KnownKeywords
 
 MatVec = Callable[[Tensor], Tensor]
 

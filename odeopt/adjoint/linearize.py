@@ -10,10 +10,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from odeopt.errors import CompatibilityError, InputError
-from odeopt.keywords import KnownKeywords
-from odeopt.linearization import Cotangents, FlatField, Linearization
-from odeopt.seeds import random_state, restore_random_state
-from odeopt.theta import Data, Theta
+from odeopt.solver.dynamics import Cotangents, Data, FlatField, Linearization, Theta
+from odeopt.tools.keywords import KnownKeywords
+from odeopt.tools.seeds import random_state, restore_random_state
 
 
 class Differentiation(KnownKeywords, ABC):

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from odeopt.keywords import KnownKeywords
-from odeopt.plan import Plan
-from odeopt.store import Device, Tier, check_tier
+from odeopt.checkpoint.plan import Plan
+from odeopt.checkpoint.store import Device, Tier, check_tier
+from odeopt.tools.keywords import KnownKeywords
 
 
 @dataclass(slots=True, unsafe_hash=True)

@@ -9,7 +9,6 @@ from typing import NamedTuple, final
 
 from typing_extensions import override
 
-from odeopt.calls import check_positive
 from odeopt.checkpoint.base import (
     Action,
     Advance,
@@ -21,8 +20,9 @@ from odeopt.checkpoint.base import (
     Store,
     in_store,
 )
+from odeopt.checkpoint.store import Tier
 from odeopt.registry import CHECKPOINTS
-from odeopt.store import Tier
+from odeopt.tools.arguments import check_positive
 
 
 def reach(slots: int, repetitions: int) -> int:

@@ -3,21 +3,187 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import final
 
+import torch
 from typing_extensions import override
 
-from odeopt.checkpoint.base import Action, CheckpointSchedule, ForwardStream
+from odeopt.checkpoint.base import (
+    Action,
+    Advance,
+    CheckpointSchedule,
+    ForwardStream,
+    Free,
+    Progress,
+    Pull,
+    Restore,
+    Store,
+)
 from odeopt.checkpoint.binomial import Binomial
 from odeopt.checkpoint.online import Online
-from odeopt.checkpoint.placed import Placed
-from odeopt.checkpoint.simulation import simulate
+from odeopt.checkpoint.plan import Plan
+from odeopt.checkpoint.sizes import format_bytes, parse_bytes
+from odeopt.checkpoint.store import Device, Disk, Host, Tier
 from odeopt.errors import InputError, OdeoptError
-from odeopt.plan import Plan
 from odeopt.registry import CHECKPOINTS
-from odeopt.sizes import format_bytes, parse_bytes
-from odeopt.store import Device, Disk, Host, Tier
+
+_NOTHING = Progress(torch.zeros(()), torch.zeros(0))
+
+
+@dataclass
+class Usage:
+    """What both sweeps do with kept states.
+
+    Attributes:
+        stored_states: the most states kept at one time.
+        peaks: the most states kept at one time in each tier.
+        traffic: how often a state is stored in or restored from each tier.
+        replayed_steps: steps made again.
+        held: the tier of each state that is kept now, by index.
+    """
+
+    stored_states: int = 0
+    peaks: Counter[int] = field(default_factory=Counter[int])
+    traffic: Counter[int] = field(default_factory=Counter[int])
+    replayed_steps: int = 0
+    held: dict[int, int] = field(default_factory=dict[int, int])
+    _now: Counter[int] = field(default_factory=Counter[int])
+
+    def run(self, action: Action) -> None:
+        """Take note of an action."""
+        match action:
+            case Store(index, tier):
+                self.held[index] = tier
+                self._now[tier] += 1
+                self.traffic[tier] += 1
+                self.peaks[tier] = max(self.peaks[tier], self._now[tier])
+                self.stored_states = max(self.stored_states, len(self.held))
+            case Restore(index):
+                self.traffic[self.held[index]] += 1
+            case Free(index):
+                self._now[self.held.pop(index)] -= 1
+            case Advance() | Pull():
+                pass
+
+
+def simulate_forward(schedule: CheckpointSchedule, n: int) -> Usage:
+    """The usage up to the end of the forward sweep; for schedules that do not look at states."""
+    usage, stream = Usage(), schedule.forward(n)
+    action = next(stream)
+    while True:
+        usage.run(action)
+        try:
+            action = stream.send(_NOTHING)
+        except StopIteration:
+            return usage
+
+
+def simulate(schedule: CheckpointSchedule, n: int) -> Usage:
+    """The usage of both sweeps; for schedules that do not look at states."""
+    if n == 0:
+        return Usage()
+    usage = simulate_forward(schedule, n)
+    for action in schedule.backward(n, sorted(usage.held)):
+        usage.run(action)
+        if isinstance(action, Advance):
+            usage.replayed_steps += action.stop - action.start
+    return usage
+
+
+@final
+class Placed(CheckpointSchedule):
+    """Another schedule, each of whose slots belongs to a tier.
+
+    Slots are numbered, and a state goes to the free slot with the lowest number. For Revolve,
+    which frees the newest state first, that is the number of states kept before it.
+
+    Args:
+        base: a schedule whose actions do not depend on states.
+        name: what to call it.
+        tiers: the tiers.
+        places: the tier of each slot, as an index into the tiers.
+        state_bytes: the size of one state.
+        keeps_all: whether nothing will be replayed.
+    """
+
+    is_mesh = False
+
+    def __init__(
+        self, base: CheckpointSchedule, name: str, tiers: tuple[Tier, ...], places: Sequence[int],
+        state_bytes: int, keeps_all: bool = False,
+    ) -> None:  # fmt: skip
+        self._base, self._name = base, name
+        self._places, self._state_bytes = places, state_bytes
+        self.tiers = tiers
+        self.needs_length = base.needs_length
+        self.keeps_all = keeps_all
+
+    @override
+    def forward(self, n: int | None) -> ForwardStream:
+        slots = _Slots(self._places)
+        stream = self._base.forward(n)
+        action = next(stream)
+        while True:
+            progress = yield slots.place(action)
+            try:
+                action = stream.send(progress)
+            except StopIteration:
+                return
+
+    @override
+    def backward(self, n: int, kept: Sequence[int]) -> Iterator[Action]:
+        if n == 0:
+            return
+        numbered = Placed(self._base, "", (), range(len(self._places)), 0)
+        slots = _Slots(self._places, simulate_forward(numbered, n).held)
+        for action in self._base.backward(n, kept):
+            yield slots.place(action)
+
+    @override
+    def plan(self, steps: int) -> Plan:
+        usage = simulate(self, steps)
+        kinds = [tier.kind for tier in self.tiers]
+        size = self._state_bytes
+        used = {kind: usage.peaks[tier] * size for tier, kind in enumerate(kinds)}
+        return Plan(
+            self._name,
+            steps,
+            size,
+            {kind: self._places.count(tier) for tier, kind in enumerate(kinds)},
+            usage.stored_states,
+            usage.stored_states * size,
+            used.get("device", 0),
+            used.get("host", 0),
+            used.get("disk", 0),
+            usage.replayed_steps,
+        )
+
+
+class _Slots:
+    """Which slots are taken, and by which states."""
+
+    def __init__(self, places: Sequence[int], taken: Mapping[int, int] | None = None) -> None:
+        self._places = places
+        self._taken = dict(taken or {})
+        self._free = sorted(set(range(len(places))) - set(self._taken.values()))  # a heap
+
+    def place(self, action: Action) -> Action:
+        """The action, with the tier of its slot."""
+        match action:
+            case Store(index):
+                slot = heappop(self._free)
+                self._taken[index] = slot
+                return Store(index, self._places[slot])
+            case Free(index):
+                heappush(self._free, self._taken.pop(index))
+                return action
+            case _:
+                return action
+
 
 Bytes = int | str
 """A number of bytes, or text with a unit such as "512MiB"."""

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from odeopt.calls import check_positive
 from odeopt.checkpoint.base import (
     Action,
     Advance,
@@ -23,8 +22,9 @@ from odeopt.checkpoint.base import (
     in_store,
     replay_segments,
 )
+from odeopt.checkpoint.store import Tier
 from odeopt.registry import CHECKPOINTS
-from odeopt.store import Tier
+from odeopt.tools.arguments import check_positive
 
 
 @final

@@ -7,7 +7,6 @@ from typing import final
 
 from typing_extensions import override
 
-from odeopt.calls import check_positive
 from odeopt.checkpoint.base import (
     Action,
     Advance,
@@ -19,8 +18,9 @@ from odeopt.checkpoint.base import (
     run_through,
 )
 from odeopt.checkpoint.binomial import reach, reverse_gaps
+from odeopt.checkpoint.store import Tier
 from odeopt.registry import CHECKPOINTS
-from odeopt.store import Tier
+from odeopt.tools.arguments import check_positive
 
 FINENESS = 8
 """How many times finer than `slots` even parts of the way states may be kept: with more of it

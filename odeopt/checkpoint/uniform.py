@@ -7,7 +7,6 @@ from typing import final
 
 from typing_extensions import override
 
-from odeopt.calls import check_positive
 from odeopt.checkpoint.base import (
     Action,
     Advance,
@@ -18,8 +17,9 @@ from odeopt.checkpoint.base import (
     replay_segments,
     run_through,
 )
+from odeopt.checkpoint.store import Tier
 from odeopt.registry import CHECKPOINTS
-from odeopt.store import Tier
+from odeopt.tools.arguments import check_positive
 
 
 @final

@@ -4,9 +4,16 @@ from odeopt.solver.adaptive import Adaptive
 from odeopt.solver.base import GridSolver, Solver, StepGradient, Stepping, StepSolver
 from odeopt.solver.error_control import ErrorControlled, PIController
 from odeopt.solver.reached import Reached, reached
-from odeopt.solver.runge_kutta import RK4, Euler, ExplicitRungeKutta, Midpoint, ModifiedEuler
+from odeopt.solver.runge_kutta import (
+    RK4,
+    Chebyshev2,
+    Chebyshev3,
+    Euler,
+    ExplicitRungeKutta,
+    Midpoint,
+    ModifiedEuler,
+)
 from odeopt.solver.stabilized import StabilizedRK
-from odeopt.solver.stretched import Chebyshev2, Chebyshev3
 from odeopt.solver.tableau import BOGACKI_SHAMPINE, DORMAND_PRINCE, Tableau
 from odeopt.solver.torchdiffeq import DormandPrince, Torchdiffeq
 

@@ -12,7 +12,7 @@ from odeopt.registry import SOLVERS
 from odeopt.solver.error_control import Attempt, ErrorControlled, PIController, Tolerances
 from odeopt.solver.runge_kutta import ExplicitRungeKutta, advance, shift, weighted_sum
 from odeopt.solver.tableau import DORMAND_PRINCE, Tableau
-from odeopt.types import Velocity
+from odeopt.tools.types import Velocity
 
 
 @final

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from odeopt.keywords import KnownKeywords
-from odeopt.linearization import Differentiate, FlatField, Linearization
+from odeopt.solver.dynamics import Data, Differentiate, FlatField, Linearization, Theta
 from odeopt.solver.reached import Reached, reached
-from odeopt.theta import Data, Theta
-from odeopt.types import Velocity
+from odeopt.tools.keywords import KnownKeywords
+from odeopt.tools.types import Velocity
 
 
 class StepGradient(NamedTuple):

@@ -20,11 +20,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from odeopt.linearization import Cotangents, Linearization
 from odeopt.solver.base import StepGradient
+from odeopt.solver.dynamics import Cotangents, Linearization, add_thetas
 from odeopt.solver.reached import reached
-from odeopt.theta import add_thetas
-from odeopt.types import Velocity
+from odeopt.tools.types import Velocity
 
 DAMPING = 2 / 13
 

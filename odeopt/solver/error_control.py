@@ -11,7 +11,7 @@ from torch import Tensor
 
 from odeopt.errors import InputError
 from odeopt.solver.base import StepSolver
-from odeopt.types import Velocity
+from odeopt.tools.types import Velocity
 
 
 class Attempt(NamedTuple):

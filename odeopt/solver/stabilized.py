@@ -13,7 +13,7 @@ from odeopt.registry import SOLVERS
 from odeopt.solver import chebyshev
 from odeopt.solver.base import StepGradient, Stepping
 from odeopt.solver.error_control import Attempt, ErrorControlled, PIController, Tolerances
-from odeopt.types import Velocity
+from odeopt.tools.types import Velocity
 
 SAFETY = 1.15
 """By how much the estimated spectral radius, a lower bound, is raised."""

@@ -10,10 +10,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from odeopt.errors import CompatibilityError, DivergenceError, InputError, UnknownKeywordError
-from odeopt.keywords import keywords_of, unknown
 from odeopt.registry import SOLVERS
 from odeopt.solver.base import GridSolver
-from odeopt.types import Velocity
+from odeopt.tools.keywords import keywords_of, unknown
+from odeopt.tools.types import Velocity
 
 ORDERS = {
     "dopri8": 8, "dopri5": 5, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2,

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from odeopt.field.gradient_flow import GradientFlow
 from odeopt.grid import TimeGrid
+from odeopt.inner.flows import GradientFlow
 from odeopt.optimizer import ODEOptimizer
 from odeopt.solver.base import Stepping
 from odeopt.solver.error_control import Attempt, ErrorControlled, PIController

@@ -7,19 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odeopt import tree
 from odeopt.adjoint.base import Adjoint
 from odeopt.checkpoint.base import CheckpointSchedule
 from odeopt.checkpoint.binomial import Binomial
 from odeopt.checkpoint.uniform import Every
-from odeopt.field.gradient_flow import GradientFlow
-from odeopt.field.regularized_flow import RegularizedFlow
+from odeopt.engine.safety import Safety
 from odeopt.grid import TimeGrid
+from odeopt.inner.flows import GradientFlow, RegularizedFlow
 from odeopt.optimizer import ODEOptimizer
-from odeopt.safety import Safety
 from odeopt.solver.runge_kutta import RK4
 from odeopt.testing.problems import Quadratic, SmoothProblem, relative_error, smooth_problem
-from odeopt.types import PyTree
+from odeopt.tools import tree
+from odeopt.tools.types import PyTree
 
 
 def check_adjoint(adjoint: Adjoint, device: torch.device | None = None) -> None:

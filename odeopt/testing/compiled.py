@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odeopt import tree
 from odeopt.errors import CompilationError, OdeoptWarning
+from odeopt.gradient.result import Result
 from odeopt.grid import TimeGrid
-from odeopt.inner import InnerOptimizer
+from odeopt.inner.base import InnerOptimizer
 from odeopt.optimizer import ODEOptimizer
-from odeopt.result import Result
 from odeopt.solver.base import StepSolver
 from odeopt.testing.problems import SmoothProblem, relative_error, smooth_problem
-from odeopt.types import Loss, PyTree
+from odeopt.tools import tree
+from odeopt.tools.types import Loss, PyTree
 
 
 def check_compiled(

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odeopt import tree
-from odeopt.field.base import Field, GradientField
 from odeopt.grid import TimeGrid
+from odeopt.inner.field import Field, GradientField
 from odeopt.optimizer import ODEOptimizer
 from odeopt.solver.runge_kutta import RK4
 from odeopt.testing.problems import SmoothProblem, relative_error, smooth_problem
-from odeopt.types import Loss, PyTree
+from odeopt.tools import tree
+from odeopt.tools.types import Loss, PyTree
 
 ROUNDING = 1e-13
 """What a readout may differ from the parameters by, as exp(log(x)) does from x."""

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odeopt import tree
+from odeopt.engine.safety import Status
+from odeopt.engine.stats import Stats
 from odeopt.errors import DivergenceError, InputError
-from odeopt.meta.method import MetaGradient, Method, TaskBatch
-from odeopt.safety import Status
-from odeopt.stats import Stats
+from odeopt.outer.method import MetaGradient, Method, TaskBatch
 from odeopt.testing.problems import SmoothProblem, relative_error, smooth_problem
-from odeopt.types import Loss, PyTree
+from odeopt.tools import tree
+from odeopt.tools.types import Loss, PyTree
 
 TASKS = 3
 SAME = 1e-10

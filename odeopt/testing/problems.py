@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from odeopt import tree
-from odeopt.types import Loss, PyTree
+from odeopt.tools import tree
+from odeopt.tools.types import Loss, PyTree
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,17 +8,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from odeopt import tree
 from odeopt.adjoint.discrete import DiscreteAdjoint
 from odeopt.checkpoint.binomial import Binomial
 from odeopt.grid import TimeGrid
+from odeopt.inner.rule import UpdateRule
+from odeopt.inner.stream import Stream
 from odeopt.optimizer import ODEOptimizer
-from odeopt.rule.base import UpdateRule
-from odeopt.stream import Stream
 from odeopt.testing.counted import Counted
 from odeopt.testing.fields import ROUNDING
 from odeopt.testing.problems import SmoothProblem, relative_error, smooth_problem
-from odeopt.types import Loss, PyTree
+from odeopt.tools import tree
+from odeopt.tools.types import Loss, PyTree
 
 
 def check_rule(make: Callable[[Loss], UpdateRule], device: torch.device | None = None) -> None:

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from odeopt.adjoint.linearize import ReverseMode
-from odeopt.bound import BoundField, Layout
-from odeopt.field.gradient_flow import GradientFlow
-from odeopt.problem import start
+from odeopt.engine.flat import BoundField, Layout
+from odeopt.engine.problem import start
+from odeopt.inner.flows import GradientFlow
 from odeopt.solver.base import GridSolver, Solver, Stepping, StepSolver
+from odeopt.solver.dynamics import Data, Theta
 from odeopt.solver.error_control import ErrorControlled
 from odeopt.solver.reached import Reached, reached
 from odeopt.testing.adaptive import check_attempts, check_chosen_steps, check_controller
 from odeopt.testing.counted import Counted
 from odeopt.testing.problems import Quadratic, relative_error, smooth_problem
-from odeopt.theta import Data, Theta
-from odeopt.tree import is_differentiable, partition
+from odeopt.tools.tree import is_differentiable, partition
 
 
 def check_solver(solver: Solver, device: torch.device | None = None) -> None:

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odeopt import tree
-from odeopt.describing import describe
 from odeopt.errors import CompatibilityError
-from odeopt.seeds import seeded
-from odeopt.stream import Stream
-from odeopt.types import PyTree
+from odeopt.inner.stream import Stream
+from odeopt.tools import tree
+from odeopt.tools.describing import describe
+from odeopt.tools.seeds import seeded
+from odeopt.tools.types import PyTree
 
 
 def check_stream(stream: Stream, steps: int = 20, device: torch.device | None = None) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from odeopt.checkpoint.store import Device, Disk, Host, Tier
+from odeopt.inner.rule import UpdateRule
+from odeopt.inner.stream import Stream
 from odeopt.registry import ADJOINTS, CHECKPOINTS, FIELDS, METHODS, SOLVERS
-from odeopt.rule.base import UpdateRule
 from odeopt.solver.error_control import PIController
 from odeopt.solver.stabilized import CONTROLLER
-from odeopt.store import Device, Disk, Host, Tier
-from odeopt.stream import Stream
 from odeopt.testing import (
     check_adjoint,
     check_compiled,

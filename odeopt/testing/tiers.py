@@ -7,17 +7,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from odeopt import tree
 from odeopt.checkpoint.base import CheckpointSchedule
 from odeopt.checkpoint.binomial import Binomial
+from odeopt.checkpoint.store import Device, Shelf, Tier
 from odeopt.checkpoint.uniform import Every
-from odeopt.describing import describe
 from odeopt.errors import OdeoptError
-from odeopt.field.gradient_flow import GradientFlow
 from odeopt.grid import TimeGrid
+from odeopt.inner.flows import GradientFlow
 from odeopt.optimizer import ODEOptimizer
-from odeopt.store import Device, Shelf, Tier
 from odeopt.testing.problems import smooth_problem
+from odeopt.tools import tree
+from odeopt.tools.describing import describe
 
 
 def check_tier(tier: Tier, device: torch.device | None = None) -> None:
@@ -101,7 +101,7 @@ def _check_strides(name: str, state: Tensor, found: Tensor) -> None:
         return
     assert found.stride() == state.stride(), (
         f"a state ({name}) with the strides {state.stride()} comes back with {found.stride()}, but"
-        " kernels add numbers up as they lie in memory: use odeopt.store.pack"
+        " kernels add numbers up as they lie in memory: use odeopt.checkpoint.store.pack"
     )
 
 

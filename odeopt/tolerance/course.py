@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from odeopt.error_estimate import scaled
-from odeopt.result import ErrorEstimate
+from odeopt.gradient.error_estimate import scaled
+from odeopt.gradient.result import ErrorEstimate
 from odeopt.tolerance.guess import (
     coarsest,
     first_setting,

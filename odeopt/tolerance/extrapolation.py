@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from odeopt import tree
-from odeopt.error_estimate import scaled
-from odeopt.result import ErrorEstimate, Result
+from odeopt.gradient.error_estimate import scaled
+from odeopt.gradient.result import ErrorEstimate, Result
 from odeopt.tolerance.setting import STABILIZED
+from odeopt.tools import tree
 
 Tree = TypeVar("Tree")
 

@@ -9,10 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from typing_extensions import override
 
-from odeopt.beginning import Beginning
-from odeopt.decay import Decay, largest_gap, next_term
-from odeopt.engine import Run, make_kernels
-from odeopt.error_estimate import richardson
+from odeopt.engine.run import Run, make_kernels
+from odeopt.engine.stats import Stats
 from odeopt.errors import (
     CompatibilityError,
     DivergenceError,
@@ -21,11 +19,13 @@ from odeopt.errors import (
     StepLimitError,
     ToleranceError,
 )
-from odeopt.gradient import ValueAndGrad
+from odeopt.gradient.coarsening import Decay, largest_gap, next_term
+from odeopt.gradient.error_estimate import richardson
+from odeopt.gradient.result import ErrorEstimate, Result
+from odeopt.gradient.start import Beginning
+from odeopt.gradient.value_and_grad import ValueAndGrad
 from odeopt.grid import TimeGrid
-from odeopt.result import ErrorEstimate, Result
-from odeopt.stats import Stats
-from odeopt.stream import Stream
+from odeopt.inner.stream import Stream
 from odeopt.tolerance.course import Course
 from odeopt.tolerance.extrapolation import extrapolate, left, shrunk
 from odeopt.tolerance.pair import FURTHER
@@ -33,7 +33,7 @@ from odeopt.tolerance.pilot import pilot
 from odeopt.tolerance.setting import Setting, divided, gather_dt
 from odeopt.tolerance.stability import UnstableStepsError, refuse_unstable
 from odeopt.tolerance.tuning import Tuning
-from odeopt.types import PyTree
+from odeopt.tools.types import PyTree
 
 ATTEMPTS = 8
 """The most settings that one call tries."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from odeopt.sweep.power import unit
+from odeopt.engine.spectral_radius import unit
 
 
 class Krylov:

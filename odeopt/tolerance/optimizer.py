@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from typing_extensions import override
 
+from odeopt.engine.safety import Safety
 from odeopt.errors import CompatibilityError, InputError
-from odeopt.event import StopWhen
-from odeopt.field.base import Field
-from odeopt.gradient import OnFailure, ValueAndGrad
+from odeopt.gradient.event import StopWhen
+from odeopt.gradient.result import Solution
+from odeopt.gradient.value_and_grad import OnFailure, ValueAndGrad
 from odeopt.grid import TimeGrid
+from odeopt.inner.field import Field
 from odeopt.optimizer import ODEOptimizer
-from odeopt.result import Solution
-from odeopt.safety import Safety
 from odeopt.tolerance.gradient import TunedValueAndGrad
 from odeopt.tolerance.setting import divided, spans
 from odeopt.tolerance.tuning import Tuning
-from odeopt.tracking import any_requires_grad, requires_grad
-from odeopt.types import PyTree
+from odeopt.tools.transforms import any_requires_grad, requires_grad
+from odeopt.tools.types import PyTree
 
 
 def from_tolerance(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from odeopt.result import ErrorEstimate
+from odeopt.gradient.result import ErrorEstimate
 from odeopt.tolerance.setting import Setting
 
 WIDEST_GAP = 0.43

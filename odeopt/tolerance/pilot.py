@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from odeopt.kernels import Kernels
-from odeopt.problem import Problem
-from odeopt.stats import Stats
+from odeopt.engine.kernels import Kernels
+from odeopt.engine.problem import Problem
+from odeopt.engine.stats import Stats
 from odeopt.tolerance.krylov import Krylov
 from odeopt.tolerance.setting import longest
 

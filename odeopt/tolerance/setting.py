@@ -12,9 +12,8 @@ from torch import Tensor
 
 from odeopt.grid import TimeGrid
 from odeopt.solver.base import StepSolver
-from odeopt.solver.runge_kutta import RK4, Euler, ModifiedEuler
+from odeopt.solver.runge_kutta import RK4, Chebyshev2, Chebyshev3, Euler, ModifiedEuler
 from odeopt.solver.stabilized import StabilizedRK
-from odeopt.solver.stretched import Chebyshev2, Chebyshev3
 
 FIXED = {
     "euler": Euler(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from odeopt.engine import Run
+from odeopt.engine.run import Run
 from odeopt.errors import StabilityError
 from odeopt.solver.runge_kutta import Euler
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from odeopt.adjoint.discrete import DiscreteAdjoint
 from odeopt.checkpoint.uniform import Every
-from odeopt.choices import Choices
-from odeopt.compilation import Compiler
-from odeopt.field.base import Field, GradientField
+from odeopt.engine.choices import Choices
+from odeopt.engine.compile.compiler import Compiler
+from odeopt.engine.safety import Safety
 from odeopt.grid import TimeGrid
-from odeopt.safety import Safety
+from odeopt.inner.field import Field, GradientField
 from odeopt.solver.adaptive import Adaptive
 from odeopt.solver.base import Solver
 from odeopt.solver.stabilized import StabilizedRK

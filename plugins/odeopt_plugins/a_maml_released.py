@@ -9,15 +9,15 @@ from torch import Tensor
 from typing_extensions import Unpack, override
 
 import odeopt
-from odeopt import tree
 from odeopt.adjoint import Interval, LocalAdjoint, Pulled
 from odeopt.adjoint.base import Cost, Diagnostics
-from odeopt.calls import call_loss
-from odeopt.meta.method import TaskData
+from odeopt.outer.method import TaskData
 from odeopt.solver import Solver
 from odeopt.solver.base import Stepping
-from odeopt.theta import add_thetas, scale_theta
-from odeopt.types import PyTree
+from odeopt.solver.dynamics import add_thetas, scale_theta
+from odeopt.tools import tree
+from odeopt.tools.arguments import call_loss
+from odeopt.tools.types import PyTree
 from odeopt_plugins.common import Loss, Settings, inner_loop, known_settings
 
 

@@ -9,10 +9,10 @@ from torch import Tensor
 from typing_extensions import Unpack, override
 
 import odeopt
-from odeopt import tree
-from odeopt.calls import call_loss
-from odeopt.meta.method import TaskData
-from odeopt.types import PyTree
+from odeopt.outer.method import TaskData
+from odeopt.tools import tree
+from odeopt.tools.arguments import call_loss
+from odeopt.tools.types import PyTree
 from odeopt_plugins.common import Loss, Settings, inner_loop, known_settings
 
 

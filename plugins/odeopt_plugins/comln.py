@@ -11,11 +11,11 @@ from torch import Tensor
 from typing_extensions import Unpack, override
 
 import odeopt
-from odeopt import tree
-from odeopt.gradient import OnFailure
-from odeopt.meta.method import TaskBatch, TaskData, as_task_batch
+from odeopt.gradient.value_and_grad import OnFailure
+from odeopt.outer.method import TaskBatch, TaskData, as_task_batch
 from odeopt.solver import Solver
-from odeopt.types import PyTree
+from odeopt.tools import tree
+from odeopt.tools.types import PyTree
 from odeopt_plugins.common import Settings, check_values, known_settings, mean_over
 from odeopt_plugins.gram_flow import GramFlow, OutputLoss
 

@@ -12,8 +12,8 @@ from typing_extensions import TypedDict, Unpack
 
 import odeopt
 from odeopt.errors import AllFailed
-from odeopt.gradient import OnFailure
-from odeopt.keywords import Keywords, keywords_of
+from odeopt.gradient.value_and_grad import OnFailure
+from odeopt.tools.keywords import Keywords, keywords_of
 
 Loss = Callable[..., Any]
 """`loss(params, batch)`, or `loss(params, batch, hparams)` where hparams is not None."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 import odeopt
-from odeopt.types import PyTree
+from odeopt.tools.types import PyTree
 
 OutputLoss = Callable[[Tensor, PyTree], Tensor]
 """`output_loss(outputs, batch)`: a scalar, from outputs of shape [M, N]."""

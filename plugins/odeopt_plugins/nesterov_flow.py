@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from odeopt import tree
-from odeopt.field import Field
-from odeopt.field.objective import Objective, map_pairs
+from odeopt.inner import Field
+from odeopt.inner.objective import Objective, map_pairs
 from odeopt.registry import FIELDS
-from odeopt.types import Loss, PyTree
+from odeopt.tools import tree
+from odeopt.tools.types import Loss, PyTree
 
 
 @final

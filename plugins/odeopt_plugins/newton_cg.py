@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from odeopt.adjoint.linear_solver import ConjugateGradient
 from odeopt.solver import StepSolver
-from odeopt.types import Velocity
+from odeopt.tools.types import Velocity
 
 
 @final

@@ -9,11 +9,11 @@ from torch import Tensor
 from typing_extensions import Unpack, override
 
 import odeopt
-from odeopt import tree
-from odeopt.calls import call_loss
-from odeopt.gradient import OnFailure
-from odeopt.meta.method import TaskData, as_task_batch, task_losses
-from odeopt.types import PyTree
+from odeopt.gradient.value_and_grad import OnFailure
+from odeopt.outer.method import TaskData, as_task_batch, task_losses
+from odeopt.tools import tree
+from odeopt.tools.arguments import call_loss
+from odeopt.tools.types import PyTree
 from odeopt_plugins.common import Loss, Settings, check_values, known_settings, mean_over
 
 

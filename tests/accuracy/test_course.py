@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from odeopt.result import ErrorEstimate
-from odeopt.stats import Stats
+from odeopt.engine.stats import Stats
+from odeopt.gradient.result import ErrorEstimate
 from odeopt.tolerance.course import CLOSE_AIM, LATER_AIM, PATIENCE, Course
 from odeopt.tolerance.guess import fixed_steps, stabilized
 from odeopt.tolerance.pair import (

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from support.tolerances import flow, on_smooth
 
 from odeopt import RK4, GradientFlow, HeavyBall, ODEOptimizer, TimeGrid, from_tolerance
-from odeopt.error_estimate import scaled
-from odeopt.result import ErrorEstimate, Grads, Result
-from odeopt.stats import Stats
+from odeopt.engine.stats import Stats
+from odeopt.gradient.error_estimate import scaled
+from odeopt.gradient.result import ErrorEstimate, Grads, Result
 from odeopt.testing.problems import relative_error, smooth_problem
 from odeopt.tolerance.extrapolation import LEFT, NOISE, extrapolate, left, shrunk
 from odeopt.tolerance.setting import FIXED, STABILIZED

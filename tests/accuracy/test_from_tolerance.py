@@ -247,7 +247,7 @@ def test_a_horizon_of_no_length_is_the_identity(device):
 def test_what_cannot_be_reached_is_said(device):
     problem = smooth_problem(device)
     single = [
-        odeopt.tree.map_tensors(torch.Tensor.float, value)
+        odeopt.tools.tree.map_tensors(torch.Tensor.float, value)
         for value in (problem.params, problem.batch, problem.outer_batch)
     ]
     params, batch, outer_batch = single

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from odeopt import GradientFlow, TimeGrid
 from odeopt.adjoint.discrete import DiscreteAdjoint
-from odeopt.beginning import Beginning
 from odeopt.checkpoint.uniform import Every
-from odeopt.choices import Choices
-from odeopt.engine import make_kernels
-from odeopt.safety import Safety
+from odeopt.engine.choices import Choices
+from odeopt.engine.run import make_kernels
+from odeopt.engine.safety import Safety
+from odeopt.engine.stats import Stats
+from odeopt.gradient.start import Beginning
 from odeopt.solver.runge_kutta import RK4
-from odeopt.stats import Stats
 from odeopt.testing.problems import Quadratic
 from odeopt.tolerance.guess import HORIZONS, LENGTHS, SHARE, SPREAD, first_setting, stabilized
 from odeopt.tolerance.pilot import AT_ONCE, WORTH_ASKING, Pilot, pilot

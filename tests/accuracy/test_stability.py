@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from odeopt import DivergenceError, GradientFlow, ODEOptimizer, StabilityError, TimeGrid
 from odeopt.adjoint.discrete import DiscreteAdjoint
-from odeopt.beginning import Beginning
 from odeopt.checkpoint.uniform import Every
-from odeopt.choices import Choices
-from odeopt.engine import run_forward
-from odeopt.safety import Safety
+from odeopt.engine.choices import Choices
+from odeopt.engine.run import run_forward
+from odeopt.engine.safety import Safety
+from odeopt.engine.stats import Stats
+from odeopt.gradient.start import Beginning
 from odeopt.solver.runge_kutta import Euler
-from odeopt.stats import Stats
 from odeopt.testing.problems import Quadratic
 from odeopt.tolerance.stability import MOST, NOISE, UnstableStepsError, refuse_unstable, stiffness
 

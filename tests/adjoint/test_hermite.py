@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from odeopt.adjoint.base import Interval
-from odeopt.adjoint.hermite import hermite, midpoint_defect
+from odeopt.adjoint.continuous import hermite, midpoint_defect
 
 
 def interval(dt, y0, y1):

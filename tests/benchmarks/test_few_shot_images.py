@@ -25,8 +25,8 @@ from benchmarks.harness import strict_json
 from benchmarks.harness.registry import Preset, Settings
 from benchmarks.harness.store import ResultStore
 from benchmarks.problems.feed import Feed
-from odeopt.meta.run_folder import CHECKPOINT
-from odeopt.meta.storage import Checkpoint
+from odeopt.outer.run_folder import CHECKPOINT
+from odeopt.outer.storage import Checkpoint
 
 
 def run(*args):

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.harness import strict_json
 from benchmarks.harness.store import ResultStore, fingerprint
-from odeopt import files
+from odeopt.tools import files
 
 MARK = fingerprint({"preset": "quick"})
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from odeopt.seeds import mix, seeded
+from odeopt.tools.seeds import mix, seeded
 
 
 def mse(model, batch):

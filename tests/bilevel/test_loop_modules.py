@@ -10,8 +10,8 @@ import torch.nn.utils.prune
 from torch import nn
 
 import odeopt
-from odeopt import tree
 from odeopt.testing import relative_error
+from odeopt.tools import tree
 
 
 class Tied(nn.Module):

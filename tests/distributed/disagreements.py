@@ -8,7 +8,7 @@ import torch
 from support import distributed as cases
 
 import odeopt
-from odeopt.meta.spread import SpreadMethod
+from odeopt.outer.spread import SpreadMethod
 
 
 def disagreements(workers):

@@ -14,8 +14,8 @@ import torch
 from support import distributed as cases
 
 import odeopt
-from odeopt.meta.run_folder import RunFolder
-from odeopt.meta.spread import SpreadMethod
+from odeopt.outer.run_folder import RunFolder
+from odeopt.outer.spread import SpreadMethod
 from tests.distributed.disagreements import disagreements
 
 torch.set_num_threads(1)

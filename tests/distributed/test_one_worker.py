@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from support import distributed as cases
 
 import odeopt
-from odeopt.distributed import Share
-from odeopt.distributed.agreement import shorten, texts
+from odeopt.outer.workers import Share
+from odeopt.outer.workers.agreement import shorten, texts
 
 
 def loss(params, batch):

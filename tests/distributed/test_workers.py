@@ -9,7 +9,7 @@ import torch
 from support import distributed as cases
 
 import odeopt
-from odeopt import tree
+from odeopt.tools import tree
 
 
 @pytest.fixture(scope="module")

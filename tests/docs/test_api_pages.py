@@ -15,7 +15,7 @@ from odeopt.adjoint.base import Adjoint, LocalAdjoint
 from odeopt.adjoint.linear_solver import LinearSolver
 from odeopt.adjoint.linearize import Differentiation
 from odeopt.checkpoint import CheckpointSchedule
-from odeopt.inner import InnerOptimizer
+from odeopt.inner.base import InnerOptimizer
 from odeopt.solver import Solver, StepSolver
 
 PAGES = sorted(path for path in (DOCS / "api").glob("*.md") if path.name != "index.md")

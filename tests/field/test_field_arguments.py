@@ -15,7 +15,7 @@ from support.fields import (
 )
 
 import odeopt
-from odeopt.field import CallableField, as_field
+from odeopt.inner import CallableField, as_field
 
 
 @pytest.mark.parametrize(("make", "what"), [

@@ -19,7 +19,7 @@ from support.fields import (
 )
 
 import odeopt
-from odeopt import tree
+from odeopt.tools import tree
 
 LR, STEPS = 0.15, 6
 

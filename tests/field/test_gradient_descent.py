@@ -12,7 +12,7 @@ from support.fields import (
 )
 
 import odeopt
-from odeopt import tree
+from odeopt.tools import tree
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0, 0.1, 3e-4, 1])

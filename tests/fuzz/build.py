@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import odeopt
-from odeopt.rule import RuleState
+from odeopt.inner import RuleState
 
 from .composition import SECOND_ORDER, Composition
 from .problem import (

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from odeopt.seeds import mix, seeded
+from odeopt.tools.seeds import mix, seeded
 
 from . import formulas
 from .composition import Composition

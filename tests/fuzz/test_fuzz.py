@@ -18,9 +18,9 @@ from fuzz.problem import NUMBERS
 from fuzz.shrink import reproduction, shrink
 from odeopt.adjoint.linearize import Differentiation
 from odeopt.checkpoint.binomial import Binomial
-from odeopt.rule.adam import _Adam
+from odeopt.checkpoint.store import Tier
+from odeopt.inner.optimizers import _Adam
 from odeopt.solver.runge_kutta import ExplicitRungeKutta
-from odeopt.store import Tier
 
 CHUNK = 20
 STEPPED = ("sgd", "adam", "adamw", "rmsprop")
@@ -109,11 +109,11 @@ def frozen_momentum(monkeypatch):
 
 
 def pieces_with_one_noise(monkeypatch):
-    monkeypatch.setattr("odeopt.bound.restore_random_state", lambda state: None)
+    monkeypatch.setattr("odeopt.engine.flat.restore_random_state", lambda state: None)
 
 
 def moving_after_the_stop(monkeypatch):
-    monkeypatch.setattr("odeopt.waiting.made", lambda grid: grid.dt >= 0)
+    monkeypatch.setattr("odeopt.engine.waiting.made", lambda grid: grid.dt >= 0)
 
 
 def times_without_gradient(monkeypatch):

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 import odeopt
 from odeopt import Every, InputError, MemoryBudget, TimeGrid
 from odeopt.checkpoint.binomial import optimal_replays
-from odeopt.checkpoint.simulation import simulate
-from odeopt.sizes import format_bytes, parse_bytes
+from odeopt.checkpoint.budget import simulate
+from odeopt.checkpoint.sizes import format_bytes, parse_bytes
 from odeopt.testing import check_schedule
 from tests.memory.conftest import Bench, same
 

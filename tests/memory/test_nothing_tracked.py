@@ -93,7 +93,7 @@ def test_a_solve_that_diverges_says_where(device):
 
 def kept_states(monkeypatch):
     """How many states are kept from now on."""
-    from odeopt.sweep.kept import Kept
+    from odeopt.engine.kept import Kept
 
     found, store = [], Kept.store
     monkeypatch.setattr(Kept, "store", lambda *args: found.append(1) or store(*args))

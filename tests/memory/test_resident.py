@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import odeopt
-from odeopt import resident
+from odeopt.tools import resident
 
 MIB = 2**20
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from odeopt import Binomial, CompatibilityError, Disk, Every, InputError, MemoryBudget, StorageError
-from odeopt.store import resumable
-from odeopt.store.own_files import states
-from odeopt.store.resumable import ResumableShelf
-from odeopt.store.solve_folder import SolveFolder
+from odeopt.checkpoint.store import resumable
+from odeopt.checkpoint.store.own_files import states
+from odeopt.checkpoint.store.resumable import ResumableShelf
+from odeopt.checkpoint.store.solve_folder import SolveFolder
 from tests.memory.conftest import Bench, Crash, same
 
 TEMPORARY = ".forward.progress.0123456789abcdef.tmp"

@@ -135,7 +135,7 @@ def test_what_cannot_be_compared_is_refused_before_the_first_step(tmp_path):
 
 
 @pytest.mark.parametrize(("where", "what"), [
-    ("odeopt.version.__version__", "9.9"), ("torch.__version__", "9.9"),
+    ("odeopt.tools.version.__version__", "9.9"), ("torch.__version__", "9.9"),
 ])  # fmt: skip
 def test_another_version_is_refused(tmp_path, monkeypatch, where, what):
     with pytest.raises(Crash):

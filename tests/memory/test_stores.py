@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from odeopt import Device, Disk, Host, InputError, StorageError
-from odeopt.store.own_files import state_file
-from odeopt.store.packing import pack
-from odeopt.store.state_file import Label, read_state, write_state
+from odeopt.checkpoint.store.own_files import state_file
+from odeopt.checkpoint.store.state_file import Label, read_state, write_state
+from odeopt.tools.packing import pack
 
 CPU = torch.device("cpu")
 LABEL = Label("a solve", 3)

@@ -132,7 +132,7 @@ def test_a_store_that_is_none_is_refused(store):
 def test_states_leave_a_gpu_and_come_back(tmp_path, schedule, tasks):
     class OnGpu(Bench):
         def inputs(self):
-            return odeopt.tree.map_tensors(torch.Tensor.cuda, super().inputs())
+            return odeopt.tools.tree.map_tensors(torch.Tensor.cuda, super().inputs())
 
     kind, *args = type(schedule), *vars(schedule).values()
     number = next(value for value in args if isinstance(value, int))
@@ -144,7 +144,7 @@ def test_states_leave_a_gpu_and_come_back(tmp_path, schedule, tasks):
     assert same(found[0], found[2])
 
 
-class OfItsOwnKind(odeopt.store.Tier):
+class OfItsOwnKind(odeopt.checkpoint.store.Tier):
     kind = "elsewhere"
 
     def open(self):

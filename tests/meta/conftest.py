@@ -17,7 +17,7 @@ def make(folder, device=None, method="meta-sgd", optimizer=adam, order=1, **chan
     problem = smooth_problem(device, 12)
     pool = {"batch_size": 4, "seed": 0} | changes.pop("pool", {})
     sign = pool.pop("sign", 1)
-    data = odeopt.tree.map_tensors(lambda leaf: sign * leaf, problem.batch)
+    data = odeopt.tools.tree.map_tensors(lambda leaf: sign * leaf, problem.batch)
     params = dict(list(problem.params.items())[::order])
     settings = {"lr": 0.1, "steps": 2} | changes.pop("settings", {})
     loss = changes.pop("loss", problem.loss)
@@ -28,5 +28,5 @@ def make(folder, device=None, method="meta-sgd", optimizer=adam, order=1, **chan
 
 
 def same(first, second):
-    pairs = zip(odeopt.tree.tensors(first), odeopt.tree.tensors(second), strict=True)
+    pairs = zip(odeopt.tools.tree.tensors(first), odeopt.tools.tree.tensors(second), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)

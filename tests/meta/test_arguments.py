@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import odeopt
-from odeopt.meta.method import as_task_batch
+from odeopt.outer.method import as_task_batch
 from odeopt.testing import smooth_problem
 
 

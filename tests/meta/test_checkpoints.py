@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import odeopt
 from odeopt import InputError, StorageError
-from odeopt.meta.storage import Checkpoint
+from odeopt.outer.storage import Checkpoint
 from odeopt.testing import smooth_problem
 from tests.meta.conftest import make, same
 
@@ -117,7 +117,7 @@ def test_another_run_is_refused_by_what_differs(folder, name):
 
 
 def test_versions_are_named_where_something_differs(folder, monkeypatch):
-    monkeypatch.setattr("odeopt.version.__version__", "9.9")
+    monkeypatch.setattr("odeopt.tools.version.__version__", "9.9")
     refuses(make(folder, clip=1.0), InputError, r"by odeopt 0.*; this is odeopt 9\.9.*in clip\.")
     assert make(folder).restore()
 
@@ -137,7 +137,7 @@ def test_other_shapes_are_refused(folder):
         learner(wide, folder=own), InputError,
         r"params\['out'\] is torch\.float64 \[\d\], expected torch\.float64 \[7\]",
     )  # fmt: skip
-    single = odeopt.tree.map_tensors(torch.Tensor.float, model)
+    single = odeopt.tools.tree.map_tensors(torch.Tensor.float, model)
     refuses(learner(single, folder=own), InputError, "expected torch.float32")
     fewer = {name: leaf for name, leaf in model.items() if name != "out"}
     refuses(learner(fewer, folder=own), InputError, r"params\['out'\] is .*, expected nothing")

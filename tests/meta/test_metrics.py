@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from odeopt.meta import metrics
-from odeopt.meta.metrics import Step, progress
+from odeopt.outer import metrics
+from odeopt.outer.metrics import Step, progress
 
 
 class Bar:

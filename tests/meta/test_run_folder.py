@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from odeopt import InputError, StorageError
-from odeopt.meta.run_folder import RunFolder
+from odeopt.outer.run_folder import RunFolder
 from tests.meta.conftest import make, same
 
 

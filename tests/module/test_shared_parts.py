@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import odeopt
-from odeopt import tree
 from odeopt.testing import relative_error
 from odeopt.testing.rules import unroll
+from odeopt.tools import tree
 
 
 class Twice(nn.Module):

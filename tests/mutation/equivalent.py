@@ -15,44 +15,44 @@ class Equivalent(NamedTuple):
 
 EQUIVALENT = (
     Equivalent(
-        "odeopt/sweep/adaptive.py",
+        "odeopt/engine/adaptive.py",
         "lands = self._t + self._dt * (1 + 1e-9) > target",
         "A step that comes to the target up to 1e-9 of its length lands there; whether one that"
         " misses it by just that to the last bit does, too, is as good either way.",
     ),
     Equivalent(
-        "odeopt/sweep/adaptive.py",
+        "odeopt/engine/adaptive.py",
         "error = torch.where(dt >= 0, tried.error.to(torch.float64), torch.zeros_like(dt))",
         "An attempt of zero length, of a task that waits, has no error in any case.",
     ),
     Equivalent(
-        "odeopt/sweep/adaptive.py",
+        "odeopt/engine/adaptive.py",
         "self._dt = torch.where(dt >= 0, proposal, self._dt)",
         "A task that waits has landed: what is proposed to it is at least the step that it had.",
     ),
     Equivalent(
-        "odeopt/sweep/power.py",
+        "odeopt/engine/spectral_radius.py",
         "self._generator = torch.Generator().manual_seed(1)",
         "Any seed draws a random vector.",
     ),
     Equivalent(
-        "odeopt/replay.py",
+        "odeopt/engine/replay.py",
         "over = (gaps.reshape(len(trace.starts), -1) >= 1).any(-1).nonzero().flatten().tolist()",
         "Whether a gap that rounding explains to the last bit still passes does not matter.",
     ),
     Equivalent(
-        "odeopt/replay.py",
+        "odeopt/engine/replay.py",
         "for k in range(stepper.length or 1):",
         "Without a step there is no gap that could lead here.",
     ),
     Equivalent(
-        "odeopt/store/host.py",
+        "odeopt/checkpoint/store/host.py",
         "if True:",
         "It asks which states come from a GPU; those of a CPU are the same either way.",
     ),
 )
 
 ON_A_GPU = {
-    "odeopt/store/host.py": ("_send", "_fetch", "_stream", "_mark", "prefetch"),
+    "odeopt/checkpoint/store/host.py": ("_send", "_fetch", "_stream", "_mark", "prefetch"),
 }
 """Functions by module that only states on a GPU reach: no test without one can look at them."""

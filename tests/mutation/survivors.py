@@ -19,60 +19,64 @@ class _Named(NamedTuple):
 
 _NAMED = {
     "learner-clip": _Named(
-        "odeopt/meta/learner.py",
+        "odeopt/outer/learner.py",
         "1.0 if self._clip is None or norm <= self._clip else",
         "1.0 if self._clip is None else",
     ),
     "learner-random-not-saved": _Named(
-        "odeopt/meta/keeper.py", "torch.get_rng_state(),", "torch.Generator().get_state(),"
+        "odeopt/outer/keeper.py", "torch.get_rng_state(),", "torch.Generator().get_state(),"
     ),
     "learner-random-not-restored": _Named(
-        "odeopt/meta/keeper.py", "torch.set_rng_state(found.random)", "pass"
+        "odeopt/outer/keeper.py", "torch.set_rng_state(found.random)", "pass"
     ),
     "event-never": _Named(
-        "odeopt/event.py",
+        "odeopt/gradient/event.py",
         "never = (found.step == 0) & (found.length == 0)",
         "never = found.step == 0",
     ),
     "fingerprint-of-the-norm": _Named(
-        "odeopt/sweep/forward.py",
+        "odeopt/engine/forward.py",
         "return torch.add(state.sum(-1), norm, alpha=math.sqrt(2))",
         "return norm",
     ),
     "fingerprint-of-the-sum": _Named(
-        "odeopt/sweep/forward.py",
+        "odeopt/engine/forward.py",
         "return torch.add(state.sum(-1), norm, alpha=math.sqrt(2))",
         "return state.sum(-1)",
     ),
     "hermite-defect-rounding": _Named(
-        "odeopt/adjoint/hermite.py",
+        "odeopt/adjoint/continuous.py",
         "torch.linalg.vector_norm(change) + rounding * torch.linalg.vector_norm(interval.y1)",
         "torch.linalg.vector_norm(change)",
     ),
     "identity-without-hparams": _Named(
-        "odeopt/identity.py", "digest([*theta.shared, *data.shared])", "digest([])"
+        "odeopt/engine/identity.py", "digest([*theta.shared, *data.shared])", "digest([])"
     ),
     "identity-without-data-of-hparams": _Named(
-        "odeopt/identity.py", "digest([*theta.shared, *data.shared])", "digest([*theta.shared])"
+        "odeopt/engine/identity.py",
+        "digest([*theta.shared, *data.shared])",
+        "digest([*theta.shared])",
     ),
     "identity-without-batch": _Named(
-        "odeopt/identity.py", "digest([*theta.batch, *data.batch])", "digest([])"
+        "odeopt/engine/identity.py", "digest([*theta.batch, *data.batch])", "digest([])"
     ),
     "identity-without-stream-seed": _Named(
-        "odeopt/identity.py", "(stream.seed, stream.length)", "(None, stream.length)"
+        "odeopt/engine/identity.py", "(stream.seed, stream.length)", "(None, stream.length)"
     ),
     "disk-without-unlink": _Named(
-        "odeopt/store/disk.py", "state_file(self._folder, index).unlink(missing_ok=True)", "pass"
+        "odeopt/checkpoint/store/disk.py",
+        "state_file(self._folder, index).unlink(missing_ok=True)",
+        "pass",
     ),
     "resumable-without-unlink": _Named(
-        "odeopt/store/resumable.py",
+        "odeopt/checkpoint/store/resumable.py",
         "state_file(self._folder.path, index).unlink(missing_ok=True)",
         "pass",
     ),
     "folder-without-unlink": _Named(
-        "odeopt/store/own_files.py", "path.unlink(missing_ok=True)", "pass"
+        "odeopt/checkpoint/store/own_files.py", "path.unlink(missing_ok=True)", "pass"
     ),
-    "no-fsync": _Named("odeopt/files.py", "os.fsync(file.fileno())", "pass"),
+    "no-fsync": _Named("odeopt/tools/files.py", "os.fsync(file.fileno())", "pass"),
 }
 
 

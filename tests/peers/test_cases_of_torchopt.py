@@ -11,9 +11,9 @@ from support.peers import RIGHT, Loop, Refused, Right, check, draw, mse
 from torch import nn
 
 import odeopt
-from odeopt import tree
 from odeopt.testing import relative_error
 from odeopt.testing.rules import unroll
+from odeopt.tools import tree
 
 
 class Layer(nn.Module):

@@ -15,8 +15,8 @@ from support import distributed as cases
 from torch import nn
 
 import odeopt
-from odeopt import tree
 from odeopt.testing import relative_error
+from odeopt.tools import tree
 from tests.memory.conftest import Crash
 from tests.regressions import two_workers
 

@@ -41,7 +41,7 @@ def rounding(make, regression, lrs, expected):
 
     With little momentum and long steps Adam is chaotic: rounding grows a million times.
     """
-    nudged = odeopt.tree.map_tensors(lambda leaf: leaf * (1 + 2**-51), regression.params)
+    nudged = odeopt.tools.tree.map_tensors(lambda leaf: leaf * (1 + 2**-51), regression.params)
     return relative_error(by_torch(make, regression._replace(params=nudged), lrs), expected)
 
 
@@ -166,7 +166,7 @@ def test_a_scale_of_the_rate_is_a_rate_so_many_times_as_large(regression, make):
     loss, lrs = regression.plain_loss, torch.full((20,), 0.01)
     scaled = by_rule(make(loss, lr_scale=4.0), regression, lrs)
     own = by_rule(make(loss), regression, 4 * lrs)
-    assert all(map(torch.equal, odeopt.tree.tensors(scaled), odeopt.tree.tensors(own)))
+    assert all(map(torch.equal, odeopt.tools.tree.tensors(scaled), odeopt.tools.tree.tensors(own)))
 
 
 @pytest.mark.parametrize(

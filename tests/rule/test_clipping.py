@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import odeopt
-from odeopt.rule.clipping import safe_sqrt
+from odeopt.inner.clipping import safe_sqrt
 
 
 def test_the_root_of_zero_is_zero_and_flat(device):

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import odeopt
-from odeopt import tree
 from odeopt.testing import relative_error
 from odeopt.testing.rules import unroll
+from odeopt.tools import tree
 
 RULES = {
     "sgd": odeopt.SGD,

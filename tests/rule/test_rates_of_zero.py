@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import odeopt
-from odeopt import tree
 from odeopt.testing import relative_error
 from odeopt.testing.rules import unroll
+from odeopt.tools import tree
 
 RULES = {
     "momentum": lambda loss: odeopt.SGD(loss, momentum=0.9),

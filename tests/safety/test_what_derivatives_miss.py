@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import odeopt
-from odeopt import tree
 from odeopt.testing import relative_error
 from odeopt.testing.rules import unroll
+from odeopt.tools import tree
 
 MODES = {"reverse": odeopt.ReverseMode, "forward": odeopt.ForwardOverReverse}
 FIELDS = {

@@ -13,10 +13,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 import odeopt
-from odeopt import tree
-from odeopt.attention import PLAIN_ATTENTION
+from odeopt.inner.attention import PLAIN_ATTENTION
 from odeopt.testing import relative_error
 from odeopt.testing.rules import unroll
+from odeopt.tools import tree
 
 
 def draw(device, *shape, seed=1):

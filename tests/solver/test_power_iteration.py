@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from odeopt.stats import Stats
-from odeopt.sweep.power import LONGEST, REFRESH, PowerIteration, unit
+from odeopt.engine.spectral_radius import LONGEST, REFRESH, PowerIteration, unit
+from odeopt.engine.stats import Stats
 
 
 def make(rates, stats=None):

@@ -24,9 +24,9 @@ from odeopt import (
     TimeGrid,
     TruncatedAdjoint,
 )
+from odeopt.engine.spectral_radius import PowerIteration
+from odeopt.engine.stabilized import StabilizedStepper
 from odeopt.solver.chebyshev import coefficients
-from odeopt.sweep.power import PowerIteration
-from odeopt.sweep.stabilized import StabilizedStepper
 from odeopt.testing import check_solver
 from odeopt.testing.problems import relative_error, smooth_problem
 

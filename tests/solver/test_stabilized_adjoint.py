@@ -28,7 +28,7 @@ from odeopt import (
 )
 from odeopt.adjoint.linearize import ReverseMode
 from odeopt.testing.problems import Quadratic, relative_error, smooth_problem
-from odeopt.tree import ravel
+from odeopt.tools.tree import ravel
 
 SCHEDULES = [Every(1), Every(4), Density(3), Binomial(3), Online(5), MemoryBudget("1KiB")]
 MODES = [ReverseMode(), ForwardOverReverse()]

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import odeopt
-from odeopt import tree
-from odeopt.seeds import seeded
 from odeopt.testing import relative_error
+from odeopt.tools import tree
+from odeopt.tools.seeds import seeded
 
 STEPS = 6
 

@@ -14,8 +14,8 @@ import torch
 from support import tasks as problems
 
 import odeopt
-from odeopt import tree
 from odeopt.testing import smooth_problem
+from odeopt.tools import tree
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "tests" / "distributed" / "program.py"

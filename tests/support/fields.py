@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from odeopt import tree
+from odeopt.tools import tree
 
 pytree = tree.pytree
 

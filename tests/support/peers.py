@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import odeopt
-from odeopt.seeds import mix, seeded
 from odeopt.testing import relative_error
+from odeopt.tools.seeds import mix, seeded
 from tests.bilevel.conftest import lend, unroll
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 
 from odeopt import GradientFlow, ODEOptimizer, StabilizedRK
-from odeopt.sweep.stabilized import StabilizedStepper
+from odeopt.engine.stabilized import StabilizedStepper
 from odeopt.testing.problems import Quadratic
 
 

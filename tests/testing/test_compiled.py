@@ -10,9 +10,9 @@ import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 import odeopt
-from odeopt import tree
-from odeopt.calls import call_loss
 from odeopt.testing import check_compiled
+from odeopt.tools import tree
+from odeopt.tools.arguments import call_loss
 
 
 class Flow(odeopt.Field):

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import odeopt
-from odeopt import tree
-from odeopt.calls import call_loss
 from odeopt.solver.reached import reached
 from odeopt.testing import check_field, check_rule, check_solver
+from odeopt.tools import tree
+from odeopt.tools.arguments import call_loss
 
 
 class Stretched(odeopt.Field):

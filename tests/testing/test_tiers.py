@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from odeopt.store import Shelf, Tier, pack
+from odeopt.checkpoint.store import Shelf, Tier, pack
 from odeopt.testing import check_tier
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from typing_extensions import override
 
 import odeopt
-from odeopt import tree
-from odeopt.calls import Selector, call_loss, check_selector, select
-from odeopt.types import Loss, PyTree
+from odeopt.tools import tree
+from odeopt.tools.arguments import Selector, call_loss, check_selector, select
+from odeopt.tools.types import Loss, PyTree
 
 
 @final

@@ -10,9 +10,9 @@ import torch
 from typing_extensions import override
 
 import odeopt
-from odeopt import tree
-from odeopt.calls import call_loss
-from odeopt.types import PyTree
+from odeopt.tools import tree
+from odeopt.tools.arguments import call_loss
+from odeopt.tools.types import PyTree
 from odeopt_signflow.adjoint import DampedAdjoint
 from odeopt_signflow.field import SignFlow
 

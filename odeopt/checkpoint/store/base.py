@@ -1,0 +1,83 @@
+"""What a tier is: a place for states, opened anew for each solve."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from odeopt.errors import InputError
+from odeopt.tools.keywords import KnownKeywords
+
+
+class Shelf(ABC):
+    """The states of one solve in one tier, by index.
+
+    What is taken from a shelf is bitwise what was put there.
+    """
+
+    @abstractmethod
+    def put(self, index: int, state: Tensor) -> None:
+        """Keep a state, in place of the one that has the same index."""
+
+    @abstractmethod
+    def get(self, index: int) -> Tensor:
+        """The state, on the device that it came from."""
+
+    @abstractmethod
+    def drop(self, index: int) -> None:
+        """Forget a state that is there."""
+
+    def prefetch(self, index: int) -> None:
+        """Begin to bring back a state that will be asked for next."""
+        del index
+
+    @abstractmethod
+    def close(self, done: bool) -> None:
+        """Forget every state; `done` says that the solve has come to its end."""
+
+
+class JournalSettings(NamedTuple):
+    """Where progress is saved, and after how many seconds."""
+
+    folder: Path
+    seconds: float
+
+
+class Tier(KnownKeywords, ABC):
+    """Where kept states are: on the device of the solve, on the host, on disk or elsewhere."""
+
+    kind: ClassVar[str]
+    """The kind of memory: one word. The stats of a solve count "device", "host" and "disk" apart;
+    states of any other kind are in `stored_bytes` alone."""
+
+    @property
+    def journal(self) -> JournalSettings | None:
+        """Where and how often progress is saved, if an interrupted solve is to be resumed."""
+        return None
+
+    @abstractmethod
+    def open(self) -> Shelf:
+        """A shelf for one solve."""
+
+    def settings(self) -> Mapping[str, Any]:
+        """What tells two solves apart: not where exactly states are, which changes no number."""
+        return {"kind": self.kind}
+
+
+def check_tier(store: object) -> Tier:
+    """The tier.
+
+    Raises:
+        InputError: if it is none.
+    """
+    if not isinstance(store, Tier):
+        hint = f"; did you mean {store.__name__}()?" if isinstance(store, type) else ""
+        raise InputError(
+            f"store is {store!r}; expected odeopt.Device(), odeopt.Host() or odeopt.Disk(path)"
+            f"{hint}."
+        )
+    return store

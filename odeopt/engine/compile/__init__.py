@@ -1,0 +1,1 @@
+"""Kernels, traced or generated, and what of torch they stand on."""

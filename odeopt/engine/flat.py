@@ -1,0 +1,212 @@
+"""Inner optimisers on flat vectors: what the kernels work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from odeopt.inner.base import InnerOptimizer
+from odeopt.inner.field import Field, GradientField
+from odeopt.inner.rule import GradientRule, UpdateRule
+from odeopt.solver.base import FlatRule, StepGradient
+from odeopt.solver.dynamics import (
+    Cotangents,
+    Data,
+    Differentiate,
+    FlatField,
+    Linearization,
+    Theta,
+    add_thetas,
+)
+from odeopt.solver.reached import reached
+from odeopt.tools import tree
+from odeopt.tools.seeds import random_state, restore_random_state
+from odeopt.tools.tree import Partition, Ravel
+from odeopt.tools.types import PyTree
+
+Potential = Callable[[Tensor, Tensor, Theta, Data], Tensor]
+
+
+class Layout(NamedTuple):
+    """How flat states and inputs become the pytrees that a field is written in."""
+
+    state: Ravel
+    shared: Partition
+    """Of the pair (consts, hparams)."""
+    batch: Partition
+
+    def unpack(self, y: Tensor, theta: Theta, data: Data) -> tuple[Any, Any, Any, Any]:
+        """(state, consts, hparams, batch) as pytrees."""
+        consts, hparams = self.shared.merge(theta.shared, data.shared)
+        return self.state.unflatten(y), consts, hparams, self.batch.merge(theta.batch, data.batch)
+
+
+class BoundField(FlatField):
+    """A field that reads and writes flat vectors."""
+
+    def __init__(self, inner: Field, layout: Layout) -> None:
+        self._field = inner
+        self.layout = layout
+
+    @override
+    def velocity(self, t: Tensor, y: Tensor, theta: Theta, data: Data) -> Tensor:
+        slope = self._field.velocity(t, *self.layout.unpack(y, theta, data))
+        return self.layout.state.flatten(slope, "the velocity")
+
+    @property
+    @override
+    def potential(self) -> Potential | None:
+        inner = self._field
+        if not isinstance(inner, GradientField):
+            return None
+        return lambda t, y, theta, data: inner.potential(t, *self.layout.unpack(y, theta, data))
+
+
+class BoundRule(FlatRule):
+    """An update rule that reads and writes flat vectors."""
+
+    def __init__(self, rule: UpdateRule, layout: Layout) -> None:
+        self._rule = rule
+        self.layout = layout
+
+    @override
+    def update(self, k: Tensor, lr: Tensor, y: Tensor, theta: Theta, data: Data) -> Tensor:
+        after = self._rule.update(k, lr, *self.layout.unpack(y, theta, data))
+        return self.layout.state.flatten(after, "the updated state")
+
+    @override
+    def pull(
+        self, differentiate: Differentiate, k: Tensor, lr: Tensor, y: Tensor, lam: Tensor,
+        theta: Theta, data: Data,
+    ) -> StepGradient:  # fmt: skip
+        del differentiate  # there is no gradient of its own to differentiate
+
+        def updated(lr: Tensor, y: Tensor, theta: Theta) -> Tensor:
+            return self.update(k, lr, y, theta, data)
+
+        linearized: Any = torch.func.vjp(updated, lr, y, theta)
+        y1, pullback = linearized
+        g_lr, g_y, g_theta = pullback(lam)
+        return StepGradient(g_y, torch.zeros_like(k), g_lr, g_theta, reached(y1))
+
+
+class BoundGradientRule(BoundRule):
+    r"""A gradient rule on flat vectors, whose adjoint takes one Hessian-vector product per step.
+
+    With $y_1 = A(y, g(u))$: first the pullback of A gives cotangents of y and of g, then
+    $\bar u \mathrel{+}= \nabla^2 L\, \bar g$, piece by piece of the batch.
+    """
+
+    def __init__(self, rule: GradientRule, layout: Layout) -> None:
+        super().__init__(rule, layout)
+        self._gradient_rule = rule
+
+    @override
+    def pull(
+        self, differentiate: Differentiate, k: Tensor, lr: Tensor, y: Tensor, lam: Tensor,
+        theta: Theta, data: Data,
+    ) -> StepGradient:  # fmt: skip
+        state = self.layout.unpack(y, theta, data)[0]
+        params = tree.layout_of(state.params)
+        at = (k, y[: params.size], theta, data)
+        point: Linearization | None = None
+        if self._gradient_rule.micro_batches == 1:
+            places = [_Place(self._piece_field(params, state.buffers, 0), None)]
+            point = differentiate(places[0].field, *at)
+            grads = torch.neg(point.value)
+        else:
+            places, grads = self._survey(params, y, theta, data)
+
+        def advanced(lr: Tensor, y: Tensor, g: Tensor, shared: tuple[Tensor, ...]) -> Tensor:
+            now, _, hparams, _ = self.layout.unpack(y, theta._replace(shared=shared), data)
+            after = self._gradient_rule.advance(
+                k, lr, params.unflatten(g), now, state.buffers, hparams
+            )
+            return self.layout.state.flatten(after, "the updated state")
+
+        linearized: Any = torch.func.vjp(advanced, lr, y, grads, theta.shared)
+        y1, pullback = linearized
+        g_lr, g_y, g_grads, g_shared = pullback(lam)
+        total = Theta(g_shared, tuple(torch.zeros_like(leaf) for leaf in theta.batch))
+        for place in places:
+            pulled = _pull_piece(point, place, differentiate, at, g_grads)
+            g_y = torch.cat([g_y[: params.size] + pulled.y, g_y[params.size :]])
+            total = add_thetas([total, pulled.theta])
+        known = sum(leaf.numel() for leaf in tree.tensors((state.params, state.slots)))
+        return StepGradient(g_y, torch.zeros_like(k), g_lr, total, reached(y1[:known]))
+
+    def _survey(
+        self, params: Ravel, y: Tensor, theta: Theta, data: Data
+    ) -> tuple[list[_Place], Tensor]:
+        """Each piece with the buffers and random numbers it meets, and the whole gradient."""
+        state, _, hparams, batch = self.layout.unpack(y, theta, data)
+        buffers, total = state.buffers, torch.zeros_like(y[: params.size])
+        places: list[_Place] = []
+        for index, piece in enumerate(self._gradient_rule.pieces(batch)):
+            places.append(_Place(self._piece_field(params, buffers, index), random_state()))
+            grads, buffers = self._gradient_rule.piece_gradient(
+                state.params, hparams, piece, buffers
+            )
+            total = total + params.flatten(grads, "the gradient")
+        return places, total
+
+    def _piece_field(self, params: Ravel, buffers: PyTree, index: int) -> _PieceField:
+        return _PieceField(self._gradient_rule, self.layout, params, buffers, index)
+
+
+class _Place(NamedTuple):
+    """A piece of the batch as a field, and the random state it begins with."""
+
+    field: _PieceField
+    random: Any
+
+
+class _PieceField(FlatField):
+    """Minus the gradient of one piece's share in the loss, on flat parameters."""
+
+    def __init__(
+        self, rule: GradientRule, layout: Layout, params: Ravel, buffers: PyTree, index: int
+    ) -> None:
+        self._rule, self._layout, self._params = rule, layout, params
+        self._buffers, self._index = buffers, index
+
+    @override
+    def velocity(self, t: Tensor, y: Tensor, theta: Theta, data: Data) -> Tensor:
+        return torch.neg(torch.func.grad(self.potential, argnums=1)(t, y, theta, data))
+
+    @property
+    @override
+    def potential(self) -> Potential:
+        return self._share
+
+    def _share(self, t: Tensor, u: Tensor, theta: Theta, data: Data) -> Tensor:
+        del t
+        _, hparams = self._layout.shared.merge(theta.shared, data.shared)
+        batch = self._layout.batch.merge(theta.batch, data.batch)
+        piece = self._rule.pieces(batch)[self._index]
+        return self._rule.value(self._params.unflatten(u), hparams, piece, self._buffers)[0]
+
+
+def _pull_piece(
+    point: Linearization | None, place: _Place, differentiate: Differentiate,
+    at: tuple[Tensor, Tensor, Theta, Data], g_grads: Tensor,
+) -> Cotangents:  # fmt: skip
+    """The Hessian-vector product of one piece, whose graph is freed on return."""
+    if point is not None:
+        return point.pullback(-g_grads)
+    restore_random_state(place.random)
+    return differentiate(place.field, *at).pullback(-g_grads)
+
+
+def bind(inner: InnerOptimizer, layout: Layout) -> BoundField | BoundRule:
+    """An inner optimiser on flat vectors."""
+    if isinstance(inner, GradientRule):
+        return BoundGradientRule(inner, layout)
+    if isinstance(inner, UpdateRule):
+        return BoundRule(inner, layout)
+    assert isinstance(inner, Field), "the two kinds there are"
+    return BoundField(inner, layout)

@@ -1,0 +1,129 @@
+"""The states that are kept between the sweeps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from torch import Tensor
+
+from odeopt.checkpoint.store import Device, Shelf, Tier
+from odeopt.engine.stats import Stats
+from odeopt.tools.resident import ResidentGuard
+
+
+class _Place(NamedTuple):
+    """Where a state is, and its size in bytes."""
+
+    tier: int
+    size: int
+
+
+class Kept:
+    """Kept states by index, in their tiers; records the most there were at one time.
+
+    As a context manager it forgets every state in the end.
+
+    Args:
+        stats: what is recorded goes there.
+        tiers: where states may be.
+        opened: shelves that are open already, by the number of their tier.
+    """
+
+    def __init__(
+        self, stats: Stats, tiers: Sequence[Tier] = (Device(),),
+        opened: Mapping[int, Shelf] | None = None,
+    ) -> None:  # fmt: skip
+        self.stats = stats
+        self._tiers = tiers
+        self._shelves = dict(opened or {})
+        self._places: dict[int, _Place] = {}
+        self._bytes = Counter[str]()
+        self._all_bytes = 0
+        self._resident = ResidentGuard()
+
+    def store(self, index: int, state: Tensor, tier: int = 0) -> None:
+        """Keep a state."""
+        self.free(index)
+        if tier not in self._shelves:
+            self._shelves[tier] = self._tiers[tier].open()
+        self._shelves[tier].put(index, state)
+        self._note(index, state, tier)
+
+    def adopt(self, index: int, like: Tensor, tier: int) -> None:
+        """Count a state, of a known shape, that is in a tier already."""
+        self._note(index, like, tier)
+
+    def free(self, index: int) -> None:
+        """Drop a state, if it is there."""
+        place = self._places.pop(index, None)
+        if place is not None:
+            self._shelves[place.tier].drop(index)
+            self._bytes[self._tiers[place.tier].kind] -= place.size
+            self._all_bytes -= place.size
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether every state is where it is needed, so that there is nothing to prefetch."""
+        return all(isinstance(tier, Device) for tier in self._tiers)
+
+    def prefetch(self, index: int) -> None:
+        """Begin to bring back a state, if it is there, for it comes next."""
+        place = self._places.get(index)
+        if place is not None:
+            self._shelves[place.tier].prefetch(index)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self._shelves[self._places[index].tier].get(index)
+
+    def begin(self, state: Tensor) -> None:
+        """A sweep begins with a state."""
+        self._resident.begin(state)
+
+    def step_done(self) -> None:
+        """A step has been made, forward or backward: memory that was freed may be given back."""
+        self._resident.step_done(self._all_bytes)
+
+    def indices(self) -> list[int]:
+        """The indices of kept states, sorted."""
+        return sorted(self._places)
+
+    def places(self) -> list[tuple[int, int]]:
+        """The index and the tier of each kept state, sorted."""
+        return [(index, self._places[index].tier) for index in self.indices()]
+
+    def close(self, done: bool) -> None:
+        """Forget every state; `done` says that the solve has come to its end."""
+        for shelf in self._shelves.values():
+            shelf.close(done)
+        self._places.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close(done=error is None)
+
+    def _note(self, index: int, state: Tensor, tier: int) -> None:
+        place = self._places[index] = _Place(tier, state.nbytes)
+        kind, stats = self._tiers[tier].kind, self.stats
+        own = self._bytes[kind] = self._bytes[kind] + place.size
+        self._all_bytes += place.size
+        stats.stored_states = max(stats.stored_states, len(self._places))
+        stats.stored_bytes = max(stats.stored_bytes, self._all_bytes)
+        match kind:
+            case "device":
+                stats.device_bytes = max(stats.device_bytes, own)
+            case "host":
+                stats.host_bytes = max(stats.host_bytes, own)
+            case "disk":
+                stats.disk_bytes = max(stats.disk_bytes, own)
+            case _:  # of a plugin: among all bytes only
+                pass

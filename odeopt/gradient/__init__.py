@@ -1,0 +1,1 @@
+"""What a call does around the engine: outer losses, results, guards, and the bridge to autograd."""

@@ -1,0 +1,106 @@
+"""The outer loss: its value and its gradients at the end of a solve (eq. 6, first line)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from odeopt.engine.evaluation import evaluation
+from odeopt.errors import CapturedTensorError, InputError
+from odeopt.inner.base import InnerOptimizer
+from odeopt.tools import tree
+from odeopt.tools.arguments import call_loss, check_scalar
+from odeopt.tools.transforms import any_requires_grad
+from odeopt.tools.types import PyTree, Tensors
+
+OuterKernel = Callable[[list[Tensor], PyTree, Tensors], "OuterGradients"]
+
+
+@dataclass(frozen=True)
+class OuterLoss:
+    """The outer loss on flat states."""
+
+    loss: Callable[..., Any]
+    has_aux: bool
+
+    def __call__(
+        self, field: InnerOptimizer, states: list[PyTree], outer_batch: PyTree, hparams: PyTree,
+        observing: bool,
+    ) -> tuple[Tensor, Any]:  # fmt: skip
+        """The value and aux at the final state, the last of `states`; the others are observed."""
+        params = field.readout(states[-1])
+        keywords: dict[str, Any] = {"observed": states[:-1]} if observing else {}
+        keywords |= field.outer_keywords(states[-1])
+        found = call_loss(self.loss, hparams, params, outer_batch, what="outer_loss", **keywords)
+        if not self.has_aux:
+            return check_scalar(found, "outer_loss"), ()
+        if not isinstance(found, tuple) or len(cast("tuple[Any, ...]", found)) != 2:
+            raise InputError(f"has_aux=True, but outer_loss returned {found!r}; expected a pair.")
+        value, aux = cast("tuple[Any, Any]", found)
+        return check_scalar(value, "outer_loss"), aux
+
+
+class OuterGradients(NamedTuple):
+    """The outer loss and its gradients; with tasks all with a leading task dimension."""
+
+    values: Tensor
+    """The loss itself."""
+    aux: Any
+    states: list[Tensor]
+    """Gradients w.r.t. the observed states and, last, the final one."""
+    hparams: Tensors
+
+
+def outer_kernel(
+    outer: OuterLoss,
+    field: InnerOptimizer,
+    layout: tree.Ravel,
+    hparams_tree: Callable[[Tensors], PyTree],
+    observing: bool,
+) -> OuterKernel:
+    """`(flat states, outer_batch, hparams leaves) -> OuterGradients`, for one task."""
+
+    def kernel(states: list[Tensor], outer_batch: PyTree, hparams: Tensors) -> OuterGradients:
+        def value(states: list[Tensor], hparams: Tensors) -> tuple[Tensor, Any]:
+            trees = [layout.unflatten(y) for y in states]
+            return outer(field, trees, outer_batch, hparams_tree(hparams), observing)
+
+        linearized: Any = torch.func.vjp(value, states, hparams, has_aux=True)
+        found, pullback, aux = linearized
+        with torch.no_grad():  # else the gradients would hold a graph as large as the loss's
+            gradients = pullback(torch.ones_like(found))
+        return OuterGradients(found, aux, *gradients)
+
+    return kernel
+
+
+def differentiate(
+    kernel: OuterKernel,
+    states: list[Tensor],
+    outer_batch: PyTree,
+    hparams: Tensors,
+    tasks: int | None,
+) -> OuterGradients:
+    """Apply the kernel to detached inputs, over all tasks at once if there are some.
+
+    Raises:
+        CapturedTensorError: if a result requires grad nevertheless.
+    """
+    if tasks is not None:
+        kernel = torch.func.vmap(kernel, in_dims=(0, _task_dims(outer_batch), None))
+    with torch.enable_grad(), evaluation():
+        found = kernel(states, outer_batch, hparams)
+    if any_requires_grad(found):
+        raise CapturedTensorError(
+            "outer_loss uses a tensor that requires grad and is not one of its arguments: its"
+            " gradient would be lost. Pass it in hparams, or detach it."
+        )
+    return found
+
+
+def _task_dims(outer_batch: PyTree) -> PyTree:
+    return tree.pytree.tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, outer_batch)

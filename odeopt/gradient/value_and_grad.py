@@ -1,0 +1,304 @@
+"""The functional path: value and gradient without a graph (steps 1 to 5 of the design)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from odeopt.adjoint.base import Swept
+from odeopt.engine.adaptive import Refinement
+from odeopt.engine.backward import Trace
+from odeopt.engine.choices import Choices
+from odeopt.engine.problem import Problem, check_arrays, check_lead
+from odeopt.engine.replay import check_replay
+from odeopt.engine.run import Run, run_backward, run_forward
+from odeopt.engine.safety import Status
+from odeopt.engine.stats import Stats
+from odeopt.errors import (
+    AllFailed,
+    CompatibilityError,
+    DivergenceError,
+    InputError,
+    OdeoptError,
+    SecondOrderError,
+    StabilityError,
+)
+from odeopt.gradient.coarsening import coarsen
+from odeopt.gradient.error_estimate import estimate, no_estimate
+from odeopt.gradient.event import Stopping, StopWhen
+from odeopt.gradient.outer_loss import OuterGradients, OuterLoss, differentiate, outer_kernel
+from odeopt.gradient.probe import probe, probe_init
+from odeopt.gradient.result import Grads, Result
+from odeopt.gradient.start import Beginning, detach
+from odeopt.gradient.status import (
+    backward_status,
+    merge,
+    outer_status,
+    raise_for_status,
+    state_status,
+)
+from odeopt.grid import TimeGrid
+from odeopt.tools import tree
+from odeopt.tools.eagerly import eagerly
+from odeopt.tools.transforms import (
+    check_not_in_forward_mode,
+    inside_gradient_transform,
+    inside_transform,
+)
+from odeopt.tools.types import PyTree
+
+OnFailure = Literal["raise", "skip"]
+
+_ONE_STEP = "there is but one step, which cannot be made longer"
+_UNSTABLE = "steps twice as long are not stable"
+
+
+def check_on_failure(value: object) -> None:
+    """Raise `InputError` unless the value is "raise" or "skip"."""
+    if value not in ("raise", "skip"):
+        raise InputError(f"on_failure is {value!r}; expected 'raise' or 'skip'.")
+
+
+@dataclass(frozen=True)
+class ValueAndGrad:
+    """`opt.value_and_grad(outer_loss)`, ready to be called.
+
+    `inspect` looks at a finished forward sweep and may refuse it with an error.
+    """
+
+    choices: Choices
+    outer: OuterLoss
+    tasks: bool
+    on_failure: OnFailure
+    stop: StopWhen | None = None
+    estimate_error: bool = False
+    inspect: Callable[[Run], None] | None = None
+
+    @eagerly
+    def __call__(
+        self,
+        params: PyTree,
+        batch: PyTree,
+        grid: TimeGrid,
+        outer_batch: PyTree,
+        hparams: PyTree = None,
+        state: PyTree = None,
+    ) -> Result:
+        """The outer loss after the solve, and its gradients.
+
+        Args:
+            params: a pytree of float tensors, where the inner optimisation begins.
+            batch: the training data, or a `Stream` of them; with tasks each tensor has a leading
+                task dimension.
+            grid: the steps; for an update rule, the learning rates.
+            outer_batch: the validation data; with tasks likewise.
+            hparams: a pytree; losses get it as their third argument if it is not None.
+            state: an initial state in place of the field's own (a warm start); no gradient.
+
+        Raises:
+            OdeoptError: see `odeopt.errors`; each message says what to do.
+        """
+        return self.counted(Stats(), params, batch, grid, outer_batch, hparams, state)
+
+    def counted(
+        self, stats: Stats, params: PyTree, batch: PyTree, grid: TimeGrid, outer_batch: PyTree,
+        hparams: PyTree = None, state: PyTree = None,
+    ) -> Result:  # fmt: skip
+        """The same; the cost is added to `stats`, that of a call which fails as well."""
+        check_arrays(batch, "batch")
+        check_arrays(outer_batch, "outer_batch")
+        _refuse_transforms((params, hparams, batch, outer_batch, state, _tensors_of(grid)))
+        probe_init(self.choices.field, params, hparams)
+        begin = Beginning(self.choices.field, params, hparams, state)
+        with torch.no_grad():
+            problem = begin.problem(batch, grid, self.tasks)
+            if self.tasks and problem.tasks is not None:
+                check_lead(outer_batch, problem.tasks, "outer_batch")
+            stopping = None
+            if self.stop is not None:
+                args = (begin.hparams_tree, begin.hparams)
+                stopping = Stopping(self.stop, self.choices, problem, batch, *args, stats)
+            call = _Call(self, problem, begin, outer_batch, stopping)
+            result = call.run(stats)
+            return call.with_error(result) if self.estimate_error else result
+
+
+class _Call:
+    """One call of `value_and_grad`."""
+
+    def __init__(
+        self, owner: ValueAndGrad, problem: Problem, begin: Beginning, outer_batch: PyTree,
+        stopping: Stopping | None, refinement: Refinement | None = None,
+    ) -> None:  # fmt: skip
+        self._owner, self._begin, self._stopping = owner, begin, stopping
+        self._refinement = refinement
+        self._problem = problem if stopping is None else stopping.problem
+        self._outer_batch = detach(outer_batch)
+        self._observe = problem.grid.observe
+
+    def run(self, stats: Stats) -> Result:
+        """Both sweeps; their cost is added to `stats`."""
+        choices, problem = self._owner.choices, self._problem
+        if choices.safety.probe:
+            probe(choices, problem)
+        self._run = run_forward(choices, problem, stats, self._refinement)
+        with self._run.trajectory.kept:
+            if self._owner.inspect is not None:
+                self._owner.inspect(self._run)
+            return self._go_back(self._run, stats)
+
+    def with_error(self, result: Result) -> Result:
+        """The result with an estimate of its error, from one more solve with longer steps."""
+        coarser = coarsen(self._run)
+        if coarser is None:
+            return replace(result, error=no_estimate(1, _ONE_STEP))
+        owner = replace(self._owner, choices=coarser.choices)
+        call = _Call(
+            owner, coarser.problem, self._begin, self._outer_batch, None, coarser.refinement
+        )
+        try:
+            other = call.run(Stats())
+        except (DivergenceError, StabilityError):
+            return replace(result, error=no_estimate(coarser.decay.order, _UNSTABLE))
+        return replace(result, error=estimate(result, other, coarser, self._trace))
+
+    def _go_back(self, run: Run, stats: Stats) -> Result:
+        """From the final state to the gradients."""
+        safety = self._owner.choices.safety
+        status = state_status(run.trajectory.y_end)
+        trace = Trace(exact=True)
+        self._settle(status, run, None, trace)
+        outer = self._differentiate_outer(run)
+        status = merge(status, ~torch.isfinite(outer.values), Status.VALUE_NOT_FINITE)
+        status = outer_status(status, [*outer.states, *outer.hparams])
+        self._settle(status, run, None, trace, outer.values)
+        if self._stopping is not None:
+            outer = self._stopping.correct(outer)
+        swept, trace = run_backward(run, *self._seeds(outer, run), stats)
+        self._trace = trace
+        check_replay(run, trace)
+        status = backward_status(status, swept, trace, safety)
+        self._settle(status, run, swept, trace, outer.values)
+        return self._result(outer, swept, status, stats)
+
+    def _settle(
+        self, status: Tensor, run: Run, swept: Swept | None, trace: Trace,
+        values: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        skips = self._owner.on_failure == "skip" and self._problem.tasks is not None
+        if skips and bool((status == Status.OK).any()):
+            return
+        try:
+            raise_for_status(status, run, swept, trace)
+        except OdeoptError as error:
+            if skips:
+                unknown = torch.full_like(status, torch.nan, dtype=self._problem.y0.dtype)
+                error.all_failed = AllFailed(unknown if values is None else values, status)
+            raise
+
+    def _differentiate_outer(self, run: Run) -> OuterGradients:
+        """Value and gradients of the outer loss, captured tensors refused (eq. 6, line 1)."""
+        trajectory = run.trajectory
+        own = {run.stepper.grid_index(k): y for k, y in trajectory.observed.items()}
+        own[0] = self._problem.y0
+        own[self._problem.grid.steps] = trajectory.y_end
+        states = [own[index] for index in self._observe] + [trajectory.y_end]
+        owner = self._owner
+        kernel = outer_kernel(
+            owner.outer,
+            owner.choices.field,
+            self._problem.layout.state,
+            self._begin.hparams_tree,
+            observing=bool(self._observe),
+        )
+        return differentiate(
+            kernel, states, self._outer_batch, self._begin.hparams, self._problem.tasks
+        )
+
+    def _seeds(self, outer: OuterGradients, run: Run) -> tuple[Tensor, dict[int, Tensor]]:
+        """Lam at the final state, and cotangents of observed states by step index."""
+        length = run.stepper.length or 0
+        own = {run.stepper.grid_index(k): k for k in run.trajectory.observed}
+        own = {**own, 0: 0, self._problem.grid.steps: length}
+        lam, cotangents = outer.states[-1], dict[int, Tensor]()
+        for index, cotangent in zip(self._observe, outer.states, strict=False):
+            if own[index] == length:
+                lam = lam + cotangent
+            else:
+                cotangents[own[index]] = cotangent
+        return lam, cotangents
+
+    def _result(self, outer: OuterGradients, swept: Swept, status: Tensor, stats: Stats) -> Result:
+        mean = _Mean(status, self._problem.tasks)
+        theta = swept.theta
+        g_shared = (
+            tuple(torch.zeros_like(leaf) for leaf in self._problem.theta.shared)
+            if theta is None
+            else tuple(mean(leaf) for leaf in theta.shared)
+        )
+        g_params, g_path = self._begin.pull(mean(swept.lam), g_shared)
+        g_hparams = [mean(g) + path for g, path in zip(outer.hparams, g_path, strict=True)]
+        later = swept.t.flip(-1).cumsum(-1).flip(-1) - swept.t
+        g_dt = swept.dt + later
+        if self._stopping is not None:
+            g_dt = self._stopping.keep_made(g_dt)
+        grads = Grads(
+            self._begin.params_layout.gradients(g_params),
+            self._begin.hparams_layout.gradients(g_hparams),
+            g_dt,
+            self._batch_gradients(swept),
+        )
+        tasks = self._problem.tasks
+        values = None if tasks is None else outer.values
+        aux = outer.aux if self._owner.outer.has_aux else None
+        reports = dict(swept.reports)
+        if self._stopping is not None:
+            reports |= self._stopping.report()
+        return Result(mean(outer.values), values, grads, status, stats, aux, reports)
+
+    def _batch_gradients(self, swept: Swept) -> PyTree:
+        leaves = self._problem.theta.batch
+        if not leaves:
+            return None
+        found = [torch.zeros_like(leaf) for leaf in leaves]
+        if swept.theta is not None:
+            found = list(swept.theta.batch)
+        return self._problem.layout.batch.gradients(found)
+
+
+class _Mean:
+    """The mean over tasks that did not fail; the identity without tasks."""
+
+    def __init__(self, status: Tensor, tasks: int | None) -> None:
+        self._ok = None if tasks is None else status == Status.OK
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self._ok is None:
+            return x
+        mask = self._ok.reshape(-1, *(1,) * (x.ndim - 1))
+        return torch.where(mask, x, torch.zeros_like(x)).sum(0) / self._ok.sum()
+
+
+def _tensors_of(grid: Any) -> list[Tensor]:
+    return [grid.times, grid.dt] if isinstance(grid, TimeGrid) else []
+
+
+def _refuse_transforms(inputs: PyTree) -> None:
+    """A gradient transform around this path would see constants: refuse it by name."""
+    check_not_in_forward_mode(inputs, "value_and_grad")
+    if inside_gradient_transform(inputs):
+        raise SecondOrderError(
+            "value_and_grad was called inside torch.func.grad, vjp or jvp: its results carry no"
+            " derivative. Differentiate opt.solve(...) instead; second derivatives through a solve"
+            " are not supported."
+        )
+    if inside_transform(tree.tensors(inputs)):
+        raise CompatibilityError(
+            "value_and_grad was called inside torch.func.vmap, which hides the numbers that it"
+            " checks. Pass all tasks at once, their batches along the first dimension, with"
+            " opt.value_and_grad(outer_loss, tasks=True); or map opt.solve(...), which may be."
+        )

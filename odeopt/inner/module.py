@@ -1,0 +1,211 @@
+"""Modules as losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from odeopt.errors import InputError
+from odeopt.tools.arguments import check_scalar
+from odeopt.tools.captured import check_not_scripted
+from odeopt.tools.describing import module_settings
+from odeopt.tools.loan import Loan
+from odeopt.tools.types import PyTree
+
+Objective = Callable[[Callable[..., Any], PyTree], Tensor]
+"""`objective(model, batch) -> scalar`, where `model` is the module with other parameters in it."""
+
+
+def _no_evaluation(*args: Any, **keywords: Any) -> Tensor:
+    """The objective in evaluation mode, which nobody has said."""
+    raise InputError("a ModuleLoss put together by hand has no `evaluate`; from_module gives one.")
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleLoss:
+    """A module taken apart: what the inner loop moves, what it does not, and the loss of both.
+
+    Attributes:
+        params: adapted parameters by name, detached copies of the module's own.
+        hparams: the other parameters by name, or None if all are adapted. Pass it on as hparams,
+            so that the frozen parameters can be meta-learned.
+        loss: `loss(params, batch)`, or `loss(params, batch, hparams)` if hparams is not None. If
+            there are buffers it also takes the keyword `buffers` and returns (value, buffers).
+        buffers: running statistics by name, if the module updates some in its forward pass; else
+            None. Pass it on to an update rule, e.g. `SGD(problem.loss, buffers=problem.buffers)`.
+        evaluate: the same objective with the module in evaluation mode (no dropout, running
+            statistics used as they are), an outer loss; it takes `buffers` too, if there are some.
+    """
+
+    params: dict[str, Tensor]
+    hparams: dict[str, Tensor] | None
+    loss: Callable[..., Any]
+    buffers: dict[str, Tensor] | None = None
+    evaluate: Callable[..., Tensor] = _no_evaluation
+
+
+def from_module(
+    module: nn.Module, objective: Objective, adapt: Callable[[str], bool] = lambda name: True
+) -> ModuleLoss:
+    """Take a module apart for an inner optimisation; the module itself is not changed.
+
+    A module that draws random numbers (dropout) needs a `Stream` with a seed for its batch. One in
+    training mode that updates running statistics needs an update rule, whose state they join.
+    Parameters keep their shapes; they are named as in the module.
+
+    Examples:
+        >>> import torch, odeopt
+        >>> model = torch.nn.Linear(3, 1)
+        >>> mse = lambda model, batch: ((model(batch[0]) - batch[1]) ** 2).mean()
+        >>> problem = odeopt.from_module(model, mse, adapt=lambda name: name == "weight")
+        >>> sorted(problem.params), sorted(problem.hparams)
+        (['weight'], ['bias'])
+
+    Args:
+        module: any module.
+        objective: `objective(model, batch)`, a scalar tensor; `model` is the module, with the
+            parameters of the moment in it.
+        adapt: which parameters the inner loop moves, by name; all by default.
+
+    Raises:
+        InputError: if no parameter is adapted, if running statistics are averaged in a way that
+            depends on a counter (`momentum=None`), if a lazy part has no parameters yet, or if two
+            parameters share their memory.
+        CompatibilityError: if TorchScript runs a part of it.
+    """
+    check_not_scripted(module)
+    _check_initialised(module)
+    _check_apart(module)
+    copies = {name: p.detach().clone() for name, p in module.named_parameters()}
+    params = {name: p for name, p in copies.items() if adapt(name)}
+    frozen = {name: p for name, p in copies.items() if name not in params}
+    if not params:
+        raise InputError(
+            f"adapt chose none of the parameters {sorted(copies)}: choose at least one."
+        )
+    parts = _Parts(module, objective, _statistics(module))
+    moving = {name: parts.fixed.pop(name) for name in parts.moving}
+    return ModuleLoss(params, frozen or None, parts.loss, moving or None, parts.evaluate)
+
+
+class _Parts:
+    """A module as functions of its parameters and running statistics.
+
+    Attributes:
+        moving: the names of buffers that the forward pass updates and that join the state.
+        fixed: the other buffers.
+    """
+
+    def __init__(self, module: nn.Module, objective: Objective, moving: list[str]) -> None:
+        self._module, self._objective, self.moving = module, objective, moving
+        self._loan = Loan(module)
+        self._training = {name: child.training for name, child in module.named_modules()}
+        self.fixed = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+
+    def settings(self) -> Mapping[str, Any]:
+        """What tells two of them apart: not the module's own parameters, which are not used."""
+        return {
+            "module": module_settings(self._module), "objective": self._objective,
+            "training": self._training, "moving": self.moving, "fixed": self.fixed,
+        }  # fmt: skip
+
+    def loss(
+        self, params: dict[str, Tensor], batch: PyTree, hparams: Any = None, buffers: Any = None
+    ) -> Any:
+        """The loss in the mode the module was in when it was taken apart."""
+        if self.moving and buffers is None:
+            raise InputError(
+                f"the module updates running statistics ({', '.join(self.moving)}) in its forward"
+                " pass: use an update rule such as SGD(problem.loss, buffers=problem.buffers), call"
+                " module.eval() to use them as they are, or normalise by the batch alone"
+                " (track_running_stats=False) or in groups (GroupNorm)."
+            )
+        now = {name: buffers[name].detach().clone() for name in self.moving}
+        value = self._call(params, batch, hparams, now, self._training)
+        return (value, now) if self.moving else value
+
+    def evaluate(
+        self, params: dict[str, Tensor], batch: PyTree, hparams: Any = None, buffers: Any = None
+    ) -> Tensor:
+        """The objective in evaluation mode."""
+        if self.moving and buffers is None:
+            raise InputError(
+                "evaluate needs the running statistics: pass buffers (an outer loss gets them from"
+                " an update rule that was made with buffers=problem.buffers)."
+            )
+        evaluating = dict.fromkeys(self._training, False)
+        return self._call(params, batch, hparams, dict(buffers or {}), evaluating)
+
+    def _call(
+        self, params: dict[str, Tensor], batch: PyTree, hparams: Any, now: dict[str, Tensor],
+        training: dict[str, bool],
+    ) -> Tensor:  # fmt: skip
+        counters = {name: b for name, b in self.fixed.items() if name.endswith(_COUNTER)}
+        others = {name: b for name, b in self.fixed.items() if name not in counters}
+        before = _versions(others)
+        spent = {name: counter.clone() for name, counter in counters.items()}
+        values = {**others, **spent, **now, **(hparams or {}), **params}
+        with self._loan.of(values, training):
+            found = self._objective(self._module, batch)
+        value = check_scalar(found, "objective")
+        _check_unchanged(before, _versions(others))
+        return value
+
+
+_COUNTER = "num_batches_tracked"
+"""A buffer that counts forward passes and has no effect on them (unless momentum is None)."""
+
+
+def _check_initialised(module: nn.Module) -> None:
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise InputError(
+                f"{name!r} has no shape yet, since its module is a lazy one: call the module once,"
+                " on a batch of the kind that it will see."
+            )
+
+
+def _check_apart(module: nn.Module) -> None:
+    """Parameters of which one is a view of another would be moved apart."""
+    places: dict[int, str] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.numel() and not parameter.is_meta:
+            other = places.setdefault(parameter.data_ptr(), name)
+            if other != name:
+                raise InputError(
+                    f"the parameters {other!r} and {name!r} share their memory, but are two: the"
+                    " inner loop would move them apart. Use one nn.Parameter in both places, or"
+                    " clone()."
+                )
+
+
+def _statistics(module: nn.Module) -> list[str]:
+    """The names of running statistics that the forward pass updates."""
+    found: list[str] = []
+    for name, child in module.named_modules():
+        if not (child.training and getattr(child, "track_running_stats", False)):
+            continue
+        if getattr(child, "momentum", 0.1) is None:
+            raise InputError(
+                f"{type(child).__name__} {name!r} has momentum=None, so that its running"
+                " statistics depend on how often it was called: give it a momentum, e.g. 0.1."
+            )
+        own = (part for part, _ in child.named_buffers(recurse=False) if part != _COUNTER)
+        found += [f"{name}.{part}" if name else part for part in own]
+    return found
+
+
+def _versions(buffers: dict[str, Tensor]) -> dict[str, int]:
+    return {name: buffer._version for name, buffer in buffers.items()}  # noqa: SLF001
+
+
+def _check_unchanged(before: dict[str, int], after: dict[str, int]) -> None:
+    changed = [name for name, version in after.items() if before[name] != version]
+    if changed:
+        raise InputError(
+            f"the forward pass changes the buffers {changed}, which the inner loop cannot replay:"
+            " call module.eval(), or take that part out of the module."
+        )

@@ -1,0 +1,267 @@
+"""Bilevel problems put together: what is inside, what is outside, and what is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from odeopt.errors import CapturedTensorError, InputError
+from odeopt.gradient.result import Result, Solution
+from odeopt.grid import TimeGrid
+from odeopt.inner.base import InnerOptimizer
+from odeopt.optimizer import ODEOptimizer
+from odeopt.outer.descent import Batches, Descent
+from odeopt.outer.learner import MetaLearner
+from odeopt.outer.metrics import Step
+from odeopt.tools import tree
+from odeopt.tools.transforms import any_requires_grad
+from odeopt.tools.types import PyTree
+
+
+@dataclass(frozen=True, eq=False)
+class Minimized:
+    """What `BilevelProblem.minimize` gives.
+
+    Attributes:
+        hparams: the learned ones.
+        steps: the outer updates, those before an interruption included if there is a folder.
+    """
+
+    hparams: PyTree
+    steps: list[Step]
+
+
+@final
+class BilevelProblem:
+    r"""$\min_\eta F(u_N(\eta), \eta)$, where $u_N$ is the end of an inner optimisation.
+
+    hparams $\eta$ are any pytree: strengths of regularisation, weights of examples, synthetic data,
+    parameters of the loss (all used by the losses), learning rates (used by `grid`) and
+    initialisations (used by `params`). $dF/d\eta = \partial_\eta F + g_\text{path}
+    + (\partial dt / \partial\eta)^\top g_{dt} + (\partial u_0 / \partial\eta)^\top \lambda_0$:
+    every way in which they act is differentiated. For meta-learning over tasks see `MetaLearner`.
+
+    Examples:
+        >>> import torch, odeopt
+        >>> def loss(params, batch, hparams):  # ridge regression
+        ...     x, y = batch
+        ...     return ((x @ params - y) ** 2).mean() + hparams["ridge"].exp() * (params**2).sum()
+        >>> def validation(params, batch, hparams):
+        ...     return ((batch[0] @ params - batch[1]) ** 2).mean()
+        >>> problem = odeopt.BilevelProblem(
+        ...     odeopt.SGD(loss, momentum=0.9),
+        ...     validation,
+        ...     grid=lambda hparams: odeopt.TimeGrid.from_lr(hparams["lr"].exp(), steps=20),
+        ... )
+        >>> hparams = {"ridge": torch.tensor(-2.0), "lr": torch.tensor(-3.0)}
+        >>> train, held_out = [(torch.randn(30, 5), torch.randn(30)) for _ in "ab"]
+        >>> res = problem.value_and_grad(hparams, torch.zeros(5), train, held_out)
+        >>> sorted(res.grads.hparams)
+        ['lr', 'ridge']
+
+    Args:
+        inner: an update rule such as `Adam(loss)`, a field, or an `ODEOptimizer`, with its choice
+            of solver, adjoint and checkpoints. Losses are called `loss(params, batch, hparams)`.
+        outer_loss: `outer_loss(params, outer_batch, hparams)`, a scalar tensor.
+        grid: the learning rates, or a function of hparams that makes them.
+        compile: None, "trace" or "inductor" (see `ODEOptimizer`); not with an `ODEOptimizer`, which
+            has its own.
+
+    Raises:
+        InputError: if one of them is none of these.
+        CapturedTensorError: if the grid was made from a tensor that requires grad.
+    """
+
+    def __init__(
+        self,
+        inner: InnerOptimizer | ODEOptimizer | Callable[..., PyTree],
+        outer_loss: Callable[..., Tensor],
+        grid: TimeGrid | Callable[[PyTree], TimeGrid],
+        *,
+        compile: str | None = None,
+    ) -> None:
+        self._opt = _optimizer(inner, compile)
+        self._call = self._opt.value_and_grad(outer_loss)
+        self._outer_loss, self._grid = outer_loss, grid
+        if not callable(grid):
+            _check_grid(grid)
+
+    def value_and_grad(
+        self, hparams: PyTree, params: PyTree, batch: PyTree, outer_batch: PyTree
+    ) -> Result:
+        """The outer loss, and its whole gradient w.r.t. hparams in `grads.hparams`.
+
+        Cost and memory are those of `ODEOptimizer.value_and_grad`. `grads.params` and `grads.dt`
+        are gradients w.r.t. the initialisation and the learning rates themselves.
+
+        Args:
+            hparams: a pytree; its floating-point tensors are differentiated.
+            params: where the inner optimisation begins, or a function of hparams that says so.
+            batch: the training data, or a `Stream` of them.
+            outer_batch: the validation data.
+
+        Raises:
+            OdeoptError: see `odeopt.errors`; each message says what to do.
+        """
+        given = tree.map_tensors(Tensor.detach, hparams)
+        own = tree.map_tensors(_as_leaf, given)
+        grid, start = self._grid_at(given, own), _at(params, given, own, "params")
+        call = self._call
+        found = call(start, batch, grid.detach(), outer_batch, given)
+        outputs = [(grid.dt, found.grads.dt)]
+        if callable(params):
+            ends = tree.tensors(start), tree.tensors(found.grads.params)
+            outputs += list(zip(*ends, strict=True))
+        total = _add_pullback(found.grads.hparams, own, outputs)
+        return replace(found, grads=replace(found.grads, hparams=total))
+
+    def solve(self, hparams: PyTree, params: PyTree, batch: PyTree) -> Solution:
+        """The inner optimisation alone, differentiable by autograd w.r.t. all of its arguments."""
+        grid = self._grid(hparams) if callable(self._grid) else self._grid
+        start = params(hparams) if callable(params) else params
+        return self._opt.solve(start, batch, _check_grid(grid, learned=True), hparams)
+
+    def value(self, hparams: PyTree, params: PyTree, batch: PyTree, outer_batch: PyTree) -> Tensor:
+        """The outer loss after the inner optimisation, without gradients."""
+        with torch.no_grad():
+            given = tree.map_tensors(Tensor.detach, hparams)
+            sol = self.solve(given, params, batch)
+            keywords = self._opt.field.outer_keywords(sol.state)
+            return self._outer_loss(sol.params, outer_batch, given, **keywords)
+
+    def minimize(
+        self, hparams: PyTree, params: PyTree, batch: PyTree, outer_batch: PyTree, updates: int, *,
+        optimizer: Callable[[list[Tensor]], Optimizer] = torch.optim.Adam,
+        validation: PyTree = None, validate_every: int = 10, tolerance: float = 0.0,
+        clip: float | None = None, callback: Callable[[Step], None] | None = None,
+        folder: str | Path | None = None, checkpoint_every: int = 10, show_progress: bool = True,
+    ) -> Minimized:  # fmt: skip
+        """Learn hparams by gradient descent on the outer loss.
+
+        Constraints are left to the functions that use hparams, e.g. `hparams["lr"].exp()`.
+
+        Args:
+            hparams: where to begin; not changed.
+            params: as in `value_and_grad`.
+            batch: the training data, a `Stream` of them, or a function of the update's number k
+                that gives either, e.g. `lambda k: Stream.minibatches(data, 20, seed=k)`.
+            outer_batch: the validation data, or a function of k (a `Stream` is one).
+            updates: how many outer updates to make in all.
+            optimizer: makes the outer optimiser from the list of tensors in hparams.
+            validation: data on which the outer loss is evaluated as well, after inner training.
+            validate_every: updates between two such evaluations; the last one makes one, too.
+            tolerance: stop when hparams move by less.
+            clip: the largest norm of a gradient; longer ones are shortened.
+            callback: called with a `Step` after each update.
+            folder: where `metrics.jsonl` and checkpoints go. The same call made again goes on from
+                the last checkpoint, on a CPU bit for bit as if it had not been interrupted.
+            checkpoint_every: updates between two checkpoints.
+            show_progress: whether to show a progress bar, where standard error is a terminal.
+
+        Raises:
+            OdeoptError: as `value_and_grad`, with the number of the update in a note.
+        """
+        held_out = None
+        if validation is not None:
+            held_out = Batches(batch, validation)(0)
+        learner = MetaLearner(
+            Descent(self, params), hparams, Batches(batch, outer_batch), optimizer, clip=clip,
+            validation=held_out, validate_every=validate_every, callback=callback, folder=folder,
+            checkpoint_every=checkpoint_every, show_progress=show_progress,
+        )  # fmt: skip
+        learner.restore()
+        steps = learner.fit(updates, tolerance)
+        return Minimized(learner.params, steps if folder is None else learner.history())
+
+    def _grid_at(self, given: PyTree, own: PyTree) -> TimeGrid:
+        if not callable(self._grid):
+            return self._grid
+        if any_requires_grad(_check_grid(self._grid(given), learned=True).dt):
+            raise CapturedTensorError(_CAPTURED.format(what="grid"))
+        with torch.enable_grad():
+            grid = _check_grid(self._grid(own), learned=True)
+        begin = grid.times[..., 0]
+        if begin.requires_grad and any(
+            bool(g.any()) for g in _pull([(begin, None)], own) if g is not None
+        ):
+            raise InputError(
+                "the time at which the grid begins depends on hparams, which is not"
+                " differentiated: begin at a fixed time, as from_lr and uniform do."
+            )
+        return grid
+
+
+def _optimizer(
+    inner: InnerOptimizer | ODEOptimizer | Callable[..., PyTree], compile: str | None
+) -> ODEOptimizer:
+    if not isinstance(inner, ODEOptimizer):
+        return ODEOptimizer(inner, compile=compile)
+    if compile is not None:
+        raise InputError(
+            f"compile={compile!r} was given beside an ODEOptimizer, which has its own: give it to"
+            " that one."
+        )
+    return inner
+
+
+_CAPTURED = (
+    "{what} was made from a tensor that requires grad and is no part of hparams: its gradient"
+    " would be lost. Put it into hparams, and pass a function, {what}=lambda hparams: ..."
+)
+
+
+def _check_grid(grid: Any, learned: bool = False) -> TimeGrid:
+    if not isinstance(grid, TimeGrid):
+        raise InputError(
+            f"grid is {grid!r}; expected a TimeGrid, or a function of hparams that makes one, e.g."
+            " lambda hparams: TimeGrid.from_lr(hparams['lr'], steps=100)."
+        )
+    if grid.dt.requires_grad and not learned:
+        raise CapturedTensorError(_CAPTURED.format(what="grid"))
+    return grid
+
+
+def _at(value: PyTree, given: PyTree, own: PyTree, what: str) -> PyTree:
+    """A tree as it is, or what a function makes of hparams."""
+    if not callable(value):
+        return value
+    with torch.enable_grad():
+        if any_requires_grad(value(given)):
+            raise CapturedTensorError(_CAPTURED.format(what=what))
+        return value(own)
+
+
+def _as_leaf(leaf: Tensor) -> Tensor:
+    return leaf.clone().requires_grad_() if tree.is_differentiable(leaf) else leaf
+
+
+def _pull(outputs: Sequence[tuple[Tensor, Tensor | None]], own: PyTree) -> list[Tensor | None]:
+    """Cotangents of outputs as gradients w.r.t. the differentiable leaves of a tree."""
+    learned = [leaf for leaf in tree.tensors(own) if leaf.requires_grad]
+    reached = [(out, g) for out, g in outputs if out.requires_grad]
+    if not reached or not learned:
+        return [None] * len(learned)
+    tensors, gradients = zip(*reached, strict=True)
+    return list(
+        torch.autograd.grad(tensors, learned, gradients, retain_graph=True, allow_unused=True)
+    )
+
+
+def _add_pullback(
+    direct: PyTree, own: PyTree, outputs: Sequence[tuple[Tensor, Tensor | None]]
+) -> PyTree:
+    extra = iter(_pull(outputs, own))
+
+    def add(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        more = next(extra)
+        return leaf if more is None else leaf + more
+
+    return tree.pytree.tree_map(add, direct)

@@ -1,0 +1,1 @@
+"""Training loops as they are written, recorded and differentiated."""

@@ -1,0 +1,419 @@
+"""A training loop of the user's own, with a module and a `torch.optim` optimiser."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from odeopt.adjoint.base import Adjoint
+from odeopt.adjoint.discrete import DiscreteAdjoint
+from odeopt.checkpoint.base import CheckpointSchedule
+from odeopt.engine.compile.compiler import Compiler
+from odeopt.engine.evaluation import evaluation
+from odeopt.engine.precision import refuse_autocast
+from odeopt.engine.stats import Stats
+from odeopt.engine.watch import WatchedLosses, unchanged
+from odeopt.errors import CapturedTensorError, InputError, NondeterminismError
+from odeopt.gradient.result import Result
+from odeopt.grid import TimeGrid
+from odeopt.inner.clipping import GradientTransform
+from odeopt.inner.module import from_module
+from odeopt.optimizer import ODEOptimizer
+from odeopt.outer.loop.copies import copy_of
+from odeopt.outer.loop.guard import Guard, check_hooks, moved_groups
+from odeopt.outer.loop.records import (
+    Alike,
+    ByNumber,
+    Call,
+    Feed,
+    Inputs,
+    RecordedRule,
+    Records,
+    StepLoss,
+    check_loss,
+    run_call,
+)
+from odeopt.outer.loop.torch_optim import (
+    Groups,
+    check_settings,
+    make_rule,
+    settings,
+    take_over,
+    write_state,
+)
+from odeopt.outer.loop.unused import UnusedParameters
+from odeopt.solver.reached import reached
+from odeopt.tools import tree
+from odeopt.tools.eagerly import eagerly
+from odeopt.tools.seeds import mix, random_state, same_random_state, seeded
+from odeopt.tools.types import PyTree
+
+
+@dataclass(frozen=True, eq=False)
+class LoopGrads:
+    """Gradients of an outer loss through a recorded loop.
+
+    Attributes:
+        params: w.r.t. the module's parameters before the loop, by name; those that the optimiser
+            does not move included.
+        hparams: like hparams; None for leaves that are not floating-point tensors.
+        lr: w.r.t. the learning rates, shape [steps, groups], on the CPU.
+        batch: w.r.t. the tensors in batches that require grad, in the order of their appearance.
+        options: w.r.t. options of the optimiser that are tensors which require grad, likewise.
+    """
+
+    params: dict[str, Tensor]
+    hparams: PyTree
+    lr: Tensor
+    batch: tuple[Tensor, ...]
+    options: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class LoopResult:
+    """The outer loss after a recorded loop, its gradients, and what they cost.
+
+    The value is 0-dim; `grads` is described in `LoopGrads`, the counts in `Stats`.
+
+    Attributes:
+        value: the outer loss, 0-dim.
+        grads: its gradients.
+        stats: what the backward sweep cost, the second run of the steps included.
+    """
+
+    value: Tensor
+    grads: LoopGrads
+    stats: Stats
+
+
+_COMPILERS: weakref.WeakKeyDictionary[nn.Module, dict[str, Compiler]] = weakref.WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+def shared_compiler(module: nn.Module, backend: str) -> Compiler:
+    """The compiler of all loops with a module; it goes when the module does."""
+    with _LOCK:
+        own = _COMPILERS.setdefault(module, {})
+        if backend not in own:
+            own[backend] = Compiler(backend)
+        return own[backend]
+
+
+@final
+class RecordedLoop:
+    r"""A training loop that stays yours, and can be differentiated afterwards.
+
+    `step` makes one update of the optimiser at once, without a graph, and records what it was
+    given. `backward` runs the N recorded steps again, keeping the states that `checkpoints` says,
+    and pulls the gradient of an outer loss through them:
+    $\lambda_k = (\partial u_{k+1} / \partial u_k)^\top \lambda_{k+1}$, exactly. It costs N
+    gradients and N Hessian-vector products beside the N gradients of the loop, and memory for the
+    kept states and the graph of one step.
+
+    The module and the optimiser are not changed (but see `write_back`). Dropout draws other
+    numbers in each step, batch normalisation updates its statistics. The steps see the module in
+    the modes (train, eval) it was in at first, the outer loss sees it in evaluation mode.
+
+    Examples:
+        >>> import torch, odeopt
+        >>> model = torch.nn.Linear(3, 1)
+        >>> mse = lambda model, batch: (model(batch[0]) - batch[1]).square().mean()
+        >>> data = torch.randn(8, 3), torch.randn(8, 1)
+        >>> with odeopt.RecordedLoop(model, torch.optim.Adam(model.parameters(), 0.1)) as inner:
+        ...     for _ in range(10):
+        ...         loss = inner.step(mse, data)
+        >>> value = inner.backward(mse, data).value
+        >>> model.weight.grad.shape
+        torch.Size([1, 3])
+
+    Args:
+        model: a module; its present parameters are the initialisation.
+        optimizer: SGD, Adam, AdamW or RMSprop of `torch.optim` over some of its parameters. Its
+            learning rates may change between steps; momentum buffers that it has are taken over.
+            Options that are tensors which require grad are learned. As a difference to torch, a
+            parameter that a loss does not depend on has a gradient of zero, not None, so that
+            weight decay and momentum move it; a warning says so.
+        hparams: None, or a pytree that losses get as a third argument, `loss(model, batch,
+            hparams)`. It must be the same throughout.
+        checkpoints: what `backward` keeps; `Every(1)`, every state, by default.
+        adjoint: how it differentiates; `DiscreteAdjoint()`, the exact gradient, by default.
+        gradient_transform: what is done to gradients first, e.g. `clip_by_norm(1.0)`.
+        seed: of the random numbers in losses; by default drawn from torch's generator.
+        compile: None, "trace" or "inductor" (see `ODEOptimizer`), for the steps as `backward` makes
+            them. It needs one loss for all steps, given to each as the same function, batches of
+            one structure, and no random numbers. What is compiled is kept for later loops with the
+            same module.
+
+    Raises:
+        CompatibilityError: if the optimiser or one of its options is not supported, if a hook
+            stands where the loop would not call it, or if TorchScript runs a part of the module.
+        InputError: if the optimiser moves tensors that are no parameters of the module.
+
+    References:
+        The interface follows `higher.innerloop_ctx` (Grefenstette et al. 2019, arXiv 1910.01727).
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, hparams: PyTree = None, *,
+        checkpoints: CheckpointSchedule | None = None, adjoint: Adjoint | None = None,
+        gradient_transform: GradientTransform | None = None, seed: int | None = None,
+        compile: str | None = None,
+    ) -> None:  # fmt: skip
+        self._module, self._optimizer, self._hparams = model, optimizer, hparams
+        self._settings = settings(optimizer)
+        check_hooks(model, optimizer)
+        names = moved_groups(model, optimizer)
+        moved = {name for own in names for name in own}
+        self._own = dict(model.named_parameters())
+        self._problem = from_module(model, run_call, moved.__contains__)
+        self._groups = Groups(names, self._problem.params)
+        rule, self._options = make_rule(optimizer, self._groups.keys)
+        parameters = {name: self._own[name] for name in self._problem.params}
+        self._taken = take_over(optimizer, rule.slot_names, parameters)
+        self._records = Records()
+        self._make_rule = partial(
+            RecordedRule, rule, self._groups, self._taken, self._problem,
+            transform=gradient_transform,
+        )  # fmt: skip
+        self._rule = self._make_rule(feed=ByNumber(self._records))
+        self._engine = partial(ODEOptimizer, adjoint=adjoint, checkpoints=checkpoints)
+        self._compiler = None if compile is None else shared_compiler(model, compile)
+        self._engine(self._rule)  # checks the choices
+        self._seed = int(torch.randint(2**31, ())) if seed is None else seed
+        self._watched = WatchedLosses((adjoint or DiscreteAdjoint()).differentiation)
+        state, _ = self._rule.init(self._problem.params, None)
+        self._flat, self._layout = tree.ravel(state, "the parameters")
+        self._rates: list[Tensor] = []
+        self._unused = UnusedParameters()
+        self._guard = Guard(model)
+        self._open = True
+
+    def __enter__(self) -> RecordedLoop:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open = False
+
+    @property
+    def steps(self) -> int:
+        """The number of steps made so far."""
+        return len(self._records)
+
+    @property
+    def model(self) -> nn.Module:
+        """A copy of the module with the parameters and statistics of the moment; no graph."""
+        found = copy_of(self._module)
+        self._load(found)
+        return found
+
+    @eagerly
+    def step(self, loss: StepLoss, batch: PyTree = None) -> Tensor:
+        """Make one update, at once, and record it.
+
+        Args:
+            loss: `loss(model, batch)`, or with hparams as a third argument; a scalar tensor. It
+                may be another function in each step.
+            batch: what the loss needs; it is kept by reference until the loop is dropped, and must
+                not be changed. Leaf tensors in it that require grad get gradients.
+
+        Returns:
+            The loss before the update, without a graph.
+
+        Raises:
+            OdeoptError: see `odeopt.errors`; each message says what to do.
+        """
+        self._check_step(loss)
+        rates = _current_rates(self._optimizer)
+        self._records.append(loss, batch)
+        try:
+            flat, value = self._advance(rates)
+        except BaseException:
+            self._records.drop()
+            raise
+        self._flat = flat
+        self._rates.append(rates)
+        self._optimizer._opt_called = True  # type: ignore[attr-defined]  # noqa: SLF001
+        return value
+
+    @eagerly
+    def value_and_grad(self, outer_loss: StepLoss, outer_batch: PyTree = None) -> LoopResult:
+        """The outer loss of the module after the loop, and its gradients.
+
+        Args:
+            outer_loss: `outer_loss(model, outer_batch)`, or with hparams as a third argument; the
+                module is in evaluation mode.
+            outer_batch: what it needs, e.g. validation data.
+
+        Raises:
+            NondeterminismError: if the recorded steps do not lead to the same parameters again.
+            OdeoptError: see `odeopt.errors`; each message says what to do.
+        """
+        check_loss(outer_loss)
+        self._guard.check_parameters()
+        if any(leaf.requires_grad for leaf in tree.tensors(outer_batch)):
+            raise CapturedTensorError(
+                "outer_batch holds a tensor that requires grad: its gradient would be lost. Pass"
+                " it to RecordedLoop as hparams, or detach it."
+            )
+
+        def outer(params: PyTree, batch: PyTree, inputs: Inputs, buffers: PyTree) -> Any:
+            call = Call(outer_loss, batch, inputs.hparams, "outer_loss")
+            return self._rule.outer(params, call, inputs, buffers), params
+
+        grid = TimeGrid.from_lr(1.0, self.steps)  # the rates themselves are among the inputs
+        opt, feed = self._chosen_engine()
+        call = opt.value_and_grad(outer, has_aux=True)
+        inputs = self._inputs(self._lrs())
+        res = call(self._problem.params, feed.stream(self._seed), grid, outer_batch, inputs)
+        self._check_replay(res)
+        found: Inputs = res.grads.hparams
+        params = {**res.grads.params, **(found.frozen or {})}
+        grads = LoopGrads(
+            {name: params[name] for name in self._own}, found.hparams, found.rates.cpu(),
+            tuple(found.found), tuple(found.options),
+        )  # fmt: skip
+        return LoopResult(res.value, grads, res.stats)
+
+    def backward(self, outer_loss: StepLoss, outer_batch: PyTree = None) -> LoopResult:
+        """As `value_and_grad`, and add the gradients to `.grad`, as `Tensor.backward` does.
+
+        Of the module's parameters, hparams, tensors in batches, learning rates and options of
+        the optimiser: whatever requires grad. What these were computed from gets its share.
+        """
+        res = self.value_and_grad(outer_loss, outer_batch)
+        grads = res.grads
+        pairs: list[tuple[Any, Any]] = []
+        pairs += [(self._own[name], grad) for name, grad in grads.params.items()]
+        pairs += zip(tree.leaves(self._hparams), tree.leaves(grads.hparams), strict=True)
+        pairs += zip(self._records.found, grads.batch, strict=True)
+        pairs += zip(self._options, grads.options, strict=True)
+        pairs.append((self._lrs(), grads.lr))
+        wanted = [
+            (leaf, grad) for leaf, grad in pairs if isinstance(grad, Tensor) and leaf.requires_grad
+        ]
+        if wanted:
+            tensors, gradients = zip(*wanted, strict=True)
+            torch.autograd.backward(tensors, gradients)
+        return res
+
+    def write_back(self) -> None:
+        """Put the final parameters and statistics into the module, momenta into the optimiser.
+
+        A later loop then goes on where this one has ended.
+        """
+        self._load(self._module)
+        moved = {name: self._own[name] for name in self._problem.params}
+        state = self._layout.unflatten(self._flat)
+        slots = {name: self._groups.split(own) for name, own in state.slots.items()}
+        write_state(self._optimizer, moved, slots, self._taken.steps + self.steps)
+        self._guard = Guard(self._module)
+
+    def _chosen_engine(self) -> tuple[ODEOptimizer, Feed]:
+        """What makes the steps again, compiled if that is wanted and possible, and feeds them."""
+        compiler, numbered = self._compiler, ByNumber(self._records)
+        if compiler is None or not self.steps:
+            return self._engine(self._rule), numbered
+        reason = Alike.why_not(self._records)
+        if reason is not None:
+            compiler.decline(reason)
+            return self._engine(self._rule), numbered
+        alike = Alike(self._records)
+        return self._engine(self._make_rule(feed=alike), compile=compiler), alike
+
+    def _advance(self, rates: Tensor) -> tuple[Tensor, Tensor]:
+        """The next flat state and the loss before it, exactly as the engine computes them."""
+        k, like = self.steps - 1, self._flat
+        refuse_autocast(like.device)
+        inputs = tree.map_tensors(Tensor.detach, self._inputs(rates.expand(k + 1, -1)))
+        state = self._layout.unflatten(like)
+        index, one = like.new_tensor(float(k)), like.new_ones(())
+        loss, batch = self._records.steps[k]
+        with (
+            torch.enable_grad(),
+            seeded(mix(self._seed, k), like.device),
+            evaluation(),
+            unchanged((like, *tree.tensors((inputs, batch)))),
+            self._watched.evaluation(loss) as captures,
+        ):
+            before = random_state()
+            after = self._rule.update(index, one, state, (), inputs, torch.tensor(k))
+            self._records.drew |= not same_random_state(before, random_state())
+        if captures or any(leaf.requires_grad for leaf in tree.tensors(after)):
+            raise CapturedTensorError(
+                "the loss uses a tensor that requires grad and is not one of its arguments: its"
+                " gradient would be lost. Take the module's parameters from the model that the loss"
+                " is given. Pass other tensors to RecordedLoop as hparams (or as leaves in the"
+                " batch), and take them from the loss's arguments; or detach them."
+            )
+        self._check_unused(k, state, after, inputs)
+        return self._layout.flatten(after, "the updated state"), after.buffers["loss"]
+
+    def _check_unused(self, k: int, state: Any, after: Any, inputs: Inputs) -> None:
+        """Warn if the step has moved parameters that its loss does not depend on."""
+
+        def evaluate(params: Mapping[str, Tensor]) -> Tensor:
+            with torch.enable_grad(), seeded(mix(self._seed, k), self._flat.device), evaluation():
+                return self._rule.value(params, inputs, torch.tensor(k), state.buffers)[0]
+
+        loss, _ = self._records.steps[k]
+        self._unused.check(loss, evaluate, state.params, after.params)
+
+    def _inputs(self, rates: Tensor) -> Inputs:
+        frozen = self._problem.hparams
+        rates = rates.to(self._flat.device)
+        return Inputs(rates, self._options, frozen, self._hparams, self._records.found)
+
+    def _lrs(self) -> Tensor:
+        if not self._rates:
+            return torch.zeros(0, len(self._optimizer.param_groups), dtype=torch.float64)
+        with torch.enable_grad():
+            return torch.stack(self._rates)
+
+    def _load(self, module: nn.Module) -> None:
+        state = self._layout.unflatten(self._flat)
+        values = {**state.params, **state.buffers["statistics"]}
+        with torch.no_grad():
+            for name, own in (*module.named_parameters(), *module.named_buffers()):
+                if name in values:
+                    own.copy_(values[name])
+
+    def _check_step(self, loss: object) -> None:
+        check_loss(loss)
+        if not self._open:
+            raise InputError("the loop has been left: make its steps inside the with block.")
+        self._guard.check_parameters()
+        self._guard.check_between_steps()
+        check_hooks(self._module, self._optimizer)
+        check_settings(self._optimizer, self._settings)
+
+    def _check_replay(self, res: Result) -> None:
+        now = self._layout.unflatten(self._flat).params
+        found, end, start = map(tree.flat, (res.aux, now, self._problem.params))
+        allowed = 1.0 if self._compiler is None else torch.finfo(end.dtype).eps ** -0.25
+        if not bool(reached(found).gap(start, end) <= allowed):
+            raise NondeterminismError(
+                "the recorded steps, run again, lead to other parameters than they did at first: a"
+                " batch or hparams were changed in place, or a loss depends on something else"
+                " that has changed. Pass copies, or everything that changes as an argument."
+            )
+
+
+def _current_rates(optimizer: Optimizer) -> Tensor:
+    """The rates of the groups now, shape [groups]; a later change in place does not touch them."""
+    with torch.enable_grad():
+        rates = [_as_float64(group["lr"]) for group in optimizer.param_groups]
+        return torch.stack(rates)
+
+
+def _as_float64(rate: Any) -> Tensor:
+    if not isinstance(rate, Tensor):  # a number is not to be rounded to torch's default
+        return torch.tensor(rate, dtype=torch.float64)
+    return rate.to("cpu", torch.float64).reshape(())

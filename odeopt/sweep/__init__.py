@@ -1,1 +1,0 @@
-"""The two sweeps, forward and backward, over plain Python loops."""

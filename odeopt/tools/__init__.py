@@ -1,0 +1,1 @@
+"""What every other part may use: trees, seeds, arguments, files, plugins."""

@@ -1,0 +1,124 @@
+"""Calling the user's functions, and checking the user's numbers.
+
+Losses take hparams if and only if there are some.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from torch import Tensor
+
+from odeopt.errors import CapturedTensorError, InputError
+from odeopt.tools.types import PyTree
+
+Selector = float | int | Tensor | Callable[[PyTree], Any]
+"""A number, or a function that picks a value out of hparams, e.g. `lambda hp: hp["mu"]`."""
+
+
+_values: ContextVar[list[Any] | None] = ContextVar("values of losses", default=None)
+
+
+@contextmanager
+def noting_losses() -> Generator[list[Any]]:
+    """Collect what losses return inside the block."""
+    found: list[Any] = []
+    token = _values.set(found)
+    try:
+        yield found
+    finally:
+        _values.reset(token)
+
+
+def call_loss(
+    loss: Callable[..., Any], hparams: PyTree, *args: Any, what: str = "loss",
+    of: str = "params", **keywords: Any,
+) -> Any:  # fmt: skip
+    """`loss(*args)` when hparams is None, `loss(*args, hparams)` otherwise.
+
+    Raises:
+        InputError: if the function does not take that many arguments.
+    """
+    given = args if hparams is None else (*args, hparams)
+    try:
+        value = loss(*given, **keywords)
+        noted = _values.get()
+        if noted is not None:
+            noted.append(value)
+        return value
+    except TypeError as error:
+        if takes(loss, given, keywords):
+            raise
+        names = f"({of}, batch)" if hparams is None else f"({of}, batch, hparams)"
+        extra = f" and the keywords {sorted(keywords)}" if keywords else ""
+        raise InputError(
+            f"{what} cannot be called with {names}{extra}: {error}. It is called with hparams"
+            " exactly when hparams is not None."
+        ) from error
+
+
+def check_scalar(value: Any, what: str) -> Tensor:
+    """The value, if it is a scalar tensor.
+
+    Raises:
+        InputError: if it is anything else.
+    """
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
+        shown = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else value
+        raise InputError(f"{what} returned {shown}; expected a floating-point scalar tensor.")
+    return value.reshape(())
+
+
+def check_selector(value: Selector, what: str) -> Selector:
+    """The selector, if it is a number or a function.
+
+    Raises:
+        CapturedTensorError: if it is a tensor that requires grad: its gradient would be lost.
+        InputError: if it is anything else.
+    """
+    if not (callable(value) or isinstance(value, float | int | Tensor)):  # pyright: ignore
+        raise InputError(
+            f"{what} is {value!r}; expected a number, or a selector such as"
+            f" lambda hparams: hparams['{what}']."
+        )
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise CapturedTensorError(
+            f"{what} is a tensor that requires grad: its gradient would be lost. Put it into"
+            f" hparams and pass a selector, e.g. {what}=lambda hparams: hparams['{what}']."
+        )
+    return value
+
+
+def select(selector: Selector, hparams: PyTree, what: str) -> Any:
+    """The number itself, or what the selector picks out of hparams."""
+    if not callable(selector):
+        return selector
+    if hparams is None:
+        raise InputError(f"{what} is a selector, but hparams is None: pass hparams to the call.")
+    return selector(hparams)
+
+
+def check_positive(value: object, what: str) -> int:
+    """The value, if it is an integer of at least 1.
+
+    Raises:
+        InputError: if it is anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{what} is {value!r}; expected an integer of at least 1.")
+    return value
+
+
+def takes(fn: Callable[..., Any], args: Sequence[Any], keywords: Mapping[str, Any]) -> bool:
+    """Whether a function can be called with these arguments, as far as its signature says."""
+    try:
+        inspect.signature(fn).bind(*args, **keywords)
+    except TypeError:
+        return False
+    except ValueError:  # no signature to look at
+        return True
+    return True

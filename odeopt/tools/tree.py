@@ -1,0 +1,247 @@
+"""Pytrees: the only module that knows how nested structures are flattened."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from odeopt.errors import InputError
+from odeopt.tools.types import PyTree, Tensors
+
+
+def leaves(tree: PyTree) -> list[Any]:
+    """The leaves of a tree, in a fixed order."""
+    return pytree.tree_leaves(tree)
+
+
+def structure(tree: PyTree) -> Any:
+    """The spec of a tree."""
+    return pytree.tree_structure(tree)
+
+
+def tensors(tree: PyTree) -> list[Tensor]:
+    """The tensor leaves of a tree."""
+    return [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def map_tensors(fn: Callable[[Tensor], Any], tree: PyTree) -> PyTree:
+    """Apply fn to each tensor leaf and leave the others as they are."""
+    return pytree.tree_map(lambda leaf: fn(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def assembler(spec: Any) -> Callable[[Iterator[Any]], PyTree]:
+    """Makes trees of a spec from an iterator over their leaves, fast where it is of tuples."""
+    count = spec.num_leaves
+    if spec.is_leaf():
+        return next
+    if count == 0:
+        empty = pytree.tree_unflatten([], spec)
+        return lambda found: empty
+    if spec.type is tuple:
+        make: Callable[[list[Any]], Any] = tuple
+    elif spec.type is namedtuple:
+        make = spec.context._make
+    else:
+        return lambda found: pytree.tree_unflatten([next(found) for _ in range(count)], spec)
+    parts = [assembler(child) for child in spec.children()]
+    return lambda found: make([part(found) for part in parts])
+
+
+def reader(spec: Any) -> Callable[[PyTree], list[Tensor] | None]:
+    """Takes the leaves of trees of a spec, fast where it is of tuples, lists and dictionaries.
+
+    It gives None for every tree in which it does not see that spec with tensors as leaves.
+    """
+    take = _taker(spec)
+
+    def read(tree: PyTree) -> list[Tensor] | None:
+        found: list[Tensor] = []
+        return found if take(tree, found) else None
+
+    return read
+
+
+def _taker(spec: Any) -> Callable[[Any, list[Tensor]], bool]:
+    """Appends the leaves of a tree to a list and says whether it is of the spec."""
+    if spec.is_leaf():
+        return _take_tensor
+    kind, parts = spec.type, [_taker(child) for child in spec.children()]
+
+    def take(tree: Any, found: list[Tensor]) -> bool:
+        if type(tree) is not kind or len(tree) != len(parts):
+            return False
+        if kind is dict:
+            if list(tree) != spec.context:
+                return False
+            tree = tree.values()
+        return all(part(child, found) for part, child in zip(parts, tree, strict=True))
+
+    return take if kind in (tuple, list, dict) else lambda tree, found: False
+
+
+def _take_tensor(tree: Any, found: list[Tensor]) -> bool:
+    if not isinstance(tree, Tensor):
+        return False
+    found.append(tree)
+    return True
+
+
+def paths(tree: PyTree) -> list[str]:
+    """A readable path for each leaf, e.g. `['layer']['weight']`.
+
+    Only its place, e.g. `[3]`, where a node in the tree does not name its children.
+    """
+    try:
+        found = cast("list[tuple[Any, Any]]", pytree.tree_flatten_with_path(tree)[0])
+    except ValueError:
+        return [f"[{place}]" for place in range(len(leaves(tree)))]
+    return [pytree.keystr(path) or "<root>" for path, _ in found]
+
+
+def is_differentiable(leaf: object) -> bool:
+    """Whether a leaf is a floating-point tensor."""
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+@dataclass(frozen=True)
+class Ravel:
+    """How a tree of tensors becomes one vector of length `size`, and back."""
+
+    spec: Any
+    shapes: tuple[torch.Size, ...]
+    size: int
+    dtype: torch.dtype
+
+    def flatten(self, tree: PyTree, what: str) -> Tensor:
+        """Concatenate the leaves of `tree` into a vector of shape [size]."""
+        found, spec = pytree.tree_flatten(tree)
+        shapes = tuple(getattr(leaf, "shape", None) for leaf in found)
+        if spec != self.spec or shapes != self.shapes:
+            raise InputError(
+                f"{what} has the structure {spec} with shapes {_show(shapes)}; expected"
+                f" {self.spec} with shapes {_show(self.shapes)}."
+            )
+        wrong = {leaf.dtype for leaf in found} - {self.dtype}
+        if wrong:
+            raise InputError(
+                f"{what} has the dtype {wrong.pop()}; expected {self.dtype}, that of the params."
+            )
+        return _concatenate(found)
+
+    def unflatten(self, flat: Tensor) -> PyTree:
+        """Cut a tensor of shape [..., size] into the tree; leading dimensions are kept."""
+        sizes = [shape.numel() for shape in self.shapes]
+        pieces = flat.split(sizes, dim=-1) if len(sizes) > 1 else (flat,)
+        lead = flat.shape[:-1]
+        parts = [
+            piece.reshape(lead + shape) for piece, shape in zip(pieces, self.shapes, strict=True)
+        ]
+        return pytree.tree_unflatten(parts, self.spec)
+
+
+def ravel(tree: PyTree, what: str) -> tuple[Tensor, Ravel]:
+    """Flatten a tree of floating-point tensors of one dtype and device.
+
+    Raises:
+        InputError: if a leaf is not such a tensor; `what` names the tree in the message.
+    """
+    found = leaves(tree)
+    _check_state_leaves(found, paths(tree), what)
+    return _concatenate(found), layout_of(tree)
+
+
+def flat(tree: PyTree) -> Tensor:
+    """The tensors of a tree of one dtype as one vector."""
+    return _concatenate(tensors(tree))
+
+
+def layout_of(tree: PyTree) -> Ravel:
+    """How a tree of tensors that has been checked becomes one vector."""
+    found, spec = pytree.tree_flatten(tree)
+    shapes = tuple(leaf.shape for leaf in found)
+    return Ravel(spec, shapes, sum(shape.numel() for shape in shapes), found[0].dtype)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A tree split into differentiable tensors, other tensors and everything else."""
+
+    spec: Any
+    roles: tuple[str, ...]
+    rest: tuple[Any, ...]
+
+    def merge(self, diff: Tensors, data: Tensors) -> PyTree:
+        """The tree again, with the given tensors in their places."""
+        sources = {"diff": iter(diff), "data": iter(data), "rest": iter(self.rest)}
+        return pytree.tree_unflatten([next(sources[role]) for role in self.roles], self.spec)
+
+    def gradients(self, diff: Sequence[Tensor]) -> PyTree:
+        """The tree with gradients for differentiable leaves and None elsewhere."""
+        given = iter(diff)
+        found = [next(given) if role == "diff" else None for role in self.roles]
+        return pytree.tree_unflatten(found, self.spec)
+
+
+def partition(
+    tree: PyTree, wanted: Callable[[object], bool] = is_differentiable
+) -> tuple[Partition, Tensors, Tensors]:
+    """Split a tree into (how to merge it, differentiable tensors, other tensors)."""
+    found, spec = pytree.tree_flatten(tree)
+    roles = tuple(_role(leaf, wanted) for leaf in found)
+    by_role = {
+        role: tuple(leaf for leaf, own in zip(found, roles, strict=True) if own == role)
+        for role in ("diff", "data", "rest")
+    }
+    return Partition(spec, roles, by_role["rest"]), by_role["diff"], by_role["data"]
+
+
+def _role(leaf: object, wanted: Callable[[object], bool]) -> str:
+    if wanted(leaf):
+        return "diff"
+    return "data" if isinstance(leaf, Tensor) else "rest"
+
+
+def _concatenate(found: Sequence[Tensor]) -> Tensor:
+    if len(found) == 1:
+        return found[0].reshape(-1)
+    return torch.cat([leaf.reshape(-1) for leaf in found])
+
+
+def _check_state_leaves(found: Sequence[Any], names: Sequence[str], what: str) -> None:
+    if not found:
+        raise InputError(f"{what} holds no tensor: pass at least one tensor to optimise.")
+    for name, leaf in zip(names, found, strict=True):
+        if not isinstance(leaf, Tensor):
+            raise InputError(
+                f"{what}{name} is a {type(leaf).__name__}; expected a torch.Tensor. For a module,"
+                " odeopt.from_module(module, objective) returns its parameters and a loss of them;"
+                " dict(module.named_parameters()) are the parameters alone."
+            )
+        if leaf.dtype not in (torch.float32, torch.float64):
+            raise InputError(
+                f"{what}{name} has dtype {leaf.dtype}; expected torch.float32 or torch.float64."
+                " Convert it, or pass it in batch or hparams if it is not to be moved."
+            )
+        if (leaf.dtype, leaf.device) != (found[0].dtype, found[0].device):
+            raise InputError(
+                f"{what}{name} is {leaf.dtype} on {leaf.device}, but {what}{names[0]} is"
+                f" {found[0].dtype} on {found[0].device}: use one dtype and one device."
+            )
+        if leaf.is_meta or leaf.layout is not torch.strided:
+            kind = "on the meta device" if leaf.is_meta else f"of layout {leaf.layout}"
+            raise InputError(
+                f"{what}{name} is {kind}; expected a dense tensor with values: call"
+                " module.to_empty(device=...) and initialise it, or tensor.to_dense()."
+            )
+
+
+def _show(shapes: Sequence[object]) -> str:
+    return (
+        "[" + ", ".join(str(tuple(s)) if isinstance(s, torch.Size) else "?" for s in shapes) + "]"
+    )
