@@ -90,6 +90,7 @@ from odeopt.solver import (
     Torchdiffeq,
 )
 from odeopt.tolerance import ToleranceOptimizer, from_tolerance
+from odeopt.tools import tree as tree
 from odeopt.tools.resident import release_memory
 from odeopt.tools.version import __version__
 

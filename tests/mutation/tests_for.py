@@ -56,35 +56,40 @@ _STABILIZED = (
 
 PARTS = {
     "sweeps": Part(
-        ("sweep", "replay.py", "noted.py"),
         (
-            "memory/test_rows.py",
-            "safety/test_impure_losses.py",
+            "engine/adaptive.py", "engine/backward.py", "engine/forward.py", "engine/journal.py",
+            "engine/kept.py", "engine/pulled.py", "engine/replay.py", "engine/rows.py",
+            "engine/spectral_guard.py", "engine/spectral_radius.py", "engine/stabilized.py",
+            "engine/steppers.py",
+        ),
+        (
+            "engine/test_rows.py",
+            "properties/test_impure_losses.py",
             "adjoint/test_discrete.py",
-            "tasks/test_observed_states.py",
+            "gradient/test_observed_states.py",
             "checkpoint/test_online.py",
-            "safety/test_skipped_tasks.py",
+            "properties/test_skipped_tasks.py",
         ),
         {
-            "sweep/adaptive.py": (
+            "engine/adaptive.py": (
                 "solver/test_steps_by_hand.py", "solver/test_adaptive_steps.py",
             ),
-            "sweep/stabilized.py": ("solver/test_steps_by_hand.py", *_STABILIZED),
-            "sweep/power.py": (
+            "engine/stabilized.py": ("solver/test_steps_by_hand.py", *_STABILIZED),
+            "engine/spectral_radius.py": (
                 "solver/test_power_iteration.py", "solver/test_steps_by_hand.py", *_STABILIZED,
-                "safety/test_limits.py",
+                "properties/test_limits.py",
             ),
-            "sweep/stepper.py": ("solver/test_torchdiffeq_options.py",),
-            "sweep/spectrum.py": ("safety/test_limits.py",),
-            "sweep/progress.py": ("memory/test_resume.py", "memory/test_resume_folder.py"),
-            "sweep/forward.py": (
+            "engine/steppers.py": ("solver/test_torchdiffeq_options.py",),
+            "engine/spectral_guard.py": ("properties/test_limits.py",),
+            "engine/journal.py": ("checkpoint/test_resume.py", "checkpoint/test_resume_folder.py"),
+            "engine/forward.py": (
                 "adjoint/test_truncated_and_first_order.py",
-                "safety/test_impure_losses.py",
-                "memory/test_resume.py",
+                "properties/test_impure_losses.py",
+                "checkpoint/test_resume.py",
             ),
-            "sweep/backward.py": ("adjoint/test_discrete.py", "memory/test_resume.py"),
-            "sweep/kept.py": ("memory/test_tiers.py", "memory/test_resume.py"),
-            "replay.py": ("safety/test_changes_after_the_solve.py",),
+            "engine/backward.py": ("adjoint/test_discrete.py", "checkpoint/test_resume.py"),
+            "engine/kept.py": ("checkpoint/test_tiers.py", "checkpoint/test_resume.py"),
+            "engine/replay.py": ("properties/test_changes_after_the_solve.py",),
         },
     ),
     "adjoints": Part(
@@ -95,85 +100,94 @@ PARTS = {
             "adjoint/test_truncated_and_first_order.py",
             "adjoint/test_discrete.py",
             "adjoint/test_continuous_quadratics.py",
-            "safety/test_choices.py",
+            "properties/test_choices.py",
         ),
         {
             "adjoint/backsolve.py": ("adjoint/test_backsolve.py",),
-            "adjoint/continuous.py": ("safety/test_limits.py", "adjoint/test_continuous_meshes.py"),
-            "adjoint/implicit.py": ("methods/test_implicit.py",),
-            "adjoint/linear_solver.py": ("methods/test_implicit.py",),
+            "adjoint/continuous.py": (
+                "adjoint/test_continuous_meshes.py", "properties/test_limits.py",
+            ),
+            "adjoint/implicit.py": ("plugins/test_implicit.py",),
+            "adjoint/linear_solver.py": ("plugins/test_implicit.py",),
         },
     ),
     "rules": Part(
-        ("rule",),
         (
-            "rule/test_clipping.py",
-            "rule/test_rates_of_zero.py",
-            "rule/test_against_torch.py",
-            "rule/test_gradients.py",
-            "rule/test_what_else_is_differentiated.py",
+            "inner/clipping.py", "inner/leafwise.py", "inner/optimizers.py", "inner/options.py",
+            "inner/rule.py",
+        ),
+        (
+            "inner/test_clipping.py",
+            "inner/test_rates_of_zero.py",
+            "inner/test_rules_against_torch.py",
+            "inner/test_rule_gradients.py",
+            "inner/test_what_else_is_differentiated.py",
         ),
     ),
     "schedules": Part(
         ("checkpoint",),
-        ("checkpoint/test_schedules.py", "memory/test_tiers.py", "memory/test_budget.py",
+        ("checkpoint/test_schedules.py", "checkpoint/test_tiers.py", "checkpoint/test_budget.py",
          "checkpoint/test_online.py"),
         {
             "checkpoint/online.py": ("checkpoint/test_online.py",),
-            "checkpoint/placed.py": ("memory/test_tiers.py",),
-            "checkpoint/budget.py": ("memory/test_budget.py",),
+            "checkpoint/budget.py": ("checkpoint/test_budget.py", "checkpoint/test_tiers.py"),
         },
     ),
-    "events": Part(("event.py", "root.py"), ("test_event.py",)),
+    "events": Part(("gradient/event.py",), ("gradient/test_event.py",)),
     "stores": Part(
-        ("store", "files.py", "locks.py", "identity.py"),
+        ("checkpoint/store", "engine/identity.py", "tools/files.py", "tools/locks.py"),
         (
-            "test_files.py",
-            "test_locks.py",
-            "memory/test_stores.py",
-            "memory/test_resume_folder.py",
-            "memory/test_resume.py",
-            "memory/test_resume_identity.py",
+            "tools/test_files.py",
+            "tools/test_locks.py",
+            "checkpoint/test_stores.py",
+            "checkpoint/test_resume_folder.py",
+            "checkpoint/test_resume.py",
+            "checkpoint/test_resume_identity.py",
         ),
         {
-            "identity.py": ("memory/test_resume_identity.py",),
-            "store/host.py": ("memory/test_tiers.py",),
+            "engine/identity.py": ("checkpoint/test_resume_identity.py",),
+            "checkpoint/store/host.py": ("checkpoint/test_tiers.py",),
         },
     ),
     "learner": Part(
-        ("meta",),
         (
-            "meta/test_arguments.py",
-            "meta/test_metrics.py",
-            "meta/test_pool.py",
-            "meta/test_run_folder.py",
-            "meta/test_checkpoints.py",
-            "meta/test_learner.py",
+            "outer/inner_loop.py", "outer/keeper.py", "outer/learner.py", "outer/method.py",
+            "outer/metrics.py", "outer/named.py", "outer/run_folder.py", "outer/spread.py",
+            "outer/storage.py", "outer/task_pool.py",
+        ),
+        (
+            "outer/test_arguments.py",
+            "outer/test_metrics.py",
+            "outer/test_task_pool.py",
+            "outer/test_run_folder.py",
+            "outer/test_checkpoints.py",
+            "outer/test_learner.py",
         ),
         {
-            "meta/inner_loop.py": (
-                "methods/test_horizon.py::test_looks",
-                "methods/test_horizon.py::test_choose_is_early_stopping",
-                "methods/test_horizon.py::test_patience_lets_a_later_minimum_go",
-                "methods/test_horizon.py::test_wrong_settings_are_refused",
-                "methods/test_horizon.py::test_a_task_that_diverges_late_stops_before",
-                "methods/test_horizon.py::test_the_search_for_the_horizon_is_counted",
+            "outer/inner_loop.py": (
+                "plugins/test_horizon.py::test_looks",
+                "plugins/test_horizon.py::test_choose_is_early_stopping",
+                "plugins/test_horizon.py::test_patience_lets_a_later_minimum_go",
+                "plugins/test_horizon.py::test_wrong_settings_are_refused",
+                "plugins/test_horizon.py::test_a_task_that_diverges_late_stops_before",
+                "plugins/test_horizon.py::test_the_search_for_the_horizon_is_counted",
             ),
-            "meta/method.py": ("methods/test_reptile.py",),
-            "meta/keeper.py": (
-                "meta/test_checkpoints.py", "distributed/test_workers.py::test_one_worker_writes",
+            "outer/method.py": ("plugins/test_reptile.py",),
+            "outer/keeper.py": (
+                "outer/test_checkpoints.py",
+                "outer/workers/test_workers.py::test_one_worker_writes",
             ),
         },
     ),
     "merging": Part(
-        ("distributed/merging.py", "distributed/share.py"),
-        ("distributed/test_one_worker.py", "distributed/test_workers.py"),
+        ("outer/workers/merging.py", "outer/workers/share.py"),
+        ("outer/workers/test_one_worker.py", "outer/workers/test_workers.py"),
     ),
 }  # fmt: skip
 
 DESELECTED = (
-    "tests/test_event.py::test_each_task_stops_at_its_own_time",
-    "tests/meta/test_learner.py::test_every_method_learns",
-    "tests/memory/test_resume.py::test_an_adaptive_solve_goes_on",
+    "tests/gradient/test_event.py::test_each_task_stops_at_its_own_time",
+    "tests/outer/test_learner.py::test_every_method_learns",
+    "tests/checkpoint/test_resume.py::test_an_adaptive_solve_goes_on",
 )
 """Tests that take much longer than those which look at the same code."""

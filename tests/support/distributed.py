@@ -18,7 +18,7 @@ from odeopt.testing import smooth_problem
 from odeopt.tools import tree
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = ROOT / "tests" / "distributed" / "program.py"
+PROGRAM = ROOT / "tests" / "outer" / "workers" / "program.py"
 
 
 def plain(call):

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import odeopt
 from odeopt.testing import relative_error
 from odeopt.tools.seeds import mix, seeded
-from tests.bilevel.conftest import lend, unroll
+from tests.outer.loop.conftest import lend, unroll
 
 
 class Right(NamedTuple):

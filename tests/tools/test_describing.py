@@ -156,13 +156,13 @@ def make():
 
 
 def test_it_is_the_same_in_another_process():
-    script = "from tests.test_describing import describe, make; print(describe(make()))"
+    script = "from tests.tools.test_describing import describe, make; print(describe(make()))"
     texts = set()
     for seed in ("1", "2"):
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", script], check=True, capture_output=True,
             text=True, env={**os.environ, "PYTHONHASHSEED": seed},
-            cwd=Path(__file__).resolve().parents[1],
+            cwd=Path(__file__).resolve().parents[2],
         )  # fmt: skip
         texts.add(done.stdout)
     assert len(texts) == 1

@@ -17,7 +17,7 @@ MIB = 2**20
 PROGRAM = """
 import torch
 import odeopt
-from odeopt import resident
+from odeopt.tools import resident
 
 def grown(steps):
     params = torch.ones(4 * 2**20)

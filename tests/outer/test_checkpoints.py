@@ -15,7 +15,7 @@ import odeopt
 from odeopt import InputError, StorageError
 from odeopt.outer.storage import Checkpoint
 from odeopt.testing import smooth_problem
-from tests.meta.conftest import make, same
+from tests.outer.conftest import make, same
 
 
 def contents(learner):

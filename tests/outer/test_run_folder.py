@@ -6,7 +6,7 @@ import pytest
 
 from odeopt import InputError, StorageError
 from odeopt.outer.run_folder import RunFolder
-from tests.meta.conftest import make, same
+from tests.outer.conftest import make, same
 
 
 def test_one_learner_at_a_time_runs_in_a_folder(tmp_path):

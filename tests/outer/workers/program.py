@@ -16,7 +16,7 @@ from support import distributed as cases
 import odeopt
 from odeopt.outer.run_folder import RunFolder
 from odeopt.outer.spread import SpreadMethod
-from tests.distributed.disagreements import disagreements
+from tests.outer.workers.disagreements import disagreements
 
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)

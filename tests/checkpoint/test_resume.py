@@ -23,7 +23,7 @@ from odeopt import (
     Online,
     TimeGrid,
 )
-from tests.memory.conftest import Bench, Crash, same
+from tests.checkpoint.conftest import Bench, Crash, same
 
 SCHEDULES = {
     "every": lambda store: Every(1, store=store),
@@ -217,7 +217,7 @@ def test_seconds_are_a_number(tmp_path, seconds):
 SCRIPT = """
 import os, sys, torch
 sys.path.insert(0, sys.argv[4])
-from tests.memory.conftest import Bench, _leaves
+from tests.checkpoint.conftest import Bench, _leaves
 from odeopt import Binomial, Disk, MemoryBudget
 torch.set_default_dtype(torch.float64)
 limit, kind = int(sys.argv[2]) or None, sys.argv[5]

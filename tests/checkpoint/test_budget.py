@@ -13,7 +13,7 @@ from odeopt.checkpoint.binomial import optimal_replays
 from odeopt.checkpoint.budget import simulate
 from odeopt.checkpoint.sizes import format_bytes, parse_bytes
 from odeopt.testing import check_schedule
-from tests.memory.conftest import Bench, same
+from tests.checkpoint.conftest import Bench, same
 
 STATE = 12 * 8
 FIELDS = ("stored_states", "stored_bytes", "device_bytes", "host_bytes", "disk_bytes")

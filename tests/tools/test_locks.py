@@ -79,7 +79,7 @@ def test_a_lock_is_not_made_through_a_link(tmp_path):
 FORKING = """
 import os, sys, time
 from pathlib import Path
-from odeopt.locks import FolderLock
+from odeopt.tools.locks import FolderLock
 path = Path(sys.argv[1])
 lock = FolderLock.take(path)
 if os.fork() == 0:

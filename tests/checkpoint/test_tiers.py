@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import odeopt
 from odeopt import Binomial, Density, Device, Disk, Every, Graded, Host, TimeGrid
-from tests.memory.conftest import Bench, Crash, same
+from tests.checkpoint.conftest import Bench, Crash, same
 
 SCHEDULES = st.one_of(
     st.builds(lambda k: lambda store: Every(k, store=store), st.integers(1, 40)),

@@ -32,7 +32,7 @@ from torch.utils.checkpoint import checkpoint
 
 import odeopt
 from odeopt.testing import relative_error
-from tests.bilevel.conftest import lend, unroll
+from tests.outer.loop.conftest import lend, unroll
 
 MODULES = {
     "simple": (mlp, RIGHT),

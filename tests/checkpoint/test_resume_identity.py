@@ -11,7 +11,7 @@ from odeopt_plugins.newton_cg import NewtonCG
 import odeopt
 from odeopt import SGD, Binomial, CompatibilityError, Disk, Every, InputError
 from odeopt.adjoint.discrete import ExactAdjoint
-from tests.memory.conftest import Bench, Crash, same
+from tests.checkpoint.conftest import Bench, Crash, same
 
 
 class Scaled(ExactAdjoint):

@@ -14,7 +14,7 @@ from odeopt.checkpoint.store import resumable
 from odeopt.checkpoint.store.own_files import states
 from odeopt.checkpoint.store.resumable import ResumableShelf
 from odeopt.checkpoint.store.solve_folder import SolveFolder
-from tests.memory.conftest import Bench, Crash, same
+from tests.checkpoint.conftest import Bench, Crash, same
 
 TEMPORARY = ".forward.progress.0123456789abcdef.tmp"
 

@@ -17,8 +17,8 @@ from torch import nn
 import odeopt
 from odeopt.testing import relative_error
 from odeopt.tools import tree
-from tests.memory.conftest import Crash
-from tests.regressions import two_workers
+from tests.checkpoint.conftest import Crash
+from tests.properties import two_workers
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from odeopt import Adam, Binomial, Disk, Every, GradientFlow, ODEOptimizer, StopWhen, Stream
 from odeopt import TimeGrid as Grid
-from tests.memory.conftest import Crash
+from tests.checkpoint.conftest import Crash
 
 X = torch.linspace(-1, 1, 48, dtype=torch.float64).reshape(12, 4)
 Y = torch.sin(3 * X.sum(1))

@@ -58,7 +58,7 @@ def test_a_temporary_name_says_what_it_was_for(tmp_path, monkeypatch):
         assert name_without_temporary(other) == other
 
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [path for folder in ("odeopt", "plugins") for path in (ROOT / folder).rglob("*.py")]
 
 
