@@ -136,8 +136,8 @@ class Journal:
 
     def save(self, progress: ForwardProgress | BackwardProgress, kept: Kept) -> None:
         """Write a progress file, after the states that it needs; those it does not need can go."""
-        for index, tier in progress.kept:
-            if tier != self.tier and not self.shelf.has(index):
+        for index, _ in progress.kept:
+            if not self.shelf.has(index):
                 self.shelf.copy(index, kept[index])
         own = _owned({part.name: getattr(progress, part.name) for part in fields(progress)})
         if isinstance(progress, ForwardProgress):

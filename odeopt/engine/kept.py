@@ -98,7 +98,6 @@ class Kept:
         """Forget every state; `done` says that the solve has come to its end."""
         for shelf in self._shelves.values():
             shelf.close(done)
-        self._places.clear()
 
     def __enter__(self) -> Self:
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ from odeopt.checkpoint.base import (
     pull_mesh,
 )
 from odeopt.checkpoint.binomial import optimal_advances, optimal_replays, repetitions
+from odeopt.checkpoint.graded import Monitor
 
 LENGTHS = range(1, 61)
 SOME_LENGTHS = (1, 2, 3, 4, 5, 7, 8, 13, 21, 34, 59, 60)
@@ -301,3 +303,22 @@ def _on(progress, device):
 def test_a_mesh_half_as_fine(n, coarser):
     for kind in (Graded, Density):
         assert kind(n).coarser().n == coarser
+
+
+def test_the_shares_of_graded_steps_by_hand():
+    """Half by duration, half by duration times the root of the curvature, as differences give it.
+
+    The first step has none of its own: it takes that of the second.
+    """
+    times, states = [0.0, 1.0, 3.0, 4.0], [0.0, 2.0, 3.0, 7.0]
+    start, *rest = [
+        Progress(torch.tensor(t), torch.tensor([y])) for t, y in zip(times, states, strict=True)
+    ]
+    monitor = Monitor(start)
+    for progress in rest:
+        monitor.observe(progress)
+    bends = [math.sqrt((2.0 - 0.5) / 3), math.sqrt((4.0 - 0.5) / 3)]  # slopes 2, 0.5 and 4
+    durations = [1.0, 2.0, 1.0]
+    curved = [bends[0] * 1, bends[0] * 2, bends[1] * 1]
+    expected = [0.5 * c / sum(curved) + 0.5 * d / 4 for c, d in zip(curved, durations, strict=True)]
+    assert monitor.shares() == pytest.approx(expected)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -241,3 +242,15 @@ def test_what_is_closed_is_let_go(make):
     shelf.close(True)
     with pytest.raises(KeyError):
         shelf.get(0)
+
+
+@pytest.mark.parametrize("make", [Device, Host])
+def test_what_is_dropped_is_let_go(make):
+    shelf = make().open()
+    states = [torch.ones(3), torch.ones(3)]
+    alive = [weakref.ref(state) for state in states]
+    for index, state in enumerate(states):
+        shelf.put(index, state)
+    del states, state
+    shelf.drop(0)
+    assert [one() is None for one in alive] == [True, False]

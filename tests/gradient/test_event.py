@@ -111,6 +111,18 @@ def test_an_event_that_is_touched_has_no_derivative(device):
         call(start, start.new_ones(()), GRID, start)
 
 
+def test_one_task_whose_event_is_touched_is_enough(device):
+    start = torch.tensor([0.0, 1.0], device=device)
+    opt = odeopt.ODEOptimizer(odeopt.GradientFlow(lambda u, batch: -u[0]))
+    kinds = torch.tensor([0.0, 1.0], device=device)  # the first is crossed, the second touched
+    event = odeopt.StopWhen(
+        lambda u, kind: torch.where(kind > 0, torch.where(u[0] < 1, u[1], -u[1]), 1.5 - u[0])
+    )
+    call = opt.value_and_grad(lambda u, batch: u.sum(), tasks=True, stop=event)
+    with pytest.raises(odeopt.StabilityError, match="touched rather than crossed"):
+        call(start, kinds, GRID, kinds)
+
+
 @pytest.mark.parametrize("name", sorted(INNER))
 def test_the_gradient_is_that_of_finite_differences(problem, name):
     params, batch, level = problem

@@ -174,6 +174,7 @@ def test_a_scale_of_the_rate_is_a_rate_so_many_times_as_large(regression, make):
     [
         (lambda: odeopt.SGD(len, nesterov=True), "needs a momentum"),
         (lambda: odeopt.SGD(len, momentum=-0.1), r"momentum is -0\.1; expected a number in"),
+        (lambda: odeopt.Adam(len, weight_decay={"w": 0.1, "b": -0.1}), r"weight_decay is -0\.1"),
         (lambda: odeopt.Adam(len, betas=(0.9, 1.0)), r"betas\[1\] is 1\.0"),
         (lambda: odeopt.Adam(len, micro_batches=0), "micro_batches"),
         (lambda: odeopt.Adam(3), "loss is 3"),

@@ -46,6 +46,16 @@ EQUIVALENT = (
         "Without a step there is no gap that could lead here.",
     ),
     Equivalent(
+        "odeopt/gradient/event.py",
+        "tiny = 5 * torch.finfo(high.dtype).eps",
+        "A root to four or five units of rounding.",
+    ),
+    Equivalent(
+        "odeopt/tools/packing.py",
+        "if stride == 0 and size >= 1:",
+        "To narrow a dimension of size one to one entry leaves it as it is.",
+    ),
+    Equivalent(
         "odeopt/checkpoint/store/host.py",
         "if True:",
         "It asks which states come from a GPU; those of a CPU are the same either way.",

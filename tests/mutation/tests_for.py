@@ -54,6 +54,9 @@ _STABILIZED = (
 )
 """Of the files of the stabilised solver, which take minutes, what looks at its sweep."""
 
+_STAGES = "solver/test_stabilized_adjoint.py::test_the_gradient_is_autograds_through_the_same_steps"
+_FUZZ = "fuzz/test_fuzz.py::test_random_compositions_are_those_of_autograd"
+
 PARTS = {
     "sweeps": Part(
         (
@@ -69,10 +72,11 @@ PARTS = {
             "gradient/test_observed_states.py",
             "checkpoint/test_online.py",
             "properties/test_skipped_tasks.py",
+            _FUZZ,
         ),
         {
             "engine/adaptive.py": (
-                "solver/test_steps_by_hand.py", "solver/test_adaptive_steps.py",
+                "solver/test_steps_by_hand.py", "solver/test_adaptive_steps.py", _STAGES,
             ),
             "engine/stabilized.py": ("solver/test_steps_by_hand.py", *_STABILIZED),
             "engine/spectral_radius.py": (
@@ -101,9 +105,12 @@ PARTS = {
             "adjoint/test_discrete.py",
             "adjoint/test_continuous_quadratics.py",
             "properties/test_choices.py",
+            "solver/test_costs.py",
+            _FUZZ,
         ),
         {
-            "adjoint/backsolve.py": ("adjoint/test_backsolve.py",),
+            "adjoint/base.py": ("gradient/test_error_estimate.py",),
+            "adjoint/backsolve.py": ("adjoint/test_backsolve.py", "properties/test_limits.py"),
             "adjoint/continuous.py": (
                 "adjoint/test_continuous_meshes.py", "properties/test_limits.py",
             ),
@@ -122,20 +129,25 @@ PARTS = {
             "inner/test_rules_against_torch.py",
             "inner/test_rule_gradients.py",
             "inner/test_what_else_is_differentiated.py",
+            _FUZZ,
         ),
+        {"inner/rule.py": ("inner/test_rule_modules.py",)},
     ),
     "schedules": Part(
         ("checkpoint",),
         ("checkpoint/test_schedules.py", "checkpoint/test_tiers.py", "checkpoint/test_budget.py",
-         "checkpoint/test_online.py"),
+         "checkpoint/test_online.py", _FUZZ),
         {
+            "checkpoint/uniform.py": ("adjoint/test_continuous_meshes.py",),
             "checkpoint/online.py": ("checkpoint/test_online.py",),
             "checkpoint/budget.py": ("checkpoint/test_budget.py", "checkpoint/test_tiers.py"),
         },
     ),
-    "events": Part(("gradient/event.py",), ("gradient/test_event.py",)),
+    "events": Part(("gradient/event.py",), ("gradient/test_event.py", _FUZZ)),
     "stores": Part(
-        ("checkpoint/store", "engine/identity.py", "tools/files.py", "tools/locks.py"),
+        ("checkpoint/store", "engine/identity.py", "tools/files.py", "tools/locks.py",
+            "tools/packing.py",
+        ),
         (
             "tools/test_files.py",
             "tools/test_locks.py",
@@ -143,6 +155,7 @@ PARTS = {
             "checkpoint/test_resume_folder.py",
             "checkpoint/test_resume.py",
             "checkpoint/test_resume_identity.py",
+            _FUZZ,
         ),
         {
             "engine/identity.py": ("checkpoint/test_resume_identity.py",),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+import types
+
 import pytest
 
 from odeopt.outer import metrics
-from odeopt.outer.metrics import Step, progress
+from odeopt.outer.metrics import Step, progress, tensorboard
 
 
 class Bar:
@@ -43,3 +46,33 @@ def test_the_bar_goes_on_by_one_update_and_says_how_fast(monkeypatch, terminal, 
     assert update == (7, {"advance": 1, "loss": 0.25, "rate": 2.0})
     assert end == "ended"
     assert bar.disabled == disabled
+
+
+def test_the_bar_is_on_standard_error(monkeypatch, capsys):
+    monkeypatch.setattr(metrics.Console, "is_terminal", True)
+    with progress(total=2, done=0, shown=True) as show:
+        show(Step(0, value=0.25, grad_norm=1.0, change=0.1, seconds=0.5))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "outer updates" in err
+
+
+def test_what_a_step_has_is_written_for_tensorboard(monkeypatch, tmp_path):
+    written = []
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            written.append(folder)
+
+        def add_scalar(self, name, value, update):
+            written.append((name, value, update))
+
+        def flush(self):
+            written.append("flushed")
+
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    tensorboard(tmp_path)(Step(3, value=0.25, grad_norm=1.0, change=0.1, seconds=0.5))
+    scalars = [("value", 0.25, 3), ("grad_norm", 1.0, 3), ("change", 0.1, 3), ("seconds", 0.5, 3)]
+    assert written == [str(tmp_path), *scalars, "flushed"]

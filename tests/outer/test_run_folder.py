@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from odeopt import InputError, StorageError
+from odeopt.outer.keeper import Keeper
 from odeopt.outer.run_folder import RunFolder
+from odeopt.outer.workers import Workers
 from tests.outer.conftest import make, same
 
 
@@ -105,3 +108,12 @@ def test_what_unlocks_lets_others_in_at_once(tmp_path):
     lock = folder._lock
     folder.unlock()
     assert not lock.is_held  # though this test still knows it
+
+
+def test_without_a_folder_the_settings_of_a_run_are_not_asked_for():
+    def settings():
+        raise AssertionError("describing a run costs time")
+
+    leaves = {"w": torch.zeros(2)}
+    keeper = Keeper(None, Workers.alone(), lambda: leaves, None, settings)
+    assert not keeper.has_folder

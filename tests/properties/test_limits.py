@@ -84,6 +84,15 @@ def test_growth_of_the_adjoint_is_refused(device, run):
         run(continuous(RK4(), 1), total, params, -25 * ones(device), grid)
 
 
+def test_growth_does_not_depend_on_the_scale_of_the_outer_loss(device):
+    params, grid = ones(device), TimeGrid.uniform(1.0, 100)
+    opt = ODEOptimizer(GradientFlow(quadratic), RK4(), BacksolveAdjoint())
+    for scale in (1e-6, 1.0, 1e6):
+        call = opt.value_and_grad(lambda u, batch, scale=scale: scale * total(u, batch))
+        with pytest.raises(odeopt.StabilityError, match=r"adjoint variable grew by .*limit 1e\+08"):
+            call(params, -25 * ones(device), grid, ones(device))
+
+
 @both
 def test_growth_is_no_fault_of_the_exact_adjoint(device, run):
     params, grid = ones(device), TimeGrid.uniform(1.0, 100)
@@ -175,6 +184,19 @@ def test_steps_below_the_stability_limit_pass_power_iteration(device, run):
         for safety in (Safety(power_iterations=3), Safety())
     )
     assert torch.equal(watched, plain)
+
+
+@both
+@pytest.mark.parametrize(("dt", "refused"), [(0.6, False), (0.7, True)])
+def test_one_power_iteration_is_exact_where_all_eigenvalues_are_equal(device, run, dt, refused):
+    opt = ODEOptimizer(GradientFlow(quadratic), safety=Safety(power_iterations=1))
+    grid = TimeGrid.from_lr(dt, 4)  # stable up to dt = 2/3
+    given = (opt, total, ones(device, 20), 3 * ones(device, 20), grid)
+    if not refused:
+        run(*given)
+        return
+    with pytest.raises(odeopt.StabilityError, match=r"is 1\.05 times as long as the stability lim"):
+        run(*given)
 
 
 @both

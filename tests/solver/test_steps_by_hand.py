@@ -7,7 +7,8 @@ import torch
 from support.recorder import Recorder
 from support.steps_by_hand import StabilizedByHand, StepsByHand
 
-from odeopt import Adaptive, GradientFlow, ODEOptimizer, PIController, StabilizedRK, TimeGrid
+from odeopt import Adaptive, Every, GradientFlow, ODEOptimizer, PIController, StabilizedRK, TimeGrid
+from odeopt.engine.kernels import Kernels
 from odeopt.solver import BOGACKI_SHAMPINE
 
 TOGETHER = PIController(per_task=False)
@@ -98,3 +99,11 @@ def test_the_steps_of_a_solve(loss, solver, stiffness, expected, horizons):
     happened = check(loss, solver, grid, torch.tensor([0.0, 0.5, 0.3]), stiffness)
     if grid.tasks is None:
         assert expected <= happened
+
+
+def test_the_kernel_of_a_step_is_made_once(monkeypatch):
+    made, step = [], Kernels.step
+    monkeypatch.setattr(Kernels, "step", lambda self: made.append(1) or step(self))
+    opt = ODEOptimizer(GradientFlow(bowl), checkpoints=Every(1))
+    opt.solve(torch.zeros(3), torch.tensor(1.0), TimeGrid.from_lr(0.1, 7))
+    assert len(made) == 1

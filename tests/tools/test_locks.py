@@ -33,6 +33,14 @@ def test_it_goes_with_its_object(tmp_path):
     assert FolderLock.take(tmp_path / "lock") is not None
 
 
+def is_open(descriptor):
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
 def test_a_file_that_was_removed_meanwhile_is_not_the_lock(tmp_path, monkeypatch):
     """Who opens the file of a holder that then removes it must not hold that one."""
     path, real, other = tmp_path / "lock", fcntl.flock, []
@@ -44,9 +52,12 @@ def test_a_file_that_was_removed_meanwhile_is_not_the_lock(tmp_path, monkeypatch
             other[0] = FolderLock.take(path)
         return real(descriptor, operation)
 
+    opened, real_open = [], os.open
+    monkeypatch.setattr(os, "open", lambda *args: opened.append(real_open(*args)) or opened[-1])
     monkeypatch.setattr(fcntl, "flock", late)
     assert FolderLock.take(path) is None
     assert other[0].excludes
+    assert [d for d in opened if is_open(d)] == [other[0]._descriptor]
 
 
 def test_the_lock_of_another_is_not_removed(tmp_path):
