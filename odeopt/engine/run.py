@@ -287,7 +287,7 @@ def _settle(stepper: Stepper, kernels: Kernels, problem: Problem, stats: Stats) 
     return stepper
 
 
-def resume(
+def rebuild_run(
     choices: Choices,
     problem: Problem,
     trajectory: Trajectory,

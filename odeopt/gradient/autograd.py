@@ -16,25 +16,18 @@ from typing_extensions import override
 
 from odeopt.adjoint.base import Swept
 from odeopt.engine.adaptive import RefinedStepper, Refinement
-from odeopt.engine.backward import Trace
 from odeopt.engine.choices import Choices
 from odeopt.engine.forward import Trajectory
 from odeopt.engine.kept import Kept
 from odeopt.engine.problem import Problem
-from odeopt.engine.replay import check_replay
 from odeopt.engine.rows import Rows
-from odeopt.engine.run import Run, resume, run_backward, run_forward
+from odeopt.engine.run import Run, rebuild_run, run_forward
 from odeopt.engine.safety import Status
 from odeopt.engine.stats import Stats
 from odeopt.errors import SecondOrderError
 from odeopt.gradient.probe import check_ends, ends_of_velocity
-from odeopt.gradient.status import (
-    backward_status,
-    drop_failed,
-    outer_status,
-    raise_for_status,
-    state_status,
-)
+from odeopt.gradient.solved import Solved, is_visible, theta_gradients
+from odeopt.gradient.status import drop_failed
 from odeopt.grid import TimeGrid
 from odeopt.solver.dynamics import Data, Theta
 from odeopt.tools.transforms import requires_grad
@@ -238,30 +231,24 @@ def pull_back(
     check_ends(record.ends, record.choices, problem, y_end)
     places = record.places
     trajectory = places.trajectory(problem.y0, y_end, states, record.stats)
-    run = resume(record.choices, problem, trajectory, record.refinement, record.stats)
+    run = rebuild_run(record.choices, problem, trajectory, record.refinement, record.stats)
     seeds = {
         index: cotangents[1 + place]
         for index, place in places.observed.items()
         if place is not None
     }
-    swept, trace = run_backward(run, cotangents[0], seeds, record.stats)
+    solved = Solved(run, skips=not record.raises)
+    swept = solved.pull(cotangents[0], seeds, record.stats)
     if is_visible(swept.lam):
-        status = outer_status(state_status(y_end), [cotangents[0], *seeds.values()])
-        status = backward_status(status, swept, trace, record.choices.safety)
-        check_replay(run, trace)
-        if record.raises or problem.tasks is None:
-            raise_for_status(status, run, swept, trace)
-        swept = drop_failed(swept, status == Status.OK)
+        solved.check()
+        swept = drop_failed(swept, solved.status == Status.OK)
     return _gradients(problem, swept)
 
 
 def _gradients(problem: Problem, swept: Swept) -> tuple[Tensor, ...]:
     """One gradient for each input of `Solve`; those of shared inputs are sums over tasks."""
-    theta = swept.theta
-    if theta is None:
-        theta = Theta(*(tuple(torch.zeros_like(leaf) for leaf in part) for part in problem.theta))
-    elif problem.tasks is not None:
-        theta = theta._replace(shared=tuple(leaf.sum(0) for leaf in theta.shared))
+    summed = _itself if problem.tasks is None else _sum_over_tasks
+    theta = theta_gradients(problem, swept, summed)
     g_data = [torch.zeros_like(leaf) for part in problem.data for leaf in part]
     g_times = torch.nn.functional.pad(swept.t, (0, 1)).to(problem.grid.times.dtype)
     g_dt = swept.dt.to(problem.grid.dt.dtype)
@@ -270,13 +257,12 @@ def _gradients(problem: Problem, swept: Swept) -> tuple[Tensor, ...]:
     return (swept.lam, g_times, g_dt, *g_stops, *theta.shared, *theta.batch, *g_data)
 
 
-def is_visible(tensor: Tensor) -> bool:
-    """Whether values can be looked at (not so inside `torch.func.vmap`)."""
-    try:
-        bool((tensor == 0).any())
-    except RuntimeError:
-        return False
-    return True
+def _itself(leaf: Tensor) -> Tensor:
+    return leaf
+
+
+def _sum_over_tasks(leaf: Tensor) -> Tensor:
+    return leaf.sum(0)
 
 
 class Found(NamedTuple):
@@ -313,12 +299,10 @@ def solve_untracked(choices: Choices, problem: Problem, raises: bool) -> Found:
     """A solve that nobody will differentiate: nothing is kept for it, and nothing made twice."""
     stats, problem = Stats(), problem.detach()
     with torch.no_grad():
-        run = run_forward(choices.forward_only(), problem, stats)
-        status = _judge(run.trajectory.y_end, run, raises)
-    y_end = run.trajectory.y_end
-    own = {run.stepper.grid_index(k): y for k, y in run.trajectory.observed.items()}
-    own = {**own, 0: problem.y0, problem.grid.steps: y_end}
-    return Found(y_end, [own[index] for index in problem.grid.observe], status, stats)
+        solved = Solved.forward(choices.forward_only(), problem, stats, skips=not raises)
+        status = _judge(solved)
+    *observed, y_end = solved.states
+    return Found(y_end, observed, status, stats)
 
 
 def _check_solution(record: Record, y_end: Tensor) -> Tensor | None:
@@ -326,18 +310,16 @@ def _check_solution(record: Record, y_end: Tensor) -> Tensor | None:
     y_end = y_end.detach()
     if not is_visible(y_end):
         return None
-    problem, stats = record.problem.detach(), Stats()
+    stats = Stats()
     trajectory = Trajectory(y_end, y_end, Kept(stats), 0)
-    run = resume(record.choices, problem, trajectory, record.refinement, stats)
+    run = rebuild_run(record.choices, record.problem.detach(), trajectory, record.refinement, stats)
     with torch.no_grad():
-        return _judge(y_end, run, record.raises)
+        return _judge(Solved(run, skips=not record.raises))
 
 
-def _judge(y_end: Tensor, run: Run, raises: bool) -> Tensor | None:
+def _judge(solved: Solved) -> Tensor | None:
     """The status of each task, or None where it cannot be seen; raises if one failed."""
-    if not is_visible(y_end):
+    if not is_visible(solved.status):
         return None
-    status = state_status(y_end)
-    if raises or run.problem.tasks is None:
-        raise_for_status(status, run, None, Trace(exact=True))
-    return status
+    solved.check()
+    return solved.status

@@ -11,19 +11,15 @@ from torch import Tensor
 
 from odeopt.adjoint.base import Swept
 from odeopt.engine.adaptive import Refinement
-from odeopt.engine.backward import Trace
 from odeopt.engine.choices import Choices
 from odeopt.engine.problem import Problem, check_arrays, check_lead
-from odeopt.engine.replay import check_replay
-from odeopt.engine.run import Run, run_backward, run_forward
+from odeopt.engine.run import Run
 from odeopt.engine.safety import Status
 from odeopt.engine.stats import Stats
 from odeopt.errors import (
-    AllFailed,
     CompatibilityError,
     DivergenceError,
     InputError,
-    OdeoptError,
     SecondOrderError,
     StabilityError,
 )
@@ -33,14 +29,9 @@ from odeopt.gradient.event import Stopping, StopWhen
 from odeopt.gradient.outer_loss import OuterGradients, OuterLoss, differentiate, outer_kernel
 from odeopt.gradient.probe import probe, probe_init
 from odeopt.gradient.result import Grads, Result
+from odeopt.gradient.solved import Solved, theta_gradients
 from odeopt.gradient.start import Beginning, detach
-from odeopt.gradient.status import (
-    backward_status,
-    merge,
-    outer_status,
-    raise_for_status,
-    state_status,
-)
+from odeopt.gradient.status import outer_status
 from odeopt.grid import TimeGrid
 from odeopt.tools import tree
 from odeopt.tools.eagerly import eagerly
@@ -138,22 +129,22 @@ class _Call:
         self._refinement = refinement
         self._problem = problem if stopping is None else stopping.problem
         self._outer_batch = detach(outer_batch)
-        self._observe = problem.grid.observe
 
     def run(self, stats: Stats) -> Result:
         """Both sweeps; their cost is added to `stats`."""
-        choices, problem = self._owner.choices, self._problem
-        if choices.safety.probe:
-            probe(choices, problem)
-        self._run = run_forward(choices, problem, stats, self._refinement)
-        with self._run.trajectory.kept:
-            if self._owner.inspect is not None:
-                self._owner.inspect(self._run)
-            return self._go_back(self._run, stats)
+        owner, problem = self._owner, self._problem
+        if owner.choices.safety.probe:
+            probe(owner.choices, problem)
+        skips = owner.on_failure == "skip"
+        self._solved = Solved.forward(owner.choices, problem, stats, skips, self._refinement)
+        with self._solved.run.trajectory.kept:
+            if owner.inspect is not None:
+                owner.inspect(self._solved.run)
+            return self._go_back(self._solved, stats)
 
     def with_error(self, result: Result) -> Result:
         """The result with an estimate of its error, from one more solve with longer steps."""
-        coarser = coarsen(self._run)
+        coarser = coarsen(self._solved.run)
         if coarser is None:
             return replace(result, error=no_estimate(1, _ONE_STEP))
         owner = replace(self._owner, choices=coarser.choices)
@@ -164,110 +155,51 @@ class _Call:
             other = call.run(Stats())
         except (DivergenceError, StabilityError):
             return replace(result, error=no_estimate(coarser.decay.order, _UNSTABLE))
-        return replace(result, error=estimate(result, other, coarser, self._trace))
+        return replace(result, error=estimate(result, other, coarser, self._solved.trace))
 
-    def _go_back(self, run: Run, stats: Stats) -> Result:
+    def _go_back(self, solved: Solved, stats: Stats) -> Result:
         """From the final state to the gradients."""
-        safety = self._owner.choices.safety
-        status = state_status(run.trajectory.y_end)
-        trace = Trace(exact=True)
-        self._settle(status, run, None, trace)
-        outer = self._differentiate_outer(run)
-        status = merge(status, ~torch.isfinite(outer.values), Status.VALUE_NOT_FINITE)
-        status = outer_status(status, [*outer.states, *outer.hparams])
-        self._settle(status, run, None, trace, outer.values)
+        solved.check_some()
+        outer = self._differentiate_outer(solved.states)
+        solved.note(~torch.isfinite(outer.values), Status.VALUE_NOT_FINITE)
+        solved.status = outer_status(solved.status, [*outer.states, *outer.hparams])
+        solved.check_some(outer.values)
         if self._stopping is not None:
             outer = self._stopping.correct(outer)
-        swept, trace = run_backward(run, *self._seeds(outer, run), stats)
-        self._trace = trace
-        check_replay(run, trace)
-        status = backward_status(status, swept, trace, safety)
-        self._settle(status, run, swept, trace, outer.values)
-        return self._result(outer, swept, status, stats)
+        swept = solved.pull(*solved.seeds(outer.states), stats)
+        solved.check_some(outer.values)
+        return self._result(outer, swept, solved.status, stats)
 
-    def _settle(
-        self, status: Tensor, run: Run, swept: Swept | None, trace: Trace,
-        values: Tensor | None = None,
-    ) -> None:  # fmt: skip
-        skips = self._owner.on_failure == "skip" and self._problem.tasks is not None
-        if skips and bool((status == Status.OK).any()):
-            return
-        try:
-            raise_for_status(status, run, swept, trace)
-        except OdeoptError as error:
-            if skips:
-                unknown = torch.full_like(status, torch.nan, dtype=self._problem.y0.dtype)
-                error.all_failed = AllFailed(unknown if values is None else values, status)
-            raise
-
-    def _differentiate_outer(self, run: Run) -> OuterGradients:
+    def _differentiate_outer(self, states: list[Tensor]) -> OuterGradients:
         """Value and gradients of the outer loss, captured tensors refused (eq. 6, line 1)."""
-        trajectory = run.trajectory
-        own = {run.stepper.grid_index(k): y for k, y in trajectory.observed.items()}
-        own[0] = self._problem.y0
-        own[self._problem.grid.steps] = trajectory.y_end
-        states = [own[index] for index in self._observe] + [trajectory.y_end]
-        owner = self._owner
+        owner, problem, begin = self._owner, self._problem, self._begin
         kernel = outer_kernel(
             owner.outer,
             owner.choices.field,
-            self._problem.layout.state,
-            self._begin.hparams_tree,
-            observing=bool(self._observe),
+            problem.layout.state,
+            begin.hparams_tree,
+            observing=bool(problem.grid.observe),
         )
-        return differentiate(
-            kernel, states, self._outer_batch, self._begin.hparams, self._problem.tasks
-        )
-
-    def _seeds(self, outer: OuterGradients, run: Run) -> tuple[Tensor, dict[int, Tensor]]:
-        """Lam at the final state, and cotangents of observed states by step index."""
-        length = run.stepper.length or 0
-        own = {run.stepper.grid_index(k): k for k in run.trajectory.observed}
-        own = {**own, 0: 0, self._problem.grid.steps: length}
-        lam, cotangents = outer.states[-1], dict[int, Tensor]()
-        for index, cotangent in zip(self._observe, outer.states, strict=False):
-            if own[index] == length:
-                lam = lam + cotangent
-            else:
-                cotangents[own[index]] = cotangent
-        return lam, cotangents
+        return differentiate(kernel, states, self._outer_batch, begin.hparams, problem.tasks)
 
     def _result(self, outer: OuterGradients, swept: Swept, status: Tensor, stats: Stats) -> Result:
-        mean = _Mean(status, self._problem.tasks)
-        theta = swept.theta
-        g_shared = (
-            tuple(torch.zeros_like(leaf) for leaf in self._problem.theta.shared)
-            if theta is None
-            else tuple(mean(leaf) for leaf in theta.shared)
-        )
-        g_params, g_path = self._begin.pull(mean(swept.lam), g_shared)
+        problem, begin, stopping = self._problem, self._begin, self._stopping
+        mean = _Mean(status, problem.tasks)
+        theta = theta_gradients(problem, swept, mean)
+        g_params, g_path = begin.pull(mean(swept.lam), theta.shared)
         g_hparams = [mean(g) + path for g, path in zip(outer.hparams, g_path, strict=True)]
         later = swept.t.flip(-1).cumsum(-1).flip(-1) - swept.t
         g_dt = swept.dt + later
-        if self._stopping is not None:
-            g_dt = self._stopping.keep_made(g_dt)
         grads = Grads(
-            self._begin.params_layout.gradients(g_params),
-            self._begin.hparams_layout.gradients(g_hparams),
-            g_dt,
-            self._batch_gradients(swept),
+            begin.params_layout.gradients(g_params),
+            begin.hparams_layout.gradients(g_hparams),
+            g_dt if stopping is None else stopping.keep_made(g_dt),
+            problem.layout.batch.gradients(list(theta.batch)) if theta.batch else None,
         )
-        tasks = self._problem.tasks
-        values = None if tasks is None else outer.values
+        values = None if problem.tasks is None else outer.values
         aux = outer.aux if self._owner.outer.has_aux else None
-        reports = dict(swept.reports)
-        if self._stopping is not None:
-            reports |= self._stopping.report()
+        reports = dict(swept.reports) | ({} if stopping is None else stopping.report())
         return Result(mean(outer.values), values, grads, status, stats, aux, reports)
-
-    def _batch_gradients(self, swept: Swept) -> PyTree:
-        leaves = self._problem.theta.batch
-        if not leaves:
-            return None
-        found = [torch.zeros_like(leaf) for leaf in leaves]
-        if swept.theta is not None:
-            found = list(swept.theta.batch)
-        return self._problem.layout.batch.gradients(found)
 
 
 class _Mean:
