@@ -26,7 +26,7 @@ from odeopt.gradient.value_and_grad import OnFailure, ValueAndGrad, check_on_fai
 from odeopt.grid import TimeGrid
 from odeopt.inner.base import InnerOptimizer
 from odeopt.inner.field import as_field
-from odeopt.inner.rule import GradientRule, UpdateRule
+from odeopt.inner.rule import UpdateRule
 from odeopt.solver.base import Solver
 from odeopt.solver.rule_steps import RuleSteps
 from odeopt.solver.runge_kutta import Euler
@@ -185,8 +185,7 @@ class ODEOptimizer:
 def _default_solver(inner: InnerOptimizer) -> Solver:
     if not isinstance(inner, UpdateRule):
         return Euler()
-    surveys = isinstance(inner, GradientRule) and inner.micro_batches > 1
-    return RuleSteps(pull_gradients=int(surveys))
+    return RuleSteps(inner.pull_gradients)
 
 
 def _instance(value: Any, kind: type[Any], what: str, default: Callable[[], Any]) -> Any:

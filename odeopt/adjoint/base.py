@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from odeopt.adjoint.linearize import Differentiation, ReverseMode
-from odeopt.solver.base import Solver, Stepping
+from odeopt.solver.base import Solver, Stepping, StepSolver
 from odeopt.solver.dynamics import Theta
 from odeopt.tools.keywords import KnownKeywords
 
@@ -92,6 +92,13 @@ class LocalAdjoint(Adjoint, ABC):
 
     replays: bool
     """Whether it needs every state (replayed where it was not kept) or only a mesh."""
+
+    pulls_steps: bool = False
+    """Whether its pull is `StepSolver.pull` of the step that was made, and nothing more."""
+
+    def stability_limit(self, solver: Solver) -> float | None:
+        r"""The largest stable $dt\,\rho$ of a pull over a step of a solver; None if not known."""
+        return solver.stability_limit if isinstance(solver, StepSolver) else None
 
     @abstractmethod
     def pull(self, solver: Solver, stepping: Stepping, interval: Interval, lam: Tensor) -> Pulled:

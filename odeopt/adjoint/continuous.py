@@ -144,6 +144,11 @@ class ContinuousAdjoint(LocalAdjoint):
         return interval.dt * rate / ((scale + tiny) * self.solver.stability_limit)
 
     @override
+    def stability_limit(self, solver: Solver) -> float:
+        del solver
+        return self.solver.stability_limit
+
+    @override
     def cost(self, solver: Solver) -> Cost:
         del solver
         positions = {1.0 - c for c in self.solver.tableau.c}

@@ -23,6 +23,7 @@ class ExactAdjoint(LocalAdjoint):
     replays = True
     needs_velocity = False
     exact = True
+    pulls_steps = True
 
     def __init__(self, differentiation: Differentiation | None = None) -> None:
         self.differentiation = check_differentiation(differentiation)

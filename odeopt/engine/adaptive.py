@@ -2,53 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from odeopt.engine.kernels import Kernels
+from odeopt.engine.refinement import Refinement, grid_index
 from odeopt.engine.stats import Stats
 from odeopt.engine.steppers import FixedStepper, Stepper
 from odeopt.errors import CompatibilityError, StepLimitError
 from odeopt.grid import TimeGrid
-from odeopt.solver.error_control import Attempt, ErrorControlled
+from odeopt.solver.attempts import Attempt, Evaluations, Point
+from odeopt.solver.error_control import ErrorControlled
 
+LANDS = 1e-9
+"""A step that comes to within this part of its length of a time of the grid ends there."""
 
-@dataclass(frozen=True, eq=False)
-class Refinement:
-    """Accepted steps as parts of the intervals of the user's grid.
+LEAST_ERROR = 1e-4
+"""An error over the tolerance below which a step counts no better to the controller."""
 
-    Attributes:
-        times: start of each step, shape [n] or [tasks, n], float64.
-        dt: length of each step.
-        parents: the interval of the user's grid that each step belongs to, n integers.
-        stages: the number of stages of each step, where the solver chose them; else empty.
-    """
-
-    times: Tensor
-    dt: Tensor
-    parents: list[int]
-    stages: tuple[int, ...] = ()
-
-    def to_grid(self, grid: TimeGrid) -> TimeGrid:
-        """The accepted steps as a grid."""
-        end = grid.times[..., -1:]
-        return TimeGrid(torch.cat([self.times, end], dim=-1), dt=self.dt)
-
-    def pull(self, grid: TimeGrid, g_t: Tensor, g_dt: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients w.r.t. the user's grid: each step keeps its share of its interval."""
-        parents = torch.tensor(self.parents, device=g_t.device)
-        length = grid.dt[..., parents]
-        safe = torch.where(length > 0, length, torch.ones_like(length))
-        share = (self.dt / safe).to(g_t.dtype)
-        lead = ((self.times - grid.times[..., parents]) / safe).to(g_t.dtype)
-        zero = torch.zeros_like(grid.dt, dtype=g_t.dtype)
-        return (
-            zero.index_add(-1, parents, g_t),
-            zero.index_add(-1, parents, share * g_dt + lead * g_t),
-        )
+SHORTEST = 1e-14
+"""The shortest step, relative to 1 + |t|: below it a task has failed."""
 
 
 class AdaptiveStepper(Stepper):
@@ -61,44 +37,49 @@ class AdaptiveStepper(Stepper):
         self, kernels: Kernels, solver: ErrorControlled, grid: TimeGrid, y0: Tensor, stats: Stats
     ) -> None:
         _check_values_visible(solver, y0)
-        self.length = 0 if grid.steps == 0 else None
-        self._solver, self._grid, self._stats, self._dtype = solver, grid, stats, y0.dtype
-        self._tolerances = solver.tolerances
-        self._kernels = kernels
-        self._attempt = kernels.attempt()
+        self.length = None
+        self._solver, self._grid, self._dtype = solver, grid, y0.dtype
+        self._kernels, self._stats = kernels, stats
+        self._controller = solver.tolerances.controller
         times = grid.times if kernels.tasks is None else grid.times.expand(kernels.tasks, -1)
         self._targets = times.unbind(-1)
         self._parent = 0
-        self._t = self._targets[0]
         self._steps: list[tuple[Tensor, Tensor]] = []
         self._parents: list[int] = []
-        self._attempts = 0
-        if grid.steps > 0:
-            self._start(y0)
+        self._methods: list[int] = []
+        self._evaluate = _Counted(kernels, solver, self._targets[-1], stats)
+        self._attempts = solver.attempts(self._evaluate)
+        self._start(y0)
 
     @property
     def refinement(self) -> Refinement:
         """The accepted steps."""
         starts = torch.stack([t for t, _ in self._steps], dim=-1)
         lengths = torch.stack([dt for _, dt in self._steps], dim=-1)
-        return Refinement(starts, lengths, list(self._parents))
+        return Refinement(starts, lengths, list(self._parents), tuple(self._methods))
+
+    @override
+    def settled(self) -> RefinedStepper:
+        return RefinedStepper(self._kernels, self._grid, self.refinement, self._dtype, self._stats)
 
     @override
     def advance(self, k: int, y: Tensor) -> Tensor:
         """Steps of tasks whose attempt was rejected have zero length."""
+        point = self._point
         while True:
             target = self._targets[self._parent + 1]
-            lands = self._t + self._dt * (1 + 1e-9) >= target
-            dt = torch.where(lands, target - self._t, self._dt)
-            tried, error = self._try(dt, y)
-            accepted = ((error <= 1) & torch.isfinite(tried.y).all(-1)) | self._failed
+            lands = point.t + self._dt * (1 + LANDS) >= target
+            dt = torch.where(lands, target - point.t, self._dt)
+            tried, error = self._attempts.attempt(point, dt, y)
+            accepted = ((error <= 1) & torch.isfinite(tried.y).all(-1)) | point.failed
+            moved = accepted & (dt > 0)
             self._adapt(error, accepted, lands, dt)
-            if bool((accepted & (dt > 0)).any()) or not bool((dt > 0).any()):
-                return self._accept(tried, accepted, lands, dt, y)
+            if bool(moved.any()) or not bool((dt > 0).any()):
+                return self._accept(tried, moved, lands, dt, y)
 
     @override
     def time(self, k: int) -> Tensor:
-        return self._t if k == len(self._steps) else self._steps[k][0]
+        return self._point.t if k == len(self._steps) else self._steps[k][0]
 
     @override
     def grid_index(self, k: int) -> int | None:
@@ -106,59 +87,95 @@ class AdaptiveStepper(Stepper):
         return None if position is None or position > self._parent else position
 
     def _start(self, y0: Tensor) -> None:
-        start = self._t.to(self._dtype)
-        self._slope = self._kernels.velocity()(start, y0)
-        dt = self._kernels.initial_dt()(start, y0, self._slope).to(torch.float64)
-        self._stats.gradient_evaluations += 2 if self._tolerances.first_step is None else 1
-        self._dt = self._tolerances.controller.pool(dt)
+        t = self._targets[0]
+        start = t.to(self._dtype)
+        slope = self._evaluate.velocity(t, y0)
+        dt = self._kernels.initial_dt()(start, y0, slope).to(torch.float64)
+        if self._solver.tolerances.first_step is None:
+            self._stats.gradient_evaluations += 1
+        self._point = self._evaluate.point = Point(t, slope)
+        self._dt = self._controller.pool(dt)
         self._previous = torch.ones_like(self._dt)
-        self._failed = torch.zeros_like(self._dt, dtype=torch.bool)
-
-    def _try(self, dt: Tensor, y: Tensor) -> tuple[Attempt, Tensor]:
-        self._count_attempt()
-        tried = self._attempt(self._t.to(self._dtype), dt.to(self._dtype), y, self._slope)
-        self._stats.gradient_evaluations += self._solver.attempt_gradients
-        error = torch.where(dt > 0, tried.error.to(torch.float64), torch.zeros_like(dt))
-        return tried, self._tolerances.controller.pool(error)
-
-    def _count_attempt(self) -> None:
-        self._attempts += 1
-        limit = self._tolerances.max_steps
-        if self._attempts > limit:
-            raise StepLimitError(
-                f"{type(self._solver).__name__} made {limit} attempts and is at t ="
-                f" {self._t.min().item():g} of {self._targets[-1].max().item():g}: raise max_steps"
-                " or the tolerances, or shorten the horizon."
-            )
+        self._attempts.start(self._point, y0)
+        self._shorten()
 
     def _adapt(self, error: Tensor, accepted: Tensor, lands: Tensor, dt: Tensor) -> None:
-        controller = self._tolerances.controller
-        factor = controller.factor(error, self._previous, self._solver.error_order)
+        point, moved = self._point, accepted & (dt > 0)
+        factor = self._controller.factor(error, self._previous, self._solver.error_order)
         proposal = dt * factor
         shortened = accepted & lands
         proposal = torch.where(shortened, torch.maximum(proposal, self._dt), proposal)
         self._dt = torch.where(dt > 0, proposal, self._dt)
-        self._previous = torch.where(accepted & (dt > 0), error.clamp(min=1e-4), self._previous)
-        self._failed = self._failed | ~(self._dt >= 1e-14 * (1 + self._t.abs()))  # NaN too
-        self._dt = torch.where(self._failed, torch.full_like(self._dt, torch.inf), self._dt)
+        self._previous = torch.where(moved, error.clamp(min=LEAST_ERROR), self._previous)
+        point.failed = point.failed | ~(self._dt >= SHORTEST * (1 + point.t.abs()))  # NaN too
+        self._dt = torch.where(point.failed, torch.full_like(self._dt, torch.inf), self._dt)
+        self._attempts.judged(moved)
+        self._shorten()
+
+    def _shorten(self) -> None:
+        longest = self._attempts.longest(self._point)
+        if longest is not None:
+            shorter = torch.minimum(self._dt, longest)
+            self._dt = torch.where(self._point.failed, self._dt, shorter)
 
     def _accept(
-        self, tried: Attempt, accepted: Tensor, lands: Tensor, dt: Tensor, y: Tensor
+        self, tried: Attempt, moved: Tensor, lands: Tensor, dt: Tensor, y: Tensor
     ) -> Tensor:
-        moved = accepted & (dt > 0)
+        point = self._point
         taken = torch.where(moved, dt, torch.zeros_like(dt))
-        self._steps.append((self._t, taken))
+        self._steps.append((point.t, taken))
         self._parents.append(self._parent)
+        if self._attempts.method is not None:
+            self._methods.append(self._attempts.method)
         target = self._targets[self._parent + 1]
-        self._t = torch.where(moved, torch.where(lands, target, self._t + dt), self._t)
-        self._slope = torch.where(moved[..., None], tried.slope, self._slope)
-        if bool((self._t >= target).all()):
+        point.t = torch.where(moved, torch.where(lands, target, point.t + dt), point.t)
+        point.slope = torch.where(moved[..., None], tried.slope, point.slope)
+        if bool((point.t >= target).all()):
             self._parent += 1
         if self._parent == self._grid.steps:
             self.length = len(self._steps)
         lost = torch.full_like(y, torch.nan)
-        after = torch.where(self._failed[..., None], lost, tried.y)
+        after = torch.where(point.failed[..., None], lost, tried.y)
         return torch.where(moved[..., None], after, y)
+
+
+class _Counted(Evaluations):
+    """Evaluations for attempts, counted, and attempts refused when they are too many."""
+
+    point: Point
+
+    def __init__(
+        self, kernels: Kernels, solver: ErrorControlled, end: Tensor, stats: Stats
+    ) -> None:
+        self._kernels, self._solver, self._end, self._stats = kernels, solver, end, stats
+        self._velocity = kernels.velocity()
+        self._known: dict[int | None, tuple[Callable[..., Attempt], int]] = {}
+        self._attempts = 0
+
+    @override
+    def velocity(self, t: Tensor, y: Tensor) -> Tensor:
+        self._stats.gradient_evaluations += 1
+        return self._velocity(t.to(y.dtype), y)
+
+    @override
+    def attempt(self, method: int | None, dt: Tensor, y: Tensor) -> Attempt:
+        self._attempts += 1
+        limit, t = self._solver.tolerances.max_steps, self.point.t
+        if self._attempts > limit:
+            raise StepLimitError(
+                f"{type(self._solver).__name__} made {limit} attempts and is at t ="
+                f" {t.min().item():g} of {self._end.max().item():g}: raise max_steps or the"
+                " tolerances, or shorten the horizon."
+            )
+        attempt, cost = self._of(method)
+        self._stats.gradient_evaluations += cost
+        return attempt(t.to(y.dtype), dt.to(y.dtype), y, self.point.slope)
+
+    def _of(self, method: int | None) -> tuple[Callable[..., Attempt], int]:
+        if method not in self._known:
+            kernels = self._kernels.at(method)
+            self._known[method] = kernels.attempt(), kernels.attempt_gradients
+        return self._known[method]
 
 
 class RefinedStepper(FixedStepper):
@@ -174,24 +191,16 @@ class RefinedStepper(FixedStepper):
     ) -> None:
         super().__init__(kernels, refinement.to_grid(grid), dtype, stats)
         self.refinement = refinement
+        self._methods, self._parents = refinement.methods, refinement.parents
         self._made = refinement.dt > 0  # a task waits for the others in steps of zero length
 
     @override
-    def stages_at(self, k: int) -> int | None:
-        return self.refinement.stages[k] if self.refinement.stages else None
+    def method_at(self, k: int) -> int | None:
+        return self._methods[k] if self._methods else None
 
     @override
     def grid_index(self, k: int) -> int | None:
-        return grid_index(self.refinement.parents, k)
-
-
-def grid_index(parents: list[int], k: int) -> int | None:
-    """The index in the user's grid of the state after k accepted steps, None between two."""
-    if k == 0:
-        return 0
-    if k < len(parents) and parents[k] == parents[k - 1]:
-        return None
-    return parents[k - 1] + 1
+        return grid_index(self._parents, k)
 
 
 def _check_values_visible(solver: ErrorControlled, y0: Tensor) -> None:

@@ -33,7 +33,7 @@ from odeopt.tools.packing import digest
 
 
 class StepKernels:
-    """The pull of each step, with the number of stages that the step was made with."""
+    """The pull of each step, with the method that the step was made with."""
 
     def __init__(self, kernels: Kernels, stepper: SettledStepper, adjoint: LocalAdjoint) -> None:
         self._kernels, self._stepper, self._adjoint = kernels, stepper, adjoint
@@ -41,7 +41,7 @@ class StepKernels:
 
     def solver(self, k: int) -> Solver:
         """What step k was made with."""
-        return self._kernels.at(self._stages(k)).solver
+        return self._kernels.at(self._method(k)).solver
 
     def cost(self, k: int) -> Cost:
         """Of the pull over an interval that begins with step k."""
@@ -52,15 +52,15 @@ class StepKernels:
         return self._at(k)[0](k, interval, lam)
 
     def _at(self, k: int) -> tuple[PullKernel, Cost]:
-        stages = self._stages(k)
-        if stages not in self._known:
-            kernels = self._kernels.at(stages)
-            self._known[stages] = kernels.pull(self._adjoint), kernels.cost(self._adjoint)
-        return self._known[stages]
+        method = self._method(k)
+        if method not in self._known:
+            kernels = self._kernels.at(method)
+            self._known[method] = kernels.pull(self._adjoint), kernels.cost(self._adjoint)
+        return self._known[method]
 
-    def _stages(self, k: int) -> int | None:
+    def _method(self, k: int) -> int | None:
         """None for adjoints with a method of their own."""
-        return self._stepper.stages_at(k) if self._adjoint.replays else None
+        return self._stepper.method_at(k) if self._adjoint.replays else None
 
 
 PullKernel = Callable[[int, Interval, Tensor], Noted]

@@ -20,8 +20,6 @@ from odeopt.inner.field import GradientField
 from odeopt.inner.rule import UpdateRule
 from odeopt.inner.stream import Stream
 from odeopt.solver.base import GridSolver, Solver, StepSolver
-from odeopt.solver.rule_steps import RuleSteps
-from odeopt.solver.runge_kutta import Euler
 from odeopt.tools.captured import check_not_scripted
 
 
@@ -48,7 +46,7 @@ class Choices:
         """Whether the gradient stands for that of the flow, not of gradient descent's own steps."""
         if isinstance(self.field, UpdateRule) or not self.adjoint.consistent:
             return False
-        return self.adjoint.needs_velocity or not isinstance(self.solver, Euler)
+        return self.adjoint.needs_velocity or not self.solver.is_descent
 
     @property
     def replays(self) -> bool:
@@ -136,7 +134,7 @@ class Choices:
 
     def _check_rule(self, rule: UpdateRule) -> None:
         name, adjoint = type(rule).__name__, type(self.adjoint).__name__
-        if not isinstance(self.solver, RuleSteps):
+        if not self.solver.takes_rules:
             raise CompatibilityError(
                 f"{name} is an update rule, which brings its own steps, but a solver was given"
                 f" ({type(self.solver).__name__}): leave it out. The grid's steps are the learning"

@@ -204,9 +204,20 @@ def _pull_piece(
 
 def bind(inner: InnerOptimizer, layout: Layout) -> BoundField | BoundRule:
     """An inner optimiser on flat vectors."""
-    if isinstance(inner, GradientRule):
-        return BoundGradientRule(inner, layout)
-    if isinstance(inner, UpdateRule):
-        return BoundRule(inner, layout)
-    assert isinstance(inner, Field), "the two kinds there are"
-    return BoundField(inner, layout)
+    return inner.bind(_Binder(layout))
+
+
+class _Binder:
+    """Binds each kind of inner optimiser to a layout."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    def field(self, inner: Field) -> BoundField | BoundRule:
+        return BoundField(inner, self._layout)
+
+    def rule(self, inner: UpdateRule) -> BoundField | BoundRule:
+        return BoundRule(inner, self._layout)
+
+    def gradient_rule(self, inner: GradientRule) -> BoundField | BoundRule:
+        return BoundGradientRule(inner, self._layout)

@@ -19,11 +19,11 @@ from odeopt.checkpoint.base import (
     Restore,
     Store,
 )
-from odeopt.engine.adaptive import Refinement
 from odeopt.engine.journal import ForwardProgress, Journal, counts
 from odeopt.engine.kept import Kept
+from odeopt.engine.refinement import Refinement
 from odeopt.engine.rows import Rows
-from odeopt.engine.steppers import GridStepper, Stepper
+from odeopt.engine.steppers import Stepper
 from odeopt.errors import OdeoptError
 
 
@@ -53,7 +53,7 @@ def forward_sweep(
     y0: Tensor,
     schedule: CheckpointSchedule | None,
     kept: Kept,
-    first: int = 0,
+    first: int,
     observe: Sequence[int] = (),
     fingerprints: bool = False,
     journal: Journal | None = None,
@@ -63,7 +63,7 @@ def forward_sweep(
     Without a schedule nothing is kept; with a journal the sweep goes on from the progress in it.
     """
     trajectory = Trajectory(y0, y0, kept, first)
-    unsaved = stepper.length is None or isinstance(stepper, GridStepper)
+    unsaved = stepper.length is None or not stepper.saves
     if unsaved or schedule is None or schedule.watches:
         journal = None
     runner = _Runner(stepper, trajectory, frozenset(observe), fingerprints, journal)

@@ -67,7 +67,7 @@ class Kept:
     @property
     def at_hand(self) -> bool:
         """Whether every state is where it is needed, so that there is nothing to prefetch."""
-        return all(isinstance(tier, Device) for tier in self._tiers)
+        return all(tier.at_hand for tier in self._tiers)
 
     def prefetch(self, index: int) -> None:
         """Begin to bring back a state, if it is there, for it comes next."""

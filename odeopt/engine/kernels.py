@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from odeopt.adjoint.base import Cost, Interval, LocalAdjoint
-from odeopt.adjoint.discrete import ExactAdjoint
 from odeopt.adjoint.linearize import Differentiation, ReverseMode
 from odeopt.engine.compile.compiler import CompiledKernel, Compiler
 from odeopt.engine.evaluation import evaluation
@@ -19,10 +18,10 @@ from odeopt.engine.pulled import Noted, note
 from odeopt.engine.stagewise import Stagewise
 from odeopt.engine.stats import Stats
 from odeopt.engine.step_inputs import StepInputs
+from odeopt.solver.attempts import Attempt
 from odeopt.solver.base import Solver, Stepping, StepSolver
 from odeopt.solver.dynamics import Cotangents, Data, Theta
-from odeopt.solver.error_control import Attempt, ErrorControlled
-from odeopt.solver.stabilized import StabilizedRK
+from odeopt.solver.error_control import ErrorControlled
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +44,25 @@ class Kernels:
     """What the loss captures, on which compiled kernels depend."""
     stats: Stats = field(default_factory=Stats)
 
-    def at(self, stages: int | None) -> Kernels:
-        """The kernels of steps with so many stages, for a solver that chooses them; else these."""
-        if stages is None:
-            return self
-        assert isinstance(self.solver, StabilizedRK), "the only one that chooses its stages"
-        return replace(self, solver=self.solver.at(stages))
+    def at(self, method: int | None) -> Kernels:
+        """The kernels of steps with a method of the solver, see `Solver.made_with`."""
+        return self if method is None else replace(self, solver=self.solver.made_with(method))
+
+    @property
+    def step_solver(self) -> StepSolver:
+        """The solver, where it makes steps of its own."""
+        assert isinstance(self.solver, StepSolver), "grid solvers have their own stepper"
+        return self.solver
+
+    @property
+    def attempt_gradients(self) -> int:
+        """Gradient evaluations of an attempt."""
+        return self._error_controlled.attempt_gradients
+
+    @property
+    def _error_controlled(self) -> ErrorControlled:
+        assert isinstance(self.solver, ErrorControlled), "asked for by its stepper"
+        return self.solver
 
     @property
     def flat(self) -> BoundField:
@@ -82,8 +94,7 @@ class Kernels:
 
     def step(self) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
         """`(k, t, dt, y) -> y` after step k of a step solver."""
-        solver = self.solver
-        assert isinstance(solver, StepSolver), "checked before"
+        solver = self.step_solver
         stagewise = self._stagewise(_NO_DERIVATIVE)
         if stagewise is not None:
             return self._at_steps(stagewise.step)
@@ -96,7 +107,7 @@ class Kernels:
     def pull(self, adjoint: LocalAdjoint) -> Callable[[int, Interval, Tensor], Noted]:
         """`(k, interval, lam) -> Noted`, for an interval that begins with step k."""
         stagewise = self._stagewise(adjoint.differentiation)
-        if stagewise is not None and isinstance(adjoint, ExactAdjoint):
+        if stagewise is not None and adjoint.pulls_steps:
             at_step = self._at_steps(stagewise.pull)
             return lambda k, interval, lam: note(at_step(k, *interval, lam))
 
@@ -112,14 +123,13 @@ class Kernels:
     def cost(self, adjoint: LocalAdjoint) -> Cost:
         """Of one pull."""
         stagewise = self._stagewise(adjoint.differentiation)
-        if stagewise is not None and isinstance(adjoint, ExactAdjoint):
+        if stagewise is not None and adjoint.pulls_steps:
             return stagewise.cost
         return adjoint.cost(self.solver)
 
     def attempt(self) -> Callable[..., Attempt]:
         """`(t, dt, y, slope) -> Attempt` of an adaptive solver."""
-        solver = self.solver
-        assert isinstance(solver, ErrorControlled), "asked for by its stepper"
+        solver = self._error_controlled
         stagewise = self._stagewise(_NO_DERIVATIVE)
         if stagewise is not None:
             return stagewise.attempt
@@ -133,8 +143,7 @@ class Kernels:
 
     def initial_dt(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """`(t, y, slope) -> dt` of an adaptive solver."""
-        solver = self.solver
-        assert isinstance(solver, ErrorControlled), "asked for by its stepper"
+        solver = self._error_controlled
 
         def kernel(t: Tensor, y: Tensor, slope: Tensor, theta: Theta, data: Data) -> Tensor:
             return solver.initial_dt(self._velocity_at(theta, data), t, y, slope)
@@ -144,7 +153,7 @@ class Kernels:
     def _stagewise(self, differentiation: Differentiation) -> Stagewise | None:
         """The solver stage by stage, where whole steps would be too much to compile."""
         solver = self.solver
-        if self.compiler is None or not isinstance(solver, StabilizedRK):
+        if self.compiler is None or not isinstance(solver, StepSolver) or not solver.by_stage:
             return None
 
         def pullback(
@@ -154,7 +163,8 @@ class Kernels:
             cotangents = point.pullback(cotangent)
             return point.value, cotangents
 
-        return Stagewise(solver, self.velocity(), self._bind("pullback", pullback))
+        stepping = self.stepping(differentiation, self.theta, self.data)
+        return Stagewise(solver, stepping, self.velocity(), self._bind("pullback", pullback))
 
     def _velocity_at(self, theta: Theta, data: Data) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda t, y: self.flat.velocity(t, y, theta, data)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from odeopt.adjoint.base import LocalAdjoint, Sweep, Swept, WholeAdjoint
-from odeopt.engine.adaptive import AdaptiveStepper, RefinedStepper, Refinement
+from odeopt.engine.adaptive import AdaptiveStepper, RefinedStepper
 from odeopt.engine.backward import BackwardSweep, StepKernels, Trace, backward_actions
 from odeopt.engine.choices import Choices
 from odeopt.engine.flat import bind
@@ -26,8 +26,8 @@ from odeopt.engine.kept import Kept
 from odeopt.engine.kernels import Kernels
 from odeopt.engine.precision import refuse_autocast
 from odeopt.engine.problem import Problem
+from odeopt.engine.refinement import Refinement
 from odeopt.engine.spectral_guard import SpectralMonitor
-from odeopt.engine.stabilized import StabilizedStepper
 from odeopt.engine.stats import Stats
 from odeopt.engine.step_inputs import StepInputs
 from odeopt.engine.steppers import FixedStepper, GridStepper, SettledStepper, Stepper
@@ -35,7 +35,6 @@ from odeopt.errors import CompatibilityError
 from odeopt.solver.base import GridSolver, Stepping
 from odeopt.solver.dynamics import Data, Theta
 from odeopt.solver.error_control import ErrorControlled
-from odeopt.solver.stabilized import StabilizedRK
 from odeopt.tools.transforms import inside_transform
 
 
@@ -146,7 +145,7 @@ def _sweep_forward(
         fingerprints=local and choices.replayed and isinstance(stepper, SettledStepper),
         journal=journal,
     )
-    settled = _settle(stepper, kernels, problem, stats)
+    settled = stepper.settled()
     stats.steps += settled.length or 0
     if local and not choices.replays:
         for index, state in trajectory.observed.items():  # observed states are mesh nodes
@@ -165,7 +164,7 @@ def _save_end(run: Run) -> None:
     """Save what the backward sweep begins with."""
     if run.journal is not None:
         stepper = run.stepper
-        refinement = stepper.refinement if isinstance(stepper, RefinedStepper) else None
+        refinement = stepper.refinement
         length, trajectory = stepper.length or 0, run.trajectory
         progress = forward_progress(trajectory, length, done=True, refinement=refinement)
         run.journal.save(progress, trajectory.kept)
@@ -202,7 +201,7 @@ def run_backward(
     else:
         assert isinstance(adjoint, LocalAdjoint), "the two kinds there are"
         swept, trace = _run_local(run, adjoint, lam, cotangents, stats)
-    if isinstance(run.stepper, RefinedStepper):
+    if run.stepper.refinement is not None:
         g_t, g_dt = run.stepper.refinement.pull(run.problem.grid, swept.t, swept.dt)
         swept = swept._replace(t=g_t, dt=g_dt)
     return swept, trace
@@ -269,22 +268,11 @@ def _make_stepper(
         return GridStepper(kernels, grid, y0, stats)
     if not isinstance(solver, ErrorControlled) or not solver.chooses_steps or grid.steps == 0:
         return FixedStepper(kernels, grid, y0.dtype, stats)
-    if isinstance(solver, StabilizedRK):
-        stepper = StabilizedStepper(kernels, solver, grid, y0, stats)
-    else:
-        stepper = AdaptiveStepper(kernels, solver, grid, y0, stats)
+    stepper = AdaptiveStepper(kernels, solver, grid, y0, stats)
     if not (choices.needs_length and isinstance(choices.adjoint, LocalAdjoint)):
         return stepper
     run_to_end(stepper, y0)
-    return RefinedStepper(kernels, grid, stepper.refinement, y0.dtype, stats)
-
-
-def _settle(stepper: Stepper, kernels: Kernels, problem: Problem, stats: Stats) -> SettledStepper:
-    if isinstance(stepper, AdaptiveStepper):
-        grid, dtype = problem.grid, problem.y0.dtype
-        return RefinedStepper(kernels, grid, stepper.refinement, dtype, stats)
-    assert isinstance(stepper, SettledStepper), "the two kinds there are"
-    return stepper
+    return stepper.settled()
 
 
 def rebuild_run(

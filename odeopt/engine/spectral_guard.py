@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from odeopt.adjoint.base import Interval, LocalAdjoint
-from odeopt.adjoint.continuous import ContinuousAdjoint
 from odeopt.engine.backward import PullKernel
 from odeopt.engine.kernels import Kernels
 from odeopt.engine.pulled import Noted
-from odeopt.solver.base import Solver, StepSolver
+from odeopt.solver.base import Solver
 from odeopt.solver.dynamics import Data, Theta
 
 
@@ -43,14 +42,13 @@ class SpectralMonitor:
 
         `solver_at(k)` is what step k was made with.
         """
-        own = adjoint.solver if isinstance(adjoint, ContinuousAdjoint) else None
-        if iterations == 0 or not isinstance(own or kernels.solver, StepSolver):
+        if iterations == 0 or adjoint.stability_limit(kernels.solver) is None:
             return None
 
         def limit(k: int) -> float:
-            method = own or solver_at(k)
-            assert isinstance(method, StepSolver), "checked above"
-            return method.stability_limit
+            found = adjoint.stability_limit(solver_at(k))
+            assert found is not None, "the methods of a solver are alike"
+            return found
 
         def kernel(t: Tensor, y: Tensor, v: Tensor, theta: Theta, data: Data) -> Tensor:
             stepping = kernels.stepping(adjoint.differentiation, theta, data)

@@ -1,8 +1,8 @@
-"""The kernels of a stabilised method, stage by stage.
+"""The kernels of a method, stage by stage.
 
-Its steps have many different numbers of stages, each of which would be a trace of its own, and a
-long one. Compiled are therefore the velocity and its pullback alone; the recurrence around them
-runs in Python on the states of all tasks at once.
+Where steps have many different numbers of stages, each would be a trace of its own, and a long
+one. Compiled are therefore the velocity and its pullback alone; the recurrence around them runs
+in Python on the states of all tasks at once.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing_extensions import override
 
 from odeopt.adjoint.base import Cost, Interval, Pulled
 from odeopt.adjoint.discrete import as_pulled
-from odeopt.solver import chebyshev
-from odeopt.solver.dynamics import Cotangents, Linearization
-from odeopt.solver.error_control import Attempt
-from odeopt.solver.stabilized import StabilizedRK
+from odeopt.solver.attempts import Attempt
+from odeopt.solver.base import Stepping, StepSolver
+from odeopt.solver.dynamics import Cotangents, FlatField, Linearization
+from odeopt.solver.error_control import ErrorControlled
 from odeopt.tools.types import Velocity
 
 
@@ -26,18 +26,21 @@ class Stagewise:
     """What a step kernel and a pull kernel do, with t and dt of shape [] or [tasks].
 
     Args:
-        solver: with its number of stages.
+        solver: one with `by_stage`.
+        stepping: the inner optimiser.
         velocity: `(t, y, data=...) -> dy/dt`.
         pullback: `(t, y, cotangent, data=...) -> (dy/dt, Cotangents)`.
     """
 
     def __init__(
         self,
-        solver: StabilizedRK,
+        solver: StepSolver,
+        stepping: Stepping,
         velocity: Callable[..., Tensor],
         pullback: Callable[..., tuple[Tensor, Cotangents]],
     ) -> None:
-        self._solver, self._velocity, self._pullback = solver, velocity, pullback
+        self._solver, self._stepping = solver, stepping
+        self._velocity, self._pullback = velocity, pullback
 
     def step(self, t: Tensor, dt: Tensor, y: Tensor, data: Any = None) -> Tensor:
         """The state after a step."""
@@ -45,6 +48,7 @@ class Stagewise:
 
     def attempt(self, t: Tensor, dt: Tensor, y: Tensor, slope: Tensor) -> Attempt:
         """A tried step."""
+        assert isinstance(self._solver, ErrorControlled), "asked for by its stepper"
         return self._solver.attempt(self._at(None), t, dt, y, slope)
 
     def pull(
@@ -52,10 +56,12 @@ class Stagewise:
     ) -> Pulled:
         """The transposed step, with the graph of one stage at a time."""
 
-        def linearize(s: Tensor, u: Tensor) -> Linearization:
+        def linearize(field: FlatField, s: Tensor, u: Tensor, *inputs: Any) -> Linearization:
+            del field, inputs  # bound in the kernels
             return _Stage(self._at(data), self._pullback, s, u, data)
 
-        step = chebyshev.pull(self._solver.stages, linearize, t, dt, y0, lam)
+        stepping = self._stepping._replace(differentiate=linearize)
+        step = self._solver.pull(stepping, t, dt, y0, lam)
         return as_pulled(step, Interval(t, dt, y0, y1))
 
     @property

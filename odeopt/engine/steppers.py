@@ -11,12 +11,12 @@ from typing_extensions import override
 
 from odeopt.adjoint.base import LocalAdjoint
 from odeopt.engine.kernels import Kernels
+from odeopt.engine.refinement import Refinement
 from odeopt.engine.stats import Stats
 from odeopt.engine.waiting import Waiting, Waits, left_out, made
 from odeopt.errors import CompatibilityError
 from odeopt.grid import TimeGrid
-from odeopt.solver.base import GridSolver, StepSolver
-from odeopt.solver.rule_steps import RuleSteps
+from odeopt.solver.base import GridSolver
 
 StepKernel = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
@@ -27,9 +27,16 @@ class Stepper(ABC):
     length: int | None
     """The number of steps; None until an adaptive solve has finished."""
 
+    saves: bool = True
+    """Whether the sweep can be interrupted at any step and go on from there."""
+
     @abstractmethod
     def advance(self, k: int, y: Tensor) -> Tensor:
         """The state k + 1 from the state k."""
+
+    @abstractmethod
+    def settled(self) -> SettledStepper:
+        """A finished sweep's steps, to be taken again."""
 
     @abstractmethod
     def time(self, k: int) -> Tensor:
@@ -42,6 +49,9 @@ class Stepper(ABC):
 
 class SettledStepper(Stepper):
     """Steps of known lengths, which a backward sweep can take again."""
+
+    refinement: Refinement | None = None
+    """What the solver has put between the times of the grid; None if nothing."""
 
     _waits: Waits
     _made: Tensor
@@ -59,10 +69,14 @@ class SettledStepper(Stepper):
         """Whether an adjoint leaves each step out, shape [steps] or [tasks, steps]."""
         return left_out(self._made, adjoint.first_step)
 
-    def stages_at(self, k: int) -> int | None:
-        """The stages of step k, where they were chosen for this step; else None."""
+    def method_at(self, k: int) -> int | None:
+        """What makes step k, where the solver has a choice; see `Solver.made_with`."""
         del k
         return None
+
+    @override
+    def settled(self) -> SettledStepper:
+        return self
 
     @override
     def grid_index(self, k: int) -> int | None:
@@ -77,7 +91,7 @@ class FixedStepper(SettledStepper):
         self._stats, self._kernels = stats, kernels
         self._known: dict[int | None, tuple[StepKernel, int]] = {}
         self._times = grid.times
-        ruled = isinstance(kernels.solver, RuleSteps)
+        ruled = kernels.solver.takes_rules
         starts = _step_indices(grid) if ruled else grid.times
         self._starts = _apart(starts, dtype)
         self._lengths = _apart(grid.dt, dtype)
@@ -86,7 +100,7 @@ class FixedStepper(SettledStepper):
 
     @override
     def advance(self, k: int, y: Tensor) -> Tensor:
-        step, stages = self._step(self.stages_at(k))
+        step, stages = self._step(self.method_at(k))
         self._stats.gradient_evaluations += stages
         dt = self._lengths[k]
         y1, waiting = step(k, self._starts[k], dt, y), self.waits(k, k + 1)
@@ -103,17 +117,18 @@ class FixedStepper(SettledStepper):
         length = self._times[..., stop] - self._times[..., start]
         return self._starts[start], length.to(self._dtype)
 
-    def _step(self, stages: int | None) -> tuple[StepKernel, int]:
-        """The kernel for steps of that many stages, and what a step costs."""
-        if stages not in self._known:
-            kernels = self._kernels.at(stages)
-            assert isinstance(kernels.solver, StepSolver), "grid solvers have their own stepper"
-            self._known[stages] = kernels.step(), kernels.solver.stages
-        return self._known[stages]
+    def _step(self, method: int | None) -> tuple[StepKernel, int]:
+        """The kernel for steps of a method, and what a step costs."""
+        if method not in self._known:
+            kernels = self._kernels.at(method)
+            self._known[method] = kernels.step(), kernels.step_solver.stages
+        return self._known[method]
 
 
 class GridStepper(SettledStepper):
     """States at grid times, computed in one go by a library when the first is asked for."""
+
+    saves = False
 
     def __init__(self, kernels: Kernels, grid: TimeGrid, y0: Tensor, stats: Stats) -> None:
         self.length = grid.steps
@@ -149,8 +164,7 @@ class GridStepper(SettledStepper):
 
 
 def _moves_at_zero(kernels: Kernels) -> bool:
-    assert isinstance(kernels.solver, StepSolver), "grid solvers have their own stepper"
-    return kernels.solver.moves_at_zero
+    return kernels.step_solver.moves_at_zero
 
 
 def _apart(times: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:

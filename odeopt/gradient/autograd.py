@@ -15,11 +15,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from odeopt.adjoint.base import Swept
-from odeopt.engine.adaptive import RefinedStepper, Refinement
 from odeopt.engine.choices import Choices
 from odeopt.engine.forward import Trajectory
 from odeopt.engine.kept import Kept
 from odeopt.engine.problem import Problem
+from odeopt.engine.refinement import Refinement
 from odeopt.engine.rows import Rows
 from odeopt.engine.run import Run, rebuild_run, run_forward
 from odeopt.engine.safety import Status
@@ -168,8 +168,7 @@ class Solve(_ReverseOnly):
             y_end = y_end.clone()
         outputs = (y_end, *record.places.states, trajectory.prints.stacked(y_end))
         record.places.states = []
-        if isinstance(run.stepper, RefinedStepper):
-            record.refinement = run.stepper.refinement
+        record.refinement = run.stepper.refinement
         return outputs
 
     @staticmethod

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from odeopt.adjoint.base import LocalAdjoint
-from odeopt.engine.adaptive import RefinedStepper, Refinement
 from odeopt.engine.choices import Choices
 from odeopt.engine.problem import Problem
+from odeopt.engine.refinement import Refinement
 from odeopt.engine.run import Run
+from odeopt.engine.steppers import SettledStepper
 from odeopt.errors import CompatibilityError
 from odeopt.grid import TimeGrid
 from odeopt.inner.field import GradientField
 from odeopt.inner.rule import UpdateRule
-from odeopt.solver.base import GridSolver, Solver
-from odeopt.solver.stabilized import StabilizedRK
+from odeopt.solver.base import GridSolver, Solver, StepSolver
 
 
 class Decay(NamedTuple):
@@ -94,7 +94,7 @@ class Coarser:
     Attributes:
         choices: as before, with half the nodes where kept states are the mesh.
         problem: as before, on the coarser grid.
-        refinement: the steps with their stages, if the solver had chosen them.
+        refinement: the steps with their methods, if the solver had chosen them.
         decay: how much larger its error should be.
     """
 
@@ -106,7 +106,7 @@ class Coarser:
     @property
     def largest_gap(self) -> float:
         """The relative change up to which it can be trusted to be due to the leading term."""
-        if isinstance(self.choices.solver, StabilizedRK):
+        if self.choices.solver.real_spectrum:
             return LARGEST_GAP_OF_CHOSEN_STAGES
         if self.refinement is not None:
             return LARGEST_GAP_OF_CHOSEN_STEPS
@@ -152,21 +152,20 @@ def order_of(choices: Choices) -> int:
 def coarsen(run: Run) -> Coarser | None:
     """The coarser solve; None if there is but one step."""
     stepper, problem, order = run.stepper, run.problem, order_of(run.choices)
-    grid, stages = problem.grid, tuple[int, ...]()
-    if isinstance(stepper, RefinedStepper):
-        grid, stages = _accepted(stepper, grid), stepper.refinement.stages
+    grid, methods, chosen = problem.grid, tuple[int, ...](), stepper.refinement
+    if chosen is not None:
+        grid, methods = _accepted(stepper, chosen, grid), chosen.methods
     nodes = _every_second(grid)
     if len(nodes) > grid.steps:
         return None
     half, longer = _thinned(grid, nodes), tuple[int, ...]()
     constants = [[1.0] * grid.steps, [1.0] * half.steps]
-    if stages:
-        solver = run.choices.solver
-        assert isinstance(solver, StabilizedRK), "the only one that chooses its stages"
-        longer = _with_more_stages(solver, grid, nodes, stages)
-        constants = [[solver.at(s).error_constant for s in own] for own in (stages, longer)]
+    if methods:
+        solver = run.kernels.step_solver
+        longer = _methods_of_longer_steps(solver, grid, nodes, methods)
+        constants = [[solver.made_with(m).error_constant for m in own] for own in (methods, longer)]
     refinement = None
-    if isinstance(stepper, RefinedStepper):
+    if chosen is not None:
         refinement = Refinement(half.times[..., :-1], half.dt, list(range(half.steps)), longer)
     choices = _coarser_choices(run.choices, order)
     factor = _expected_factor(nodes, order, *constants)
@@ -176,7 +175,7 @@ def coarsen(run: Run) -> Coarser | None:
 
 def _next_term(run: Run) -> float:
     """See `Decay`; known for the exact adjoint of steps that are the same in both solves."""
-    if not run.choices.adjoint.exact or isinstance(run.stepper, RefinedStepper):
+    if not run.choices.adjoint.exact or run.stepper.refinement is not None:
         return 0.0
     return next_term(run.choices.field, run.choices.solver)
 
@@ -193,9 +192,9 @@ def _expected_factor(
     return sum(c * length ** (order + 1) for length, c in pairs) / sum(fine)
 
 
-def _accepted(stepper: RefinedStepper, grid: TimeGrid) -> TimeGrid:
+def _accepted(stepper: SettledStepper, chosen: Refinement, grid: TimeGrid) -> TimeGrid:
     """The steps that were made, with the observed states at their new indices."""
-    steps = stepper.refinement.to_grid(grid)
+    steps = chosen.to_grid(grid)
     places = {stepper.grid_index(k): k for k in range(steps.steps + 1)}
     return TimeGrid(steps.times, [places[index] for index in grid.observe], dt=steps.dt)
 
@@ -224,16 +223,14 @@ def _coarser_choices(choices: Choices, order: int) -> Choices:
     return replace(choices, safety=replace(choices.safety, probe=False))
 
 
-def _with_more_stages(
-    solver: StabilizedRK, grid: TimeGrid, nodes: Sequence[int], stages: tuple[int, ...]
+def _methods_of_longer_steps(
+    solver: StepSolver, grid: TimeGrid, nodes: Sequence[int], methods: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """Stages for steps put together from several, as stable as the single ones were."""
+    """What makes steps put together from several, as stable as the single ones were."""
     dt = grid.dt.reshape(-1, grid.steps)
     found: list[int] = []
     for start, stop in pairwise(nodes):
-        growth = _growth(dt[:, start:stop])
-        pairs = zip(stages[start:stop], growth, strict=True)
-        found.append(solver.stages_for(max((s * s - 1) / 1.54 * longer for s, longer in pairs)))
+        found.append(solver.combined(methods[start:stop], _growth(dt[:, start:stop])))
     return tuple(found)
 
 

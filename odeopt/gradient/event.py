@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odeopt.adjoint.base import Interval
-from odeopt.adjoint.discrete import DiscreteAdjoint, ExactAdjoint
+from odeopt.adjoint.base import Interval, LocalAdjoint
+from odeopt.adjoint.discrete import DiscreteAdjoint
 from odeopt.engine.problem import Problem
 from odeopt.engine.pulled import Scalars
 from odeopt.engine.run import Choices, make_kernels
@@ -297,7 +297,7 @@ def _check(stop: StopWhen, choices: Choices, problem: Problem) -> None:
             f"StopWhen cuts a step of the grid, but {solver} chooses its own steps: use an update"
             " rule or a solver with fixed steps."
         )
-    if not isinstance(choices.adjoint, ExactAdjoint):
+    if not isinstance(choices.adjoint, LocalAdjoint) or not choices.adjoint.pulls_steps:
         raise CompatibilityError(
             "StopWhen needs the derivative of the last step, which"
             f" {type(choices.adjoint).__name__} does not have: use DiscreteAdjoint()."

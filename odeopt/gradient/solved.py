@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from odeopt.adjoint.base import Swept
-from odeopt.engine.adaptive import Refinement
 from odeopt.engine.backward import Trace
 from odeopt.engine.choices import Choices
 from odeopt.engine.problem import Problem
+from odeopt.engine.refinement import Refinement
 from odeopt.engine.replay import check_replay
 from odeopt.engine.run import Run, run_backward, run_forward
 from odeopt.engine.safety import Status

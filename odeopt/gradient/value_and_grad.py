@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from odeopt.adjoint.base import Swept
-from odeopt.engine.adaptive import Refinement
 from odeopt.engine.choices import Choices
 from odeopt.engine.problem import Problem, check_arrays, check_lead
+from odeopt.engine.refinement import Refinement
 from odeopt.engine.run import Run
 from odeopt.engine.safety import Status
 from odeopt.engine.stats import Stats

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
-from abc import ABC
-from typing import Any
+from abc import ABC, abstractmethod
+from typing import Any, Protocol, TypeVar
 
 from odeopt.tools.captured import captured_values
 from odeopt.tools.keywords import KnownKeywords
 from odeopt.tools.types import PyTree
+
+Bound = TypeVar("Bound")
+Bound_co = TypeVar("Bound_co", covariant=True)
+
+
+class Binder(Protocol[Bound_co]):
+    """Makes something of an inner optimiser, by its kind."""
+
+    def field(self, inner: Any) -> Bound_co:
+        """Of a `Field`."""
+        ...
+
+    def rule(self, inner: Any) -> Bound_co:
+        """Of an `UpdateRule` that is differentiated as a whole."""
+        ...
+
+    def gradient_rule(self, inner: Any) -> Bound_co:
+        """Of a `GradientRule`."""
+        ...
 
 
 class InnerOptimizer(KnownKeywords, ABC):
@@ -26,6 +45,10 @@ class InnerOptimizer(KnownKeywords, ABC):
     def readout(self, state: PyTree) -> PyTree:
         """The parameters contained in a state; it is the identity by default."""
         return state
+
+    @abstractmethod
+    def bind(self, binder: Binder[Bound]) -> Bound:
+        """Give itself to the method of the binder that is for its kind."""
 
     def captured(self) -> tuple[Any, ...]:
         """The numbers and tensors beside its arguments on which its evaluations depend.

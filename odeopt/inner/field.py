@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from odeopt.errors import CompatibilityError, InputError
-from odeopt.inner.base import InnerOptimizer
+from odeopt.inner.base import Binder, Bound, InnerOptimizer
 from odeopt.tools import tree
 from odeopt.tools.arguments import takes
 from odeopt.tools.types import PyTree
@@ -28,6 +28,10 @@ class Field(InnerOptimizer):
     References:
         Li et al. 2023, "Meta-Learning with Adjoint Methods", section 3.1.
     """
+
+    @override
+    def bind(self, binder: Binder[Bound]) -> Bound:
+        return binder.field(self)
 
     @abstractmethod
     def velocity(

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from odeopt.errors import CapturedTensorError, InputError
-from odeopt.inner.base import InnerOptimizer
+from odeopt.inner.base import Binder, Bound, InnerOptimizer
 from odeopt.inner.clipping import GradientTransform
 from odeopt.tools import tree
 from odeopt.tools.arguments import call_loss, check_positive, check_scalar
@@ -27,6 +27,15 @@ class UpdateRule(InnerOptimizer):
         Maclaurin et al. 2015, "Gradient-based Hyperparameter Optimization through Reversible
         Learning", for the gradient through a recurrence.
     """
+
+    @property
+    def pull_gradients(self) -> int:
+        """Gradient evaluations of the derivative of a step, beside its Hessian-vector product."""
+        return 0
+
+    @override
+    def bind(self, binder: Binder[Bound]) -> Bound:
+        return binder.rule(self)
 
     @abstractmethod
     def update(
@@ -80,6 +89,15 @@ class GradientRule(UpdateRule):
         self._transform = gradient_transform
         self.micro_batches = check_positive(micro_batches, "micro_batches")
         self._buffers = _check_buffers(buffers)
+
+    @property
+    @override
+    def pull_gradients(self) -> int:
+        return int(self.micro_batches > 1)
+
+    @override
+    def bind(self, binder: Binder[Bound]) -> Bound:
+        return binder.gradient_rule(self)
 
     @abstractmethod
     def init_slots(self, params: PyTree) -> PyTree:

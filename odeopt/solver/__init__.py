@@ -2,7 +2,7 @@
 
 from odeopt.solver.adaptive import Adaptive
 from odeopt.solver.base import GridSolver, Solver, StepGradient, Stepping, StepSolver
-from odeopt.solver.error_control import ErrorControlled, PIController
+from odeopt.solver.error_control import ErrorControlled
 from odeopt.solver.reached import Reached, reached
 from odeopt.solver.runge_kutta import (
     RK4,
@@ -14,6 +14,7 @@ from odeopt.solver.runge_kutta import (
     ModifiedEuler,
 )
 from odeopt.solver.stabilized import StabilizedRK
+from odeopt.solver.step_control import PIController
 from odeopt.solver.tableau import BOGACKI_SHAMPINE, DORMAND_PRINCE, Tableau
 from odeopt.solver.torchdiffeq import DormandPrince, Torchdiffeq
 

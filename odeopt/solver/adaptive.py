@@ -9,8 +9,10 @@ from typing_extensions import override
 
 from odeopt.errors import CompatibilityError
 from odeopt.registry import SOLVERS
-from odeopt.solver.error_control import Attempt, ErrorControlled, PIController, Tolerances
+from odeopt.solver.attempts import Attempt
+from odeopt.solver.error_control import ErrorControlled
 from odeopt.solver.runge_kutta import ExplicitRungeKutta, advance, shift, weighted_sum
+from odeopt.solver.step_control import PIController, Tolerances
 from odeopt.solver.tableau import DORMAND_PRINCE, Tableau
 from odeopt.tools.types import Velocity
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from odeopt.solver.dynamics import Data, Differentiate, FlatField, Linearization, Theta
 from odeopt.solver.reached import Reached, reached
@@ -79,6 +81,17 @@ class Solver(KnownKeywords, ABC):
     chooses_steps: bool = False
     """Whether it puts steps of its own between the times of the grid."""
 
+    is_descent: bool = False
+    """Whether its steps on gradient flow are those of gradient descent, wanted for themselves."""
+
+    takes_rules: bool = False
+    """Whether it is made for update rules, which bring their own steps, and for nothing else."""
+
+    def made_with(self, key: int | None) -> Solver:
+        """What made a step, by the key that the attempts of a solve gave it (`Attempts.method`)."""
+        assert key is None, "a solver that gives keys knows them"
+        return self
+
 
 class StepSolver(Solver):
     """Makes one step per interval, as a pure function of its inputs."""
@@ -86,17 +99,35 @@ class StepSolver(Solver):
     stages: int
     """Gradient evaluations per step."""
 
-    stability_limit: float
-    r"""The largest stable $dt\,\rho$ for a decaying real mode with rate $\rho$."""
-
     error_constant: float = 1.0
     """Of the leading term of the error, in any unit; it matters where it depends on the stages."""
 
     pull_gradients: int = 0
     """Gradient evaluations of a pull beside its Hessian-vector products."""
 
+    stability_limit: float
+    r"""The largest stable $dt\,\rho$ for a decaying real mode with rate $\rho$."""
+
+    by_stage: bool = False
+    """Whether it is compiled stage by stage, since whole steps would be too much. Then `step`,
+    `attempt` and `pull` work on all tasks at once, and `pull` uses `stepping.linearize` alone."""
+
     moves_at_zero: bool = False
     """Whether a step of zero length may change the state; else a task waits with such steps."""
+
+    @override
+    def made_with(self, key: int | None) -> StepSolver:
+        assert key is None, "a solver that gives keys knows them"
+        return self
+
+    def combined(self, keys: Sequence[int], lengths: Sequence[float]) -> int:
+        """The key of the method for a step put together from several, as stable as those were.
+
+        Args:
+            keys: of the methods that made the single steps.
+            lengths: the length of the whole over that of each.
+        """
+        raise NotImplementedError(f"{type(self).__name__} gives its methods no keys")
 
     @abstractmethod
     def step(self, velocity: Velocity, t: Tensor, dt: Tensor, y: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ for parabolic PDEs", J. Comput. Appl. Math. 88.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -26,6 +27,9 @@ from odeopt.solver.reached import reached
 from odeopt.tools.types import Velocity
 
 DAMPING = 2 / 13
+
+SQUARES_PER_STIFFNESS = 1.54
+r"""$s^2 - 1$ per unit of $dt\,\rho$: a little more than what is stable, 1 / 0.653."""
 
 Linearize = Callable[[Tensor, Tensor], Linearization]
 """`(t, y)`: the velocity there, with its pullback."""
@@ -75,6 +79,23 @@ def coefficients(s: int) -> Coefficients:
     third = (3 * w0 * bend[s] - (s * s - 1) * slope[s]) / (1 - w0 * w0)  # of T_s, by its equation
     error = (1 - third * slope[s] / bend[s] ** 2) / 6
     return Coefficients(b[1] * w1, tuple(stages), (w0 + 1) / w1, error)
+
+
+def stability_limit(stages: int) -> float:
+    r"""The largest stable $dt\,\rho$ of a step with so many stages."""
+    return coefficients(stages).beta
+
+
+def stages_for(stiffness: float, most: int) -> int:
+    r"""The number of stages for a step with $dt\,\rho$ = `stiffness`, from 2 to `most`."""
+    if stiffness >= stability_limit(most):
+        return most
+    return min(most, max(2, math.ceil(math.sqrt(1 + SQUARES_PER_STIFFNESS * stiffness))))
+
+
+def stiffness_of(stages: int) -> float:
+    r"""The $dt\,\rho$ for which `stages_for` gives so many stages."""
+    return (stages * stages - 1) / SQUARES_PER_STIFFNESS
 
 
 def _polynomials(s: int, x: float) -> tuple[list[float], list[float], list[float]]:

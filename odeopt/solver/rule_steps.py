@@ -19,6 +19,7 @@ class RuleSteps(StepSolver):
     stages = 1
     stability_limit = math.inf
     moves_at_zero = True
+    takes_rules = True
 
     def __init__(self, pull_gradients: int = 0) -> None:
         self.pull_gradients = pull_gradients

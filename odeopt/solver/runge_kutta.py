@@ -103,6 +103,8 @@ class Euler(ExplicitRungeKutta):
         Euler 1768; Li et al. 2023, section 3.1, for gradient descent as its use on a flow.
     """
 
+    is_descent = True
+
     def __init__(self) -> None:
         super().__init__(EULER)
 

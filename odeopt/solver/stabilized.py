@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import final
 
 from torch import Tensor
@@ -11,12 +11,12 @@ from typing_extensions import override
 from odeopt.errors import InputError
 from odeopt.registry import SOLVERS
 from odeopt.solver import chebyshev
+from odeopt.solver.attempts import Attempt, Attempts, Evaluations
 from odeopt.solver.base import StepGradient, Stepping
-from odeopt.solver.error_control import Attempt, ErrorControlled, PIController, Tolerances
+from odeopt.solver.error_control import ErrorControlled
+from odeopt.solver.stage_choice import StageChoice
+from odeopt.solver.step_control import PIController, Tolerances
 from odeopt.tools.types import Velocity
-
-SAFETY = 1.15
-"""By how much the estimated spectral radius, a lower bound, is raised."""
 
 CONTROLLER = PIController(safety=0.7, alpha=1.0, beta=0.0)
 """On gradient flows steps become ever longer, and what follows the last error alone keeps up with
@@ -87,6 +87,7 @@ class StabilizedRK(ErrorControlled):
     order = 2
     error_order = 2
     real_spectrum = True
+    by_stage = True
 
     def __init__(
         self,
@@ -116,14 +117,20 @@ class StabilizedRK(ErrorControlled):
 
     def stages_for(self, stiffness: float) -> int:
         r"""The number of stages for a step with $dt\,\rho$ = `stiffness`, at most `max_stages`."""
-        if stiffness >= self.longest:
-            return self.max_stages
-        return min(self.max_stages, max(2, math.ceil(math.sqrt(1 + 1.54 * stiffness))))
+        return chebyshev.stages_for(stiffness, self.max_stages)
 
-    @property
-    def longest(self) -> float:
-        r"""The largest stable $dt\,\rho$ there is."""
-        return chebyshev.coefficients(self.max_stages).beta
+    @override
+    def attempts(self, evaluate: Evaluations) -> Attempts:
+        return StageChoice(evaluate, self.tolerances.controller, self.max_stages)
+
+    @override
+    def made_with(self, key: int | None) -> StabilizedRK:
+        return self if key is None else self.at(key)
+
+    @override
+    def combined(self, keys: Sequence[int], lengths: Sequence[float]) -> int:
+        pairs = zip(keys, lengths, strict=True)
+        return self.stages_for(max(chebyshev.stiffness_of(s) * longer for s, longer in pairs))
 
     @override
     def step(self, velocity: Velocity, t: Tensor, dt: Tensor, y: Tensor) -> Tensor:

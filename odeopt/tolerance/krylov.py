@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from odeopt.engine.spectral_radius import unit
+from odeopt.solver.spectral_radius import unit
 
 
 class Krylov:

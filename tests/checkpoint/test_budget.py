@@ -162,3 +162,11 @@ def test_an_unfitted_budget_has_no_actions():
 def test_a_budget_for_every_state_replays_nothing(slots, all_of_them):
     """The last of the ten is the running one."""
     assert MemoryBudget(slots * STATE).fit(STATE, 10).keeps_all is all_of_them
+
+
+def test_each_unit_is_what_it_says():
+    for power, (decimal, binary) in enumerate(zip("kMGT", "KMGT", strict=True), start=1):
+        assert parse_bytes(f"3 {decimal}B", "device") == 3 * 1000**power
+        assert parse_bytes(f"3 {binary}iB", "device") == 3 * 1024**power
+        assert format_bytes(3 * 1024**power) == f"3 {binary}iB"
+    assert parse_bytes("7 B", "device") == 7

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import odeopt
-from odeopt.engine.adaptive import Refinement
+from odeopt.engine.refinement import Refinement
 
 from . import build
 from .composition import Composition
@@ -178,7 +178,7 @@ def _as_steps(made: Refinement, grid: odeopt.TimeGrid) -> Steps:
     length = grid.dt[..., made.parents]
     safe = torch.where(length > 0, length, 1.0)
     lead = (made.times - grid.times[..., made.parents]) / safe
-    return Steps(lead, made.dt / safe, made.parents, made.stages)
+    return Steps(lead, made.dt / safe, made.parents, made.methods)
 
 
 def _leaf(value: Any) -> Any:

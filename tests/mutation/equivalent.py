@@ -16,12 +16,12 @@ class Equivalent(NamedTuple):
 EQUIVALENT = (
     Equivalent(
         "odeopt/engine/adaptive.py",
-        "lands = self._t + self._dt * (1 + 1e-9) > target",
+        "lands = point.t + self._dt * (1 + LANDS) > target",
         "A step that comes to the target up to 1e-9 of its length lands there; whether one that"
         " misses it by just that to the last bit does, too, is as good either way.",
     ),
     Equivalent(
-        "odeopt/engine/adaptive.py",
+        "odeopt/solver/attempts.py",
         "error = torch.where(dt >= 0, tried.error.to(torch.float64), torch.zeros_like(dt))",
         "An attempt of zero length, of a task that waits, has no error in any case.",
     ),
@@ -31,7 +31,7 @@ EQUIVALENT = (
         "A task that waits has landed: what is proposed to it is at least the step that it had.",
     ),
     Equivalent(
-        "odeopt/engine/spectral_radius.py",
+        "odeopt/solver/spectral_radius.py",
         "self._generator = torch.Generator().manual_seed(1)",
         "Any seed draws a random vector.",
     ),
@@ -49,6 +49,11 @@ EQUIVALENT = (
         "odeopt/gradient/event.py",
         "tiny = 5 * torch.finfo(high.dtype).eps",
         "A root to four or five units of rounding.",
+    ),
+    Equivalent(
+        "odeopt/gradient/event.py",
+        "slope = torch.where(done, (torch.ones_like(g_low)), g_high - g_low)",
+        "It keeps a division from being one by zero, where the quotient is not used.",
     ),
     Equivalent(
         "odeopt/tools/packing.py",

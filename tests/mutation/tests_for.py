@@ -62,8 +62,8 @@ PARTS = {
         (
             "engine/adaptive.py", "engine/backward.py", "engine/forward.py", "engine/journal.py",
             "engine/kept.py", "engine/pulled.py", "engine/replay.py", "engine/rows.py",
-            "engine/spectral_guard.py", "engine/spectral_radius.py", "engine/stabilized.py",
-            "engine/steppers.py",
+            "engine/refinement.py", "engine/spectral_guard.py", "engine/steppers.py",
+            "solver/attempts.py", "solver/spectral_radius.py", "solver/stage_choice.py",
         ),
         (
             "engine/test_rows.py",
@@ -78,8 +78,8 @@ PARTS = {
             "engine/adaptive.py": (
                 "solver/test_steps_by_hand.py", "solver/test_adaptive_steps.py", _STAGES,
             ),
-            "engine/stabilized.py": ("solver/test_steps_by_hand.py", *_STABILIZED),
-            "engine/spectral_radius.py": (
+            "solver/stage_choice.py": ("solver/test_steps_by_hand.py", *_STABILIZED),
+            "solver/spectral_radius.py": (
                 "solver/test_power_iteration.py", "solver/test_steps_by_hand.py", *_STABILIZED,
                 "properties/test_limits.py",
             ),
@@ -87,11 +87,15 @@ PARTS = {
             "engine/spectral_guard.py": ("properties/test_limits.py",),
             "engine/journal.py": ("checkpoint/test_resume.py", "checkpoint/test_resume_folder.py"),
             "engine/forward.py": (
+                "adjoint/test_continuous_meshes.py",
                 "adjoint/test_truncated_and_first_order.py",
                 "properties/test_impure_losses.py",
                 "checkpoint/test_resume.py",
             ),
-            "engine/backward.py": ("adjoint/test_discrete.py", "checkpoint/test_resume.py"),
+            "engine/backward.py": (
+                "adjoint/test_discrete.py", "checkpoint/test_resume.py",
+                "adjoint/test_truncated_and_first_order.py",
+            ),
             "engine/kept.py": ("checkpoint/test_tiers.py", "checkpoint/test_resume.py"),
             "engine/replay.py": ("properties/test_changes_after_the_solve.py",),
         },
@@ -110,6 +114,8 @@ PARTS = {
         ),
         {
             "adjoint/base.py": ("gradient/test_error_estimate.py",),
+            "adjoint/discrete.py": ("gradient/test_error_estimate.py",),
+            "adjoint/first_order.py": ("gradient/test_error_estimate.py",),
             "adjoint/backsolve.py": ("adjoint/test_backsolve.py", "properties/test_limits.py"),
             "adjoint/continuous.py": (
                 "adjoint/test_continuous_meshes.py", "properties/test_limits.py",
@@ -139,7 +145,9 @@ PARTS = {
          "checkpoint/test_online.py", _FUZZ),
         {
             "checkpoint/uniform.py": ("adjoint/test_continuous_meshes.py",),
-            "checkpoint/online.py": ("checkpoint/test_online.py",),
+            "checkpoint/online.py": (
+                "checkpoint/test_online.py", "adjoint/test_continuous_meshes.py",
+            ),
             "checkpoint/budget.py": ("checkpoint/test_budget.py", "checkpoint/test_tiers.py"),
         },
     ),

@@ -274,6 +274,15 @@ def test_the_minimiser_is_that_of_the_last_time(device):
         start, pull.clone().requires_grad_(), grid, weights
     )
     torch.testing.assert_close(res.grads.batch, weights / 3.0)
+    assert res.stats.hvps == odeopt.ConjugateGradient().steps + 1
     end = opt.solve(start, pull, grid).params
     ratio = (3.0 * end - pull).norm() / (1.5 * start - pull).norm()
     torch.testing.assert_close(res.diagnostics["stationarity"], ratio)
+
+
+def test_products_are_made_as_was_asked_for():
+    assert isinstance(odeopt.ImplicitAdjoint().differentiation, odeopt.ReverseMode)
+    mixed = odeopt.ForwardOverReverse()
+    assert odeopt.ImplicitAdjoint(differentiation=mixed).differentiation is mixed
+    with pytest.raises(odeopt.InputError, match="differentiation is 'forward'"):
+        odeopt.ImplicitAdjoint(differentiation="forward")

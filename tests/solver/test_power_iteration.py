@@ -5,15 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 
-from odeopt.engine.spectral_radius import LONGEST, REFRESH, PowerIteration, unit
 from odeopt.engine.stats import Stats
+from odeopt.solver.spectral_radius import LONGEST, REFRESH, PowerIteration, unit
 
 
 def make(rates, stats=None):
     """A power iteration on the flow y' = -rates * y, whose first slope is along the first mode."""
     slope = torch.zeros_like(rates)
     slope[..., 0] = 1.0
-    return PowerIteration(lambda t, y: -rates * y, stats or Stats(), slope)
+    stats = stats or Stats()
+
+    def velocity(t, y):
+        stats.gradient_evaluations += 1
+        return -rates * y
+
+    return PowerIteration(velocity, slope)
 
 
 def estimate(power, rates, last=None, wanted=None):

@@ -24,9 +24,9 @@ from odeopt import (
     TimeGrid,
     TruncatedAdjoint,
 )
-from odeopt.engine.spectral_radius import PowerIteration
-from odeopt.engine.stabilized import StabilizedStepper
 from odeopt.solver.chebyshev import coefficients
+from odeopt.solver.spectral_radius import PowerIteration
+from odeopt.solver.stage_choice import StageChoice
 from odeopt.testing import check_solver
 from odeopt.testing.problems import relative_error, smooth_problem
 
@@ -166,7 +166,7 @@ def test_single_precision_chooses_its_steps_too(device):
 )
 def test_a_radius_that_is_a_fifth_too_small_is_found_out(low, monkeypatch, device):
     problem, start, direction = stiff(1e4)
-    estimate, suspect = PowerIteration.estimate, StabilizedStepper._suspect
+    estimate, suspect = PowerIteration.estimate, StageChoice._suspect
     count, rejected = 0, []
 
     def too_small(self, *args):
@@ -183,7 +183,7 @@ def test_a_radius_that_is_a_fifth_too_small_is_found_out(low, monkeypatch, devic
         return suspect(self, *args)
 
     monkeypatch.setattr(PowerIteration, "estimate", too_small)
-    monkeypatch.setattr(StabilizedStepper, "_suspect", seen)
+    monkeypatch.setattr(StageChoice, "_suspect", seen)
     solver = StabilizedRK(1e-3, 1e-5)
     res = gradient(problem, TimeGrid.uniform(1.0, 1), start.to(device), direction, solver)
     assert any(k > 40 for k in rejected)

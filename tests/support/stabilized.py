@@ -7,7 +7,7 @@ import math
 import torch
 
 from odeopt import GradientFlow, ODEOptimizer, StabilizedRK
-from odeopt.engine.stabilized import StabilizedStepper
+from odeopt.engine.adaptive import AdaptiveStepper
 from odeopt.testing.problems import Quadratic
 
 
@@ -32,14 +32,14 @@ def gradient(problem, grid, start, direction, solver, **choices):
 def watch_steps(monkeypatch):
     """A list that gets (t, dt, stages) of each accepted step."""
     steps = []
-    accept = StabilizedStepper._accept
+    accept = AdaptiveStepper._accept
 
     def accepted(self, *args):
         after = accept(self, *args)
-        steps.append((*self._steps[-1], self._stages[-1]))
+        steps.append((*self._steps[-1], self._methods[-1]))
         return after
 
-    monkeypatch.setattr(StabilizedStepper, "_accept", accepted)
+    monkeypatch.setattr(AdaptiveStepper, "_accept", accepted)
     return steps
 
 

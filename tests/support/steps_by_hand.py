@@ -212,9 +212,10 @@ class StabilizedByHand(StepsByHand):
         rates = [task.radius * task.margin for task in self.tasks]
         if not self.controller.per_task:
             rates = [max(rates)] * len(rates)
+        longest = self.solver.at(self.solver.max_stages).stability_limit
         for task, rate in zip(self.tasks, rates, strict=True):
-            if not task.failed and rate > 0 and self.solver.longest / rate < task.dt:
-                task.dt = self.solver.longest / rate
+            if not task.failed and rate > 0 and longest / rate < task.dt:
+                task.dt = longest / rate
                 self.happened.add("shortened")
 
     def _suspect(self, tried, errors, rejected):

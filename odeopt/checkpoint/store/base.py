@@ -54,6 +54,9 @@ class Tier(KnownKeywords, ABC):
     """The kind of memory: one word. The stats of a solve count "device", "host" and "disk" apart;
     states of any other kind are in `stored_bytes` alone."""
 
+    at_hand: ClassVar[bool] = False
+    """Whether states stay where they are used, so that there is nothing to bring back."""
+
     @property
     def journal(self) -> JournalSettings | None:
         """Where and how often progress is saved, if an interrupted solve is to be resumed."""

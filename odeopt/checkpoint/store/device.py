@@ -20,6 +20,7 @@ class Device(Tier):
     """
 
     kind: ClassVar[str] = "device"
+    at_hand: ClassVar[bool] = True
 
     @override
     def open(self) -> Shelf:

@@ -11,6 +11,8 @@ from support import distributed as cases
 import odeopt
 from odeopt.outer.workers import Share
 from odeopt.outer.workers.agreement import shorten, texts
+from odeopt.outer.workers.failure import Failure
+from odeopt.outer.workers.merging import _Head, _Own, _raise
 
 
 def loss(params, batch):
@@ -79,3 +81,13 @@ def test_a_digest_notices_places_signs_and_nan():
     assert mark(torch.full((3,), torch.nan)) == mark(torch.full((3,), torch.nan))
     assert mark(torch.ones(2, dtype=torch.complex64)) != mark(torch.ones(2))
     assert mark(torch.ones(1, 9).expand(3, 9)[:, 4]) == mark(torch.ones(3))
+
+
+def test_the_worker_that_failed_is_named():
+    share = Share.of(0, 2, 4)
+    failure = Failure.of(odeopt.DivergenceError("the state is not finite"))
+    heads = [_Head(share), _Head(share, failure=failure)]
+    with pytest.raises(odeopt.DivergenceError, match="worker 1 failed: the state is not finite"):
+        _raise(heads, _Own())
+    with pytest.raises(odeopt.InputError, match="of its own"):
+        _raise(heads, _Own(error=odeopt.InputError("of its own")))

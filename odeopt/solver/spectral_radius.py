@@ -7,8 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from odeopt.engine.stats import Stats
-
 TOLERANCE = 0.05
 """Relative change at which an iteration ends; the solver raises the radius by more than this."""
 
@@ -29,7 +27,6 @@ class PowerIteration:
 
     Args:
         velocity: `(t, y) -> dy/dt`, over all tasks.
-        stats: gradient evaluations are added to it.
         slope: the velocity at the initial state, the first vector together with a random one;
             shape [d] or [tasks, d].
     """
@@ -37,10 +34,9 @@ class PowerIteration:
     def __init__(
         self,
         velocity: Callable[[Tensor, Tensor], Tensor],
-        stats: Stats,
         slope: Tensor,
     ) -> None:
-        self._velocity, self._stats = velocity, stats
+        self._velocity = velocity
         self._generator = torch.Generator().manual_seed(0)
         self._vector = torch.zeros_like(slope)
         self._estimates = 0
@@ -70,7 +66,6 @@ class PowerIteration:
         settled, radius = ~wanted, last
         for _ in range(LONGEST):
             moved = self._velocity(t, y + length[..., None] * self._vector) - slope
-            self._stats.gradient_evaluations += 1
             found = (torch.linalg.vector_norm(moved, dim=-1) / length).to(last.dtype)
             usable = ~settled & (found > 0) & torch.isfinite(found)
             self._vector = torch.where(usable[..., None], unit(moved), self._vector)
