@@ -119,6 +119,11 @@ class StabilizedRK(ErrorControlled):
         r"""The number of stages for a step with $dt\,\rho$ = `stiffness`, at most `max_stages`."""
         return chebyshev.stages_for(stiffness, self.max_stages)
 
+    @property
+    def longest(self) -> float:
+        r"""The largest stable $dt\,\rho$ there is."""
+        return chebyshev.stability_limit(self.max_stages)
+
     @override
     def attempts(self, evaluate: Evaluations) -> Attempts:
         return StageChoice(evaluate, self.tolerances.controller, self.max_stages)
