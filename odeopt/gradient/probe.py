@@ -165,8 +165,12 @@ def probe_init(field: InnerOptimizer, params: PyTree, hparams: PyTree) -> None:
     """
     detached = [tree.map_tensors(Tensor.detach, value) for value in (params, hparams)]
     with torch.enable_grad():
-        found = field.init(*detached)
-    if any_requires_grad(found):
+        refuse_captured(field.init(*detached))
+
+
+def refuse_captured(start: PyTree) -> None:
+    """Raise `CapturedTensorError` if what `field.init` made of detached inputs requires grad."""
+    if any_requires_grad(start):
         raise CapturedTensorError(_CAPTURED.format(what="the initial state or the centre"))
 
 

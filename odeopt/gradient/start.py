@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from odeopt.engine.problem import Problem, assemble, start
+from odeopt.gradient.probe import refuse_captured
 from odeopt.grid import TimeGrid
 from odeopt.inner.base import InnerOptimizer
 from odeopt.tools import tree
@@ -21,15 +23,22 @@ class Beginning:
     def __init__(
         self, field: InnerOptimizer, params: PyTree, hparams: PyTree, state: PyTree
     ) -> None:
-        self._field, self._state = field, state
+        self._field, self._state = field, detach(state)
         tree.ravel(params, "params")  # checks it
         self.params_layout, self._params, _ = tree.partition(detach(params))
         self.hparams_layout, self.hparams, self._constants = tree.partition(detach(hparams))
 
     def problem(self, batch: PyTree, grid: TimeGrid, tasks: bool) -> Problem:
-        """The detached problem; keeps the pullback through `field.init`."""
-        begin = self._start(self._params, self.hparams)
-        self._pullback: Any = torch.func.vjp(self._flat, self._params, self.hparams)[1]
+        """The detached problem; keeps the pullback through `field.init`, which is called once.
+
+        Raises:
+            CapturedTensorError: if the initial state requires grad, though no argument does.
+        """
+        with torch.enable_grad():
+            linearized: Any = torch.func.vjp(self._flat, self._params, self.hparams, has_aux=True)
+        (y0, diff), self._pullback, data = linearized
+        refuse_captured((y0, diff, data))
+        begin = replace(self._layouts, y0=y0, diff=diff, data=data)
         return assemble(begin, batch, grid, tasks, requires_grad).detach()
 
     def hparams_tree(self, diff: Tensors) -> PyTree:
@@ -40,18 +49,16 @@ class Beginning:
         """Gradients w.r.t. the leaves of params and hparams."""
         return self._pullback((g_y0, g_shared))
 
-    def _start(self, params: Tensors, hparams: Tensors) -> Any:
-        return start(
+    def _flat(self, params: Tensors, hparams: Tensors) -> tuple[tuple[Tensor, Tensors], Tensors]:
+        self._layouts = start(
             self._field,
             self.params_layout.merge(params, ()),
             self.hparams_tree(hparams),
             tree.is_differentiable,
             self._state,
         )
-
-    def _flat(self, params: Tensors, hparams: Tensors) -> tuple[Tensor, Tensors]:
-        begin = self._start(params, hparams)
-        return begin.y0, begin.diff
+        begin = self._layouts
+        return (begin.y0, begin.diff), begin.data
 
 
 def detach(value: PyTree) -> PyTree:

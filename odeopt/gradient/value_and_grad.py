@@ -27,7 +27,7 @@ from odeopt.gradient.coarsening import coarsen
 from odeopt.gradient.error_estimate import estimate, no_estimate
 from odeopt.gradient.event import Stopping, StopWhen
 from odeopt.gradient.outer_loss import OuterGradients, OuterLoss, differentiate, outer_kernel
-from odeopt.gradient.probe import probe, probe_init
+from odeopt.gradient.probe import probe
 from odeopt.gradient.result import Grads, Result
 from odeopt.gradient.solved import Solved, theta_gradients
 from odeopt.gradient.start import Beginning, detach
@@ -103,7 +103,6 @@ class ValueAndGrad:
         check_arrays(batch, "batch")
         check_arrays(outer_batch, "outer_batch")
         _refuse_transforms((params, hparams, batch, outer_batch, state, _tensors_of(grid)))
-        probe_init(self.choices.field, params, hparams)
         begin = Beginning(self.choices.field, params, hparams, state)
         with torch.no_grad():
             problem = begin.problem(batch, grid, self.tasks)

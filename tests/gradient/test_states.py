@@ -20,6 +20,7 @@ from odeopt import (
     RK4,
     Binomial,
     Euler,
+    GradientField,
     GradientFlow,
     HeavyBall,
     Midpoint,
@@ -27,6 +28,8 @@ from odeopt import (
     RegularizedFlow,
     TimeGrid,
 )
+from odeopt.testing import smooth_problem
+from odeopt.tools import tree
 
 
 def heavy():
@@ -134,3 +137,32 @@ def test_value_and_grad_of_a_warm_start_leaves_the_state_out(tasks, device):
     assert_close(res.value, value.mean().detach())
     assert_close(res.grads.params, pytree.tree_map(lambda u: u.grad, leaf))
     assert bool(res.grads.params["w"].any())
+
+
+def test_the_initial_state_is_made_once(device):
+    class Counting(GradientField):
+        calls = 0
+
+        def init(self, params, hparams):
+            Counting.calls += 1
+            return params, ()
+
+        def potential(self, t, state, consts, hparams, batch):
+            return own.loss(state, batch, hparams)
+
+    own = smooth_problem(device)
+    opt = ODEOptimizer(Counting())
+    grid = TimeGrid.from_lr(0.1, 3)
+    opt.value_and_grad(own.loss)(own.params, own.batch, grid, own.outer_batch, own.hparams)
+    assert Counting.calls == 1
+
+
+def test_a_warm_state_may_require_grad_though_it_gets_none(device):
+    own = smooth_problem(device)
+    opt = ODEOptimizer(GradientFlow(own.loss))
+    warm = tree.map_tensors(lambda leaf: (leaf + 0.1).requires_grad_(), own.params)
+    args = (own.params, own.batch, TimeGrid.from_lr(0.1, 3), own.outer_batch)
+    found = opt.value_and_grad(own.loss)(*args, own.hparams, warm)
+    plain = tree.map_tensors(torch.Tensor.detach, warm)
+    expected = opt.value_and_grad(own.loss)(*args, own.hparams, plain)
+    assert torch.equal(found.value, expected.value)

@@ -12,7 +12,11 @@ from odeopt.testing import check_adjoint, check_rule, check_solver, check_tier, 
 from tests.checkpoint.conftest import Bench, Crash
 
 TASKS = [None, 3]
-CHECKPOINTS = [odeopt.Every(1), odeopt.Binomial(3), odeopt.Online(4)]
+CHECKPOINTS = [
+    odeopt.Every(1),
+    odeopt.Binomial(3),
+    pytest.param(odeopt.Online(4), marks=pytest.mark.slow),
+]
 
 
 def pair(kind, checkpoints=None, **choices):
@@ -48,7 +52,7 @@ def call(opt, problem, tasks, grid, **more):
 
 
 GRIDS = {
-    "stabilized": TimeGrid.uniform(6.0, 2),
+    "stabilized": TimeGrid.uniform(3.0, 2),
     "adam": TimeGrid.from_lr(0.05, 7),
     "continuous": TimeGrid.uniform(0.4, 40),
 }
