@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from odeopt.errors import CompatibilityError, StorageError
 from odeopt.tools.files import write_text
@@ -121,19 +119,20 @@ def tensorboard(folder: str | Path) -> Callable[[Step], None]:
 
 @contextmanager
 def progress(total: int, done: int, shown: bool) -> Generator[Callable[[Step], None]]:
-    """A progress bar on standard error with the loss and the updates per second."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("outer updates"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("loss {task.fields[loss]:.4g}, {task.fields[rate]:.1f}/s"),
-    )
-    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bar:
-        task = bar.add_task("", total=total, completed=done, loss=float("nan"), rate=0.0)
+    """A progress bar on standard error with the loss and the updates per second.
 
-        def show(step: Step) -> None:
-            bar.update(task, advance=1, loss=step.value, rate=1 / max(step.seconds, 1e-9))
-
+    Raises:
+        CompatibilityError: if it should be shown on a terminal, but rich is not installed.
+    """
+    try:
+        from odeopt.outer.bar import bar  # noqa: PLC0415
+    except ImportError as error:
+        if shown and sys.stderr.isatty():
+            raise CompatibilityError(
+                "show_progress=True needs the package rich: run `pip install 'odeopt[progress]'`,"
+                " or pass show_progress=False."
+            ) from error
+        yield lambda step: None
+        return
+    with bar(total, done, shown) as show:
         yield show

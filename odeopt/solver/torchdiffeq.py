@@ -168,7 +168,7 @@ def _odeint() -> Any:
         from torchdiffeq import odeint  # pyright: ignore[reportMissingTypeStubs]  # noqa: PLC0415
     except ImportError as error:
         raise CompatibilityError(
-            "this solver needs torchdiffeq: run `pip install torchdiffeq`."
+            "this solver needs torchdiffeq: run `pip install 'odeopt[torchdiffeq]'`."
         ) from error
     return odeint
 
