@@ -1,7 +1,17 @@
 """Adjoints: how a solve is differentiated backward."""
 
 from odeopt.adjoint.backsolve import BacksolveAdjoint
-from odeopt.adjoint.base import Adjoint, Interval, LocalAdjoint, Pulled, WholeAdjoint
+from odeopt.adjoint.base import (
+    Adjoint,
+    Cost,
+    Diagnostics,
+    Interval,
+    LocalAdjoint,
+    Pulled,
+    Sweep,
+    Swept,
+    WholeAdjoint,
+)
 from odeopt.adjoint.continuous import ContinuousAdjoint
 from odeopt.adjoint.discrete import DiscreteAdjoint, TruncatedAdjoint
 from odeopt.adjoint.first_order import FirstOrderAdjoint
@@ -14,6 +24,8 @@ __all__ = [
     "BacksolveAdjoint",
     "ConjugateGradient",
     "ContinuousAdjoint",
+    "Cost",
+    "Diagnostics",
     "Differentiation",
     "DiscreteAdjoint",
     "FirstOrderAdjoint",
@@ -25,6 +37,8 @@ __all__ = [
     "Neumann",
     "Pulled",
     "ReverseMode",
+    "Sweep",
+    "Swept",
     "TruncatedAdjoint",
     "WholeAdjoint",
 ]

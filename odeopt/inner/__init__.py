@@ -1,5 +1,6 @@
 """The inner optimiser: a field that is followed, or an update rule that is repeated."""
 
+from odeopt.inner.base import InnerOptimizer
 from odeopt.inner.clipping import clip_by_norm, clip_by_value
 from odeopt.inner.field import CallableField, Field, GradientField, as_field
 from odeopt.inner.flows import GradientFlow, HeavyBall, RegularizedFlow
@@ -17,6 +18,7 @@ __all__ = [
     "GradientFlow",
     "GradientRule",
     "HeavyBall",
+    "InnerOptimizer",
     "LeafwiseRule",
     "RMSprop",
     "RegularizedFlow",

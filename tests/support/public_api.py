@@ -11,18 +11,31 @@ from pathlib import Path
 from typing import Any
 
 import odeopt
+import odeopt.adjoint
+import odeopt.checkpoint.store
+import odeopt.inner
+import odeopt.outer.workers
+import odeopt.solver
 import odeopt.testing
 
 SNAPSHOT = Path(__file__).resolve().parents[1] / "public_api.txt"
+FACES = (
+    odeopt.inner, odeopt.solver, odeopt.adjoint, odeopt.checkpoint, odeopt.checkpoint.store,
+    odeopt.outer, odeopt.outer.workers, odeopt.testing,
+)  # fmt: skip
+"""What plugins are written with: the faces of packages, beside what `odeopt` itself exports."""
+
 PLAIN = (bool, int, float, str, type(None))
 
 
 def describe() -> str:
     """One line per name and method, sorted."""
     lines: list[str] = []
-    for module in (odeopt, odeopt.testing):
+    for module in (odeopt, *FACES):
         for name in module.__all__:
-            lines += describe_entry(f"{module.__name__}.{name}", getattr(module, name))
+            entry = getattr(module, name)
+            if module is odeopt or getattr(odeopt, name, None) is not entry:
+                lines += describe_entry(f"{module.__name__}.{name}", entry)
     return "\n".join(sorted(lines)) + "\n"
 
 
