@@ -6,7 +6,6 @@ BENCHMARKS: tuple[str, ...] = (
     "benchmarks.accuracy_vs_checkpoints:BENCHMARK",
     "benchmarks.regression:BENCHMARK",
     "benchmarks.collaborative_filtering:BENCHMARK",
-    "benchmarks.digits:BENCHMARK",
     "benchmarks.cost:BENCHMARK",
     "benchmarks.gradient_quality:BENCHMARK",
     "benchmarks.hyper_cleaning:BENCHMARK",

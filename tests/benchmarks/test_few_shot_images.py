@@ -90,9 +90,9 @@ def test_another_preset_asks_for_its_data(tmp_path):
 
 
 def test_a_preset_that_a_benchmark_does_not_have(tmp_path):
-    result = run("digits", "--preset", "budget", "--results", str(tmp_path))
+    result = run("regression", "--preset", "budget", "--results", str(tmp_path))
     assert result.exit_code == 2
-    assert "digits has no preset 'budget'; it has smoke, quick, paper" in result.stderr
+    assert "regression has no preset 'budget'; it has smoke, quick, paper" in result.stderr
 
 
 @pytest.mark.parametrize("method", ["maml", "meta-sgd"])
