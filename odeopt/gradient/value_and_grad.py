@@ -69,6 +69,11 @@ class ValueAndGrad:
     estimate_error: bool = False
     inspect: Callable[[Run], None] | None = None
 
+    @property
+    def depends_on_company(self) -> bool:
+        """Whether the result of a task depends on which others are in the batch."""
+        return False
+
     @eagerly
     def __call__(
         self,

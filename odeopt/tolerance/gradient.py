@@ -45,6 +45,11 @@ class TunedValueAndGrad(ValueAndGrad):
 
     tuning: Tuning | None = None
 
+    @property
+    @override
+    def depends_on_company(self) -> bool:
+        return True
+
     @override
     def counted(
         self,

@@ -52,11 +52,15 @@ def spread(call: ValueAndGrad, workers: Workers) -> SpreadValueAndGrad:
         WorkerError: in a call, if a worker is lost, was given other arguments, or has made the
             function with other settings; this is compared before anything is computed.
     """
-    if type(call) is not ValueAndGrad:
+    if not isinstance(call, ValueAndGrad):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise CompatibilityError(
             f"spread got a {type(call).__name__}; expected opt.value_and_grad(outer_loss,"
-            " tasks=True) of an ODEOptimizer. One of from_tolerance chooses its steps by the tasks"
-            " it sees, which differ from worker to worker: use the choices that it describes."
+            " tasks=True) of an ODEOptimizer."
+        )
+    if call.depends_on_company:
+        raise CompatibilityError(
+            f"spread got a {type(call).__name__}, which chooses its steps by the tasks that it"
+            " sees; they differ from worker to worker. Use the choices that it describes."
         )
     if not call.tasks or call.estimate_error:
         raise CompatibilityError(
