@@ -21,11 +21,12 @@ from odeopt import (
     ContinuousAdjoint,
     DiscreteAdjoint,
     DormandPrince,
+    Euler,
     Every,
     ODEOptimizer,
     TimeGrid,
 )
-from odeopt.solver import GridSolver
+from odeopt.solver import DORMAND_PRINCE, ExplicitRungeKutta, GridSolver
 
 HORIZON = 1.0
 
@@ -139,3 +140,10 @@ def test_rk4_on_the_grid_of_a_solver_with_error_control(name, solver, device):
 def test_exact_adjoint_of_accepted_steps_meets_the_outside_gradient(name, device):
     found = errors(name, DiscreteAdjoint(), Every(1), device, Adaptive(1e-10, 1e-12), 1)
     assert max(found.values()) < 1e-6
+
+
+def test_interpolated_states_bound_the_order():
+    """A fifth-order method goes back no better than along cubics."""
+    fifth = ContinuousAdjoint(ExplicitRungeKutta(DORMAND_PRINCE))
+    orders = [ContinuousAdjoint(s).order for s in (Euler(), RK4())]
+    assert [*orders, fifth.order] == [1, 4, 4]

@@ -21,6 +21,11 @@ EQUIVALENT = (
         " misses it by just that to the last bit does, too, is as good either way.",
     ),
     Equivalent(
+        "odeopt/engine/adaptive.py",
+        "accepted = ((error < 1) & torch.isfinite(tried.y).all(-1)) | point.failed",
+        "An error that is to the last bit what is allowed may as well be refused.",
+    ),
+    Equivalent(
         "odeopt/solver/attempts.py",
         "error = torch.where(dt >= 0, tried.error.to(torch.float64), torch.zeros_like(dt))",
         "An attempt of zero length, of a task that waits, has no error in any case.",

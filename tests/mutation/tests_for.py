@@ -55,6 +55,7 @@ _STABILIZED = (
 """Of the files of the stabilised solver, which take minutes, what looks at its sweep."""
 
 _STAGES = "solver/test_stabilized_adjoint.py::test_the_gradient_is_autograds_through_the_same_steps"
+_RESUMED = "plugins/test_copies.py::test_an_interrupted_solve_goes_on"
 _FUZZ = "fuzz/test_fuzz.py::test_random_compositions_are_those_of_autograd"
 
 PARTS = {
@@ -76,7 +77,7 @@ PARTS = {
         ),
         {
             "engine/adaptive.py": (
-                "solver/test_steps_by_hand.py", "solver/test_adaptive_steps.py", _STAGES,
+                "solver/test_steps_by_hand.py", "solver/test_adaptive_steps.py", _STAGES, _RESUMED,
             ),
             "solver/stage_choice.py": ("solver/test_steps_by_hand.py", *_STABILIZED),
             "solver/spectral_radius.py": (
@@ -85,9 +86,13 @@ PARTS = {
             ),
             "engine/steppers.py": ("solver/test_torchdiffeq_options.py",),
             "engine/spectral_guard.py": ("properties/test_limits.py",),
+            "engine/refinement.py": (
+                "gradient/test_observed_states.py", "gradient/test_error_estimate.py", _RESUMED,
+            ),
             "engine/journal.py": ("checkpoint/test_resume.py", "checkpoint/test_resume_folder.py"),
             "engine/forward.py": (
                 "adjoint/test_continuous_meshes.py",
+                _RESUMED,
                 "adjoint/test_truncated_and_first_order.py",
                 "properties/test_impure_losses.py",
                 "checkpoint/test_resume.py",
