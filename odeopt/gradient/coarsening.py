@@ -106,10 +106,9 @@ class Coarser:
     @property
     def largest_gap(self) -> float:
         """The relative change up to which it can be trusted to be due to the leading term."""
-        if self.choices.solver.real_spectrum:
-            return LARGEST_GAP_OF_CHOSEN_STAGES
         if self.refinement is not None:
-            return LARGEST_GAP_OF_CHOSEN_STEPS
+            chosen = bool(self.refinement.methods)
+            return LARGEST_GAP_OF_CHOSEN_STAGES if chosen else LARGEST_GAP_OF_CHOSEN_STEPS
         if self.choices.adjoint.needs_velocity and self.decay.order <= 2:
             return LARGEST_GAP_OF_INTERPOLATED
         return largest_gap(self.decay.order)

@@ -20,7 +20,7 @@ from odeopt.checkpoint.base import (
     Store,
     pull_mesh,
 )
-from odeopt.checkpoint.binomial import optimal_advances, optimal_replays, repetitions
+from odeopt.checkpoint.binomial import optimal_advances, optimal_replays, reach, repetitions
 from odeopt.checkpoint.graded import Monitor
 
 LENGTHS = range(1, 61)
@@ -322,3 +322,8 @@ def test_the_shares_of_graded_steps_by_hand():
     curved = [bends[0] * 1, bends[0] * 2, bends[1] * 1]
     expected = [0.5 * c / sum(curved) + 0.5 * d / 4 for c, d in zip(curved, durations, strict=True)]
     assert monitor.shares() == pytest.approx(expected)
+
+
+def test_nothing_is_reversed_by_less_than_no_replay_or_slot():
+    assert [reach(3, r) for r in (-1, 0, 1, 2)] == [0, 1, 4, 10]
+    assert [reach(s, 2) for s in (-1, 0, 1)] == [0, 1, 3]

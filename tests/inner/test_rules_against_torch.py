@@ -169,6 +169,21 @@ def test_a_scale_of_the_rate_is_a_rate_so_many_times_as_large(regression, make):
     assert all(map(torch.equal, odeopt.tools.tree.tensors(scaled), odeopt.tools.tree.tensors(own)))
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_options_follow_params_that_are_a_list(count):
+    rule = odeopt.SGD(
+        lambda params, batch: params[0].sum() + params[1].sum(), lr_scale=[2.0] * count
+    )
+    params = [torch.ones(2), torch.ones(3)]
+    grid = odeopt.TimeGrid.from_lr(0.1, 1)
+    if count == 2:
+        found = odeopt.ODEOptimizer(rule).solve(params, (), grid).params
+        assert all(torch.equal(leaf, torch.full_like(leaf, 0.8)) for leaf in found)
+        return
+    with pytest.raises(odeopt.InputError, match=f"lr_scale has the parts {count} entries"):
+        odeopt.ODEOptimizer(rule).solve(params, (), grid)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -36,7 +36,7 @@ class Part:
 
     def tests_of(self, module: str) -> tuple[str, ...]:
         """The tests of a module, in their order."""
-        nearest = self.nearest.get(module.removeprefix("odeopt/"), ())
+        nearest = (_DECLARED, *self.nearest.get(module.removeprefix("odeopt/"), ()))
         return tuple(dict.fromkeys(f"tests/{name}" for name in (*nearest, *self.tests)))
 
     def tests_of_all(self, modules: Iterable[str]) -> tuple[str, ...]:
@@ -55,6 +55,7 @@ _STABILIZED = (
 """Of the files of the stabilised solver, which take minutes, what looks at its sweep."""
 
 _STAGES = "solver/test_stabilized_adjoint.py::test_the_gradient_is_autograds_through_the_same_steps"
+_DECLARED = "test_public_api.py::test_names_and_signatures_are_those_of_the_snapshot"
 _RESUMED = "plugins/test_copies.py::test_an_interrupted_solve_goes_on"
 _FUZZ = "fuzz/test_fuzz.py::test_random_compositions_are_those_of_autograd"
 

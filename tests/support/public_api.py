@@ -54,7 +54,10 @@ def describe_entry(name: str, entry: Any) -> list[str]:
 
 
 def describe_members(name: str, entry: type) -> list[str]:
-    """What the class or a private base of it defines; the rest is in the line of a public base."""
+    """What the class or a private base of it defines; the rest is in the line of a public base.
+
+    What it declares is part of it: orders, costs, whether an adjoint is exact.
+    """
     lines: list[str] = []
     for member, static in inspect.getmembers_static(entry):
         home = next(base for base in entry.__mro__ if member in vars(base))
@@ -62,7 +65,9 @@ def describe_members(name: str, entry: type) -> list[str]:
             continue
         if home is not entry and getattr(odeopt, home.__name__, None) is home:
             continue
-        if isinstance(static, property):
+        if isinstance(static, PLAIN):
+            lines.append(f"{name}.{member} = {static!r}")
+        elif isinstance(static, property):
             lines.append(f"{name}.{member} (property)")
         elif inspect.isroutine(getattr(entry, member)):
             lines.append(f"{name}.{member}{signature(getattr(entry, member))}")
