@@ -101,6 +101,21 @@ def test_tasks_stop_before_in_after_and_never(problem):
     assert relative_error(together.grads.params, mean) < 1e-12
 
 
+def test_an_event_at_the_very_end_of_a_step_is_there(device):
+    ends = torch.tensor([2.0, 3.0], device=device)
+    asked = []
+
+    def value(x):
+        asked.append(x)
+        return 1 - x / 2
+
+    starts = torch.ones(2, device=device)
+    g_high = torch.zeros(2, device=device)
+    active = torch.ones(2, dtype=torch.bool, device=device)
+    assert torch.equal(find_crossing(value, ends, starts, g_high, active), ends)
+    assert asked == []
+
+
 def test_an_event_that_is_touched_has_no_derivative(device):
     """It changes its sign where it depends on what does not move."""
     start = torch.tensor([0.0, 1.0], device=device)

@@ -61,6 +61,11 @@ EQUIVALENT = (
         "It keeps a division from being one by zero, where the quotient is not used.",
     ),
     Equivalent(
+        "odeopt/outer/spread.py",
+        "return count_tasks((batch.train, batch.validation), TimeGrid.uniform(1.0, 0), None)",
+        "A grid without a step has no length, whatever it is asked to have.",
+    ),
+    Equivalent(
         "odeopt/tools/packing.py",
         "if stride == 0 and size >= 1:",
         "To narrow a dimension of size one to one entry leaves it as it is.",
