@@ -88,7 +88,8 @@ PARTS = {
             "engine/steppers.py": ("solver/test_torchdiffeq_options.py",),
             "engine/spectral_guard.py": ("properties/test_limits.py",),
             "engine/refinement.py": (
-                "gradient/test_observed_states.py", "gradient/test_error_estimate.py", _RESUMED,
+                "solver/test_adaptive_steps.py", "gradient/test_observed_states.py",
+                "gradient/test_error_estimate.py", _RESUMED,
             ),
             "engine/journal.py": ("checkpoint/test_resume.py", "checkpoint/test_resume_folder.py"),
             "engine/forward.py": (

@@ -17,6 +17,7 @@ from odeopt import (
     PIController,
     TimeGrid,
 )
+from odeopt.solver import DORMAND_PRINCE, ExplicitRungeKutta
 
 
 def recorded_times(solver, grid, speed, tasks=False):
@@ -146,3 +147,29 @@ def test_a_controller_weighs_this_error_and_the_one_before():
 def test_a_controller_refuses_numbers_out_of_range(given):
     with pytest.raises(odeopt.InputError, match="expected 0 < safety <= 1"):
         PIController(**given)
+
+
+def test_the_gradient_of_an_interval_moves_its_steps_in_proportion(device):
+    """Against fixed steps that are written as functions of the lengths of two intervals."""
+    speed, grid = torch.tensor(1.5, device=device), TimeGrid([0.1, 0.9, 2.0])
+    outer = lambda u, batch: (u * torch.tensor([1.0, 2.0], device=device)).sum()  # noqa: E731
+    solver = Adaptive(1e-5, 1e-7)
+    found = ODEOptimizer(turning, solver).value_and_grad(outer)(start(device), speed, grid, speed)
+    times = recorded_times(solver, grid, speed)
+    ends = torch.cat([times, grid.times[-1:].to(times)])
+    parents = (times >= grid.times[1].to(times)).long()
+    lengths = grid.dt.to(times)
+    lead = (times - grid.times.to(times)[parents]) / lengths[parents]
+    share = ends.diff() / lengths[parents]
+
+    lengths = lengths.clone().requires_grad_()
+    begin = 0.1 + torch.stack([torch.zeros_like(lengths[0]), lengths[0]])
+    steps = TimeGrid(
+        torch.cat([begin[parents] + lead * lengths[parents], 0.1 + lengths.sum()[None]]),
+        dt=share * lengths[parents],
+    )
+    fixed = ODEOptimizer(turning, ExplicitRungeKutta(DORMAND_PRINCE))
+    end = fixed.solve(start(device), speed, steps).params
+    (expected,) = torch.autograd.grad(outer(end, speed), lengths)
+    torch.testing.assert_close(found.grads.dt, expected, rtol=1e-10, atol=1e-12)
+    assert len(times) > 6
