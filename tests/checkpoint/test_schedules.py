@@ -21,7 +21,7 @@ from odeopt.checkpoint.base import (
     pull_mesh,
 )
 from odeopt.checkpoint.binomial import optimal_advances, optimal_replays, reach, repetitions
-from odeopt.checkpoint.graded import Monitor
+from odeopt.checkpoint.graded import Monitor, _nearest
 
 LENGTHS = range(1, 61)
 SOME_LENGTHS = (1, 2, 3, 4, 5, 7, 8, 13, 21, 34, 59, 60)
@@ -327,3 +327,10 @@ def test_the_shares_of_graded_steps_by_hand():
 def test_nothing_is_reversed_by_less_than_no_replay_or_slot():
     assert [reach(3, r) for r in (-1, 0, 1, 2)] == [0, 1, 4, 10]
     assert [reach(s, 2) for s in (-1, 0, 1)] == [0, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"), [(-1.0, 0), (0.4, 0), (0.6, 1), (2.4, 1), (2.6, 2), (9.0, 2)]
+)
+def test_the_nearest_of_ascending_numbers(target, expected):
+    assert _nearest([0.0, 1.0, 4.0], target) == expected

@@ -26,6 +26,21 @@ EQUIVALENT = (
         "An error that is to the last bit what is allowed may as well be refused.",
     ),
     Equivalent(
+        "odeopt/solver/stage_choice.py",
+        "rejected = active & ~(error < 1)",
+        "The same for an error that is to the last bit what is allowed.",
+    ),
+    Equivalent(
+        "odeopt/solver/stage_choice.py",
+        "stiffness = torch.where(active, dt * self._radius * self._margin, 1.0).amax().item()",
+        "Two stages, the fewest there are, do for a stiffness of one.",
+    ),
+    Equivalent(
+        "odeopt/gradient/event.py",
+        "g_high = torch.where(above & was_above, g_high / 3, g_high)  # the end that stays behind",
+        "Any factor below one brings the end that stays behind into play.",
+    ),
+    Equivalent(
         "odeopt/solver/attempts.py",
         "error = torch.where(dt >= 0, tried.error.to(torch.float64), torch.zeros_like(dt))",
         "An attempt of zero length, of a task that waits, has no error in any case.",
