@@ -7,7 +7,7 @@ the cheaper ones first. A new module in a folder of the core has the tests of it
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 
@@ -36,7 +36,7 @@ class Part:
 
     def tests_of(self, module: str) -> tuple[str, ...]:
         """The tests of a module, in their order."""
-        nearest = (_DECLARED, *self.nearest.get(module.removeprefix("odeopt/"), ()))
+        nearest = self.nearest.get(module.removeprefix("odeopt/"), ())
         return tuple(dict.fromkeys(f"tests/{name}" for name in (*nearest, *self.tests)))
 
     def tests_of_all(self, modules: Iterable[str]) -> tuple[str, ...]:
@@ -59,7 +59,7 @@ _DECLARED = "test_public_api.py::test_names_and_signatures_are_those_of_the_snap
 _RESUMED = "plugins/test_copies.py::test_an_interrupted_solve_goes_on"
 _FUZZ = "fuzz/test_fuzz.py::test_random_compositions_are_those_of_autograd"
 
-PARTS = {
+_PARTS = {
     "sweeps": Part(
         (
             "engine/adaptive.py", "engine/backward.py", "engine/forward.py", "engine/journal.py",
@@ -212,6 +212,9 @@ PARTS = {
         ("outer/workers/test_one_worker.py", "outer/workers/test_workers.py"),
     ),
 }  # fmt: skip
+
+PARTS = {name: replace(part, tests=(_DECLARED, *part.tests)) for name, part in _PARTS.items()}
+"""With what classes declare, which is looked at for every module."""
 
 DESELECTED = (
     "tests/gradient/test_event.py::test_each_task_stops_at_its_own_time",
