@@ -309,8 +309,8 @@ def test_an_event_that_is_no_function_is_refused():
         odeopt.StopWhen(0.3)
 
 
-MOST_CALLS = {1: 2, 3: 20, 9: 40}
-"""A secant finds the root of a line at once; the Illinois method is superlinear on the others."""
+MOST_CALLS = {1: 2, 3: 40, 9: 100}
+"""A secant finds the root of a line at once; where g is flat it takes nearly all there are."""
 
 
 @given(root=st.floats(1e-3, 0.999), power=st.sampled_from([1, 3, 9]), high=st.floats(0.1, 100.0))
