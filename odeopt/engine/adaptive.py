@@ -73,7 +73,7 @@ class AdaptiveStepper(Stepper):
             tried, error = self._attempts.attempt(point, dt, y)
             accepted = ((error <= 1) & torch.isfinite(tried.y).all(-1)) | point.failed
             moved = accepted & (dt > 0)
-            self._adapt(error, accepted, lands, dt)
+            self._adapt(error, moved, lands, dt)
             if bool(moved.any()) or not bool((dt > 0).any()):
                 return self._accept(tried, moved, lands, dt, y)
 
@@ -99,12 +99,11 @@ class AdaptiveStepper(Stepper):
         self._attempts.start(self._point, y0)
         self._shorten()
 
-    def _adapt(self, error: Tensor, accepted: Tensor, lands: Tensor, dt: Tensor) -> None:
-        point, moved = self._point, accepted & (dt > 0)
+    def _adapt(self, error: Tensor, moved: Tensor, lands: Tensor, dt: Tensor) -> None:
+        point = self._point
         factor = self._controller.factor(error, self._previous, self._solver.error_order)
         proposal = dt * factor
-        shortened = accepted & lands
-        proposal = torch.where(shortened, torch.maximum(proposal, self._dt), proposal)
+        proposal = torch.where(moved & lands, torch.maximum(proposal, self._dt), proposal)
         self._dt = torch.where(dt > 0, proposal, self._dt)
         self._previous = torch.where(moved, error.clamp(min=LEAST_ERROR), self._previous)
         point.failed = point.failed | ~(self._dt >= SHORTEST * (1 + point.t.abs()))  # NaN too

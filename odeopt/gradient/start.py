@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odeopt.engine.problem import Problem, assemble, start
+from odeopt.engine.problem import Problem, Start, assemble, start
 from odeopt.gradient.probe import refuse_captured
 from odeopt.grid import TimeGrid
 from odeopt.inner.base import InnerOptimizer
@@ -34,11 +34,18 @@ class Beginning:
         Raises:
             CapturedTensorError: if the initial state requires grad, though no argument does.
         """
+        made: list[Start] = []
+
+        def flat(params: Tensors, hparams: Tensors) -> tuple[tuple[Tensor, Tensors], Tensors]:
+            begin = self._start(params, hparams)
+            made.append(begin)
+            return (begin.y0, begin.diff), begin.data
+
         with torch.enable_grad():
-            linearized: Any = torch.func.vjp(self._flat, self._params, self.hparams, has_aux=True)
+            linearized: Any = torch.func.vjp(flat, self._params, self.hparams, has_aux=True)
         (y0, diff), self._pullback, data = linearized
         refuse_captured((y0, diff, data))
-        begin = replace(self._layouts, y0=y0, diff=diff, data=data)
+        begin = replace(made[0], y0=y0, diff=diff, data=data)  # out of the transform
         return assemble(begin, batch, grid, tasks, requires_grad).detach()
 
     def hparams_tree(self, diff: Tensors) -> PyTree:
@@ -49,16 +56,14 @@ class Beginning:
         """Gradients w.r.t. the leaves of params and hparams."""
         return self._pullback((g_y0, g_shared))
 
-    def _flat(self, params: Tensors, hparams: Tensors) -> tuple[tuple[Tensor, Tensors], Tensors]:
-        self._layouts = start(
+    def _start(self, params: Tensors, hparams: Tensors) -> Start:
+        return start(
             self._field,
             self.params_layout.merge(params, ()),
             self.hparams_tree(hparams),
             tree.is_differentiable,
             self._state,
         )
-        begin = self._layouts
-        return (begin.y0, begin.diff), begin.data
 
 
 def detach(value: PyTree) -> PyTree:

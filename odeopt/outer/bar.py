@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-
-class _Step(Protocol):
-    @property
-    def value(self) -> float: ...
-    @property
-    def seconds(self) -> float: ...
+from odeopt.outer.metrics import Step
 
 
 @contextmanager
-def bar(total: int, done: int, shown: bool) -> Generator[Callable[[_Step], None]]:
+def bar(total: int, done: int, shown: bool) -> Generator[Callable[[Step], None]]:
     """A progress bar on standard error with the loss and the updates per second."""
     console = Console(stderr=True)
     columns = (
@@ -31,7 +25,7 @@ def bar(total: int, done: int, shown: bool) -> Generator[Callable[[_Step], None]
     with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as shows:
         task = shows.add_task("", total=total, completed=done, loss=float("nan"), rate=0.0)
 
-        def show(step: _Step) -> None:
+        def show(step: Step) -> None:
             shows.update(task, advance=1, loss=step.value, rate=1 / max(step.seconds, 1e-9))
 
         yield show

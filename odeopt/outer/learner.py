@@ -18,8 +18,9 @@ from odeopt.errors import DivergenceError, InputError, OdeoptError, OdeoptWarnin
 from odeopt.inner.module import ModuleLoss, from_module
 from odeopt.outer.keeper import Keeper
 from odeopt.outer.method import MetaGradient, Method, TaskBatch, TaskData, as_task_batch
-from odeopt.outer.metrics import Step, progress
+from odeopt.outer.metrics import Step
 from odeopt.outer.named import NamedOptimizer, named_leaves
+from odeopt.outer.progress import progress
 from odeopt.outer.spread import SpreadMethod
 from odeopt.outer.workers import Workers
 from odeopt.registry import METHODS

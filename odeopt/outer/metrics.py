@@ -1,9 +1,8 @@
-"""What a run writes down, and how it is shown."""
+"""What a run writes down."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -115,24 +114,3 @@ def tensorboard(folder: str | Path) -> Callable[[Step], None]:
         writer.flush()
 
     return write
-
-
-@contextmanager
-def progress(total: int, done: int, shown: bool) -> Generator[Callable[[Step], None]]:
-    """A progress bar on standard error with the loss and the updates per second.
-
-    Raises:
-        CompatibilityError: if it should be shown on a terminal, but rich is not installed.
-    """
-    try:
-        from odeopt.outer.bar import bar  # noqa: PLC0415
-    except ImportError as error:
-        if shown and sys.stderr.isatty():
-            raise CompatibilityError(
-                "show_progress=True needs the package rich: run `pip install 'odeopt[progress]'`,"
-                " or pass show_progress=False."
-            ) from error
-        yield lambda step: None
-        return
-    with bar(total, done, shown) as show:
-        yield show

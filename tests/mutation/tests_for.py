@@ -180,8 +180,8 @@ _PARTS = {
     "learner": Part(
         (
             "outer/inner_loop.py", "outer/keeper.py", "outer/learner.py", "outer/method.py",
-            "outer/metrics.py", "outer/named.py", "outer/run_folder.py", "outer/spread.py",
-            "outer/storage.py", "outer/task_pool.py",
+            "outer/metrics.py", "outer/named.py", "outer/progress.py", "outer/run_folder.py",
+            "outer/spread.py", "outer/storage.py", "outer/task_pool.py",
         ),
         (
             "outer/test_arguments.py",

@@ -9,7 +9,8 @@ import pytest
 
 import odeopt
 from odeopt.outer import bar as rich_bar
-from odeopt.outer.metrics import Step, progress, tensorboard
+from odeopt.outer.metrics import Step, tensorboard
+from odeopt.outer.progress import progress
 
 
 class Bar:

@@ -52,7 +52,7 @@ def spread(call: ValueAndGrad, workers: Workers) -> SpreadValueAndGrad:
         WorkerError: in a call, if a worker is lost, was given other arguments, or has made the
             function with other settings; this is compared before anything is computed.
     """
-    if not isinstance(call, ValueAndGrad):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not hasattr(call, "depends_on_company"):
         raise CompatibilityError(
             f"spread got a {type(call).__name__}; expected opt.value_and_grad(outer_loss,"
             " tasks=True) of an ODEOptimizer."

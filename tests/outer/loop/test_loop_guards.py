@@ -202,11 +202,20 @@ def test_functions_of_one_code_may_use_other_parameters(problem):
     def on(*indices):
         return lambda model, batch: sum(model[i].weight.square().sum() for i in indices)
 
+    other = copy.deepcopy(problem.model)
     with odeopt.RecordedLoop(
         problem.model, torch.optim.SGD(problem.model.parameters(), 0.1)
     ) as inner:
         inner.step(on(0))
         inner.step(on(0, 2))
+        inner.write_back()
+    plain = torch.optim.SGD(other.parameters(), 0.1)
+    for indices in ((0,), (0, 2)):
+        plain.zero_grad()
+        on(*indices)(other, None).backward()
+        plain.step()
+    for own, expected in zip(problem.model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(own, expected)
 
 
 def in_autocast(model, batch):
