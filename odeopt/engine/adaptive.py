@@ -71,7 +71,7 @@ class AdaptiveStepper(Stepper):
             lands = point.t + self._dt * (1 + LANDS) >= target
             dt = torch.where(lands, target - point.t, self._dt)
             tried, error = self._attempts.attempt(point, dt, y)
-            accepted = ((error <= 1) & torch.isfinite(tried.y).all(-1)) | point.failed
+            accepted = (error <= 1) | point.failed
             moved = accepted & (dt > 0)
             self._adapt(error, moved, lands, dt)
             if bool(moved.any()) or not bool((dt > 0).any()):

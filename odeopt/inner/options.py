@@ -42,9 +42,8 @@ def check_option(
 
 def resolve(option: Option, hparams: PyTree, params: PyTree, what: str) -> list[Any]:
     """The option's value for each leaf of the params: a number, or a tensor that broadcasts."""
-    chosen = option if isinstance(option, Mapping | list | tuple) else select(option, hparams, what)
     found: list[Any] = []
-    _spread(chosen, params, hparams, what, found)
+    _spread(option, params, hparams, what, found)
     return found
 
 

@@ -70,6 +70,8 @@ class Attempts:
     def attempt(self, point: Point, dt: Tensor, y: Tensor) -> tuple[Attempt, Tensor]:
         """Try one step; returns it and its error, over the tolerance and pooled.
 
+        The error of a state that is not finite is infinite.
+
         Args:
             point: where the solve is.
             dt: the lengths; 0 for tasks that wait.
@@ -83,5 +85,7 @@ class Attempts:
 
     def _tried(self, method: int | None, dt: Tensor, y: Tensor) -> tuple[Attempt, Tensor]:
         tried = self._evaluate.attempt(method, dt, y)
-        error = torch.where(dt > 0, tried.error.to(torch.float64), torch.zeros_like(dt))
+        error = tried.error.to(torch.float64)
+        error = torch.where(torch.isfinite(tried.y).all(-1), error, torch.inf)
+        error = torch.where(dt > 0, error, torch.zeros_like(dt))
         return tried, self._controller.pool(error)

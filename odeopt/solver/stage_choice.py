@@ -59,7 +59,7 @@ class StageChoice(Attempts):
         while True:
             stages, limit = self._choose(dt, active)
             tried, error = self._tried(stages, dt, y)
-            good = active & (error <= 1) & torch.isfinite(tried.y).all(-1)
+            good = active & (error <= 1)
             self._look_ahead(point, dt, tried, good)
             unstable = good & (dt * self._radius_ahead * SAFETY**0.5 > limit)
             if not bool(unstable.any()):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ from odeopt import (
     Online,
     TimeGrid,
 )
+from odeopt.engine.journal import BackwardProgress, ForwardProgress
 from tests.checkpoint.conftest import Bench, Crash, same
 
 SCHEDULES = {
@@ -88,6 +91,47 @@ def test_an_adaptive_solve_goes_on(tmp_path, points, name):
     found = run_through_crashes(folder, points, SCHEDULES[name], **choices)
     assert same(found, expected)
     assert found.stats == expected.stats
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+@pytest.mark.parametrize("points", [(8, 14), (38, 16)], ids=["forward", "backward"])
+def test_two_crashes_in_one_sweep(tmp_path, name, points):
+    """States of other tiers come back, and so does the place in the schedule's stream."""
+    expected = Bench(25).run(SCHEDULES[name](Disk(tmp_path)))
+    found = run_through_crashes(tmp_path / "progress", points, SCHEDULES[name])
+    assert same(found, expected)
+    assert all(getattr(found.stats, n) == getattr(expected.stats, n) for n in COUNTS)
+
+
+@pytest.mark.parametrize("name", ["online", "binomial", "graded"])
+def test_crashes_before_the_steps_are_known(tmp_path, name):
+    choices = {"solver": odeopt.Adaptive(1e-3, 1e-3), "grid": TimeGrid.uniform(4.0, 3)}
+    expected = Bench().run(SCHEDULES[name](Disk(tmp_path)), **choices)
+    evaluations = expected.stats.gradient_evaluations
+    points = (evaluations // 4, evaluations // 2)
+    found = run_through_crashes(tmp_path / "progress", points, SCHEDULES[name], **choices)
+    assert same(found, expected)
+    assert found.stats == expected.stats
+
+
+@pytest.mark.parametrize(("limit", "kind"), [(12, ForwardProgress), (45, BackwardProgress)])
+def test_the_progress_that_was_read_is_let_go(tmp_path, limit, kind):
+    """It holds states, which are not to stay alive beside those of the backward sweep."""
+
+    class Counting(Bench):
+        held = 0
+
+        def loss(self, params, batch, hparams):
+            self.held = sum(type(x) is kind for x in gc.get_objects())
+            return super().loss(params, batch, hparams)
+
+    with suppress(Crash):
+        Counting(25, limit=limit).run(Binomial(4, store=Disk(tmp_path, resume=True, seconds=0)))
+    gc.collect()  # what the crash has left
+    counting = Counting(25)
+    counting.run(Binomial(4, store=Disk(tmp_path, resume=True, seconds=60)))
+    assert counting.calls > 5
+    assert counting.held == 0, "at the last step that is replayed"
 
 
 def test_it_does_not_begin_again(tmp_path):
@@ -217,6 +261,7 @@ def test_seconds_are_a_number(tmp_path, seconds):
 SCRIPT = """
 import os, sys, torch
 sys.path.insert(0, sys.argv[4])
+from odeopt.engine.journal import BackwardProgress, ForwardProgress
 from tests.checkpoint.conftest import Bench, _leaves
 from odeopt import Binomial, Disk, MemoryBudget
 torch.set_default_dtype(torch.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -30,6 +31,18 @@ def learner(device, method="maml", **keywords):
 def same(first, second):
     pairs = zip(first.params.values(), second.params.values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_each_update_is_shown(device, monkeypatch):
+    shown = []
+
+    @contextmanager
+    def noted(total, done, wanted):
+        assert (total, done, wanted) == (3, 0, True)
+        yield shown.append
+
+    monkeypatch.setattr("odeopt.outer.learner.progress", noted)
+    assert learner(device).fit(3) == shown
 
 
 def test_it_learns_what_plain_adam_learns(device):

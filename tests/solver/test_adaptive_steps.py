@@ -123,6 +123,16 @@ def test_too_few_steps_allowed_raises(device):
         final(Adaptive(1e-10, 1e-12, max_steps=5), TimeGrid.uniform(3.0, 1), device)
 
 
+def test_a_step_out_of_the_range_of_numbers_is_made_shorter(device):
+    """The velocity is constant, so that no step has an error; only one of the numbers overflows."""
+    velocity = torch.tensor([1e307, 1.0], dtype=torch.float64, device=device)
+    flow = odeopt.GradientFlow(lambda p, batch: -(p * velocity).sum())
+    opt = ODEOptimizer(flow, Adaptive(first_step=10.0), checkpoints=odeopt.Every())
+    begin = torch.tensor([1.7e308, 0.0], dtype=torch.float64, device=device)
+    with pytest.raises(odeopt.DivergenceError, match=r"t = 0\.97"):
+        opt.solve(begin, None, TimeGrid.uniform(10.0, 1))
+
+
 def test_a_controller_weighs_this_error_and_the_one_before():
     error, before = torch.tensor(0.5), torch.tensor(0.25)
     own = PIController(safety=0.8, alpha=0.9, beta=0.3).factor(error, before, 2)
