@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 import odeopt
 
@@ -61,33 +63,42 @@ def descend(
         size: Adam's learning rate.
         wasted: What a training that diverges costs.
     """
-    best, lowest, spent = _copy(start), float("inf"), 0
-    values: list[float] = []
-    leaves, adam = _begin(best, size)
-    for update in range(updates):
-        now = _copy(leaves)
+    trainings = _Trainings(start, evaluate)
+    while len(trainings.values) < updates:
+        adam = partial(torch.optim.Adam, lr=size)
+        loop = odeopt.outer.OuterLoop(
+            trainings, {"variables": trainings.best}, adam, clip=LONGEST, show_progress=False
+        )
         try:
-            found = evaluate(now, update)
+            loop.fit(updates - len(trainings.values))
         except odeopt.DivergenceError:
-            values.append(float("inf"))
-            spent, size = spent + wasted, size / 2
-            leaves, adam = _begin(best, size)
-            continue
-        values.append(found.value)
-        spent += found.spent
-        if found.value < lowest:
-            best, lowest = now, found.value
-        for leaf, along in zip(leaves, found.gradient, strict=True):
-            leaf.grad = along.to(leaf)
-        torch.nn.utils.clip_grad_norm_(leaves, LONGEST)
-        adam.step()
-    return Descent(best, values, spent)
+            trainings.note_divergence(wasted)
+            size /= 2
+    return Descent(trainings.best, trainings.values, trainings.spent)
 
 
-def _copy(leaves: Sequence[Tensor]) -> list[Tensor]:
-    return [leaf.detach().clone() for leaf in leaves]
+class _Trainings(odeopt.outer.OuterObjective):
+    """The outer loss as a function of the variables, with what was seen of it."""
 
+    def __init__(
+        self, start: Sequence[Tensor], evaluate: Callable[[list[Tensor], int], Evaluated]
+    ) -> None:
+        self.best, self.lowest = list(start), float("inf")
+        self.values: list[float] = []
+        self.spent = 0
+        self._evaluate = evaluate
 
-def _begin(variables: list[Tensor], size: float) -> tuple[list[Tensor], torch.optim.Adam]:
-    leaves = [leaf.requires_grad_() for leaf in _copy(variables)]
-    return leaves, torch.optim.Adam(leaves, lr=size)
+    @override
+    def gradient(self, learned: Mapping[str, Any], drawn: None) -> odeopt.outer.OuterGradient:
+        now = [leaf.clone() for leaf in learned["variables"]]
+        found = self._evaluate(now, len(self.values))
+        self.values.append(found.value)
+        self.spent += found.spent
+        if found.value < self.lowest:
+            self.best, self.lowest = now, found.value
+        return odeopt.outer.OuterGradient(found.value, {"variables": list(found.gradient)})
+
+    def note_divergence(self, cost: int) -> None:
+        """A training has diverged, at some cost."""
+        self.values.append(float("inf"))
+        self.spent += cost

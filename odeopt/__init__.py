@@ -75,7 +75,7 @@ from odeopt.outer import (
     tensorboard,
 )
 from odeopt.outer.workers import Workers, spread
-from odeopt.registry import ADJOINTS, CHECKPOINTS, FIELDS, METHODS, SOLVERS
+from odeopt.registry import ADJOINTS, BACKENDS, CHECKPOINTS, FIELDS, METHODS, SOLVERS
 from odeopt.solver import (
     RK4,
     Adaptive,
@@ -96,6 +96,7 @@ from odeopt.tools.version import __version__
 
 __all__ = [
     "ADJOINTS",
+    "BACKENDS",
     "CHECKPOINTS",
     "FIELDS",
     "METHODS",

@@ -13,6 +13,7 @@ import typer
 import odeopt
 from odeopt.registry import (
     ADJOINTS,
+    BACKENDS,
     CHECKPOINTS,
     ENTRY_POINT_GROUP,
     FIELDS,
@@ -24,7 +25,7 @@ from odeopt.registry import (
 )
 from odeopt.tools.plugins import UNKNOWN, read
 
-REGISTRIES = (FIELDS, SOLVERS, ADJOINTS, CHECKPOINTS, METHODS)
+REGISTRIES = (FIELDS, SOLVERS, ADJOINTS, CHECKPOINTS, BACKENDS, METHODS)
 WIDTH = 80
 """Of a line that is printed, where the columns before the last leave room for that."""
 

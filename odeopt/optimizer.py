@@ -58,10 +58,11 @@ class ODEOptimizer:
         adjoint: how it is differentiated; `DiscreteAdjoint()`, the exact gradient, by default.
         checkpoints: what is kept in between; `Every(1)`, every state, by default.
         safety: limits beyond which a gradient is refused.
-        compile: None; "trace" to run the kernels as recorded graphs; or "inductor" to compile
-            those graphs, which takes seconds per kernel, once per shape, and needs a C++
-            compiler; or a `Compiler` that several optimisers share. Inside `torch.func` transforms
-            kernels run eagerly.
+        compile: None; or a name in `BACKENDS`: "trace" runs the kernels as recorded graphs,
+            "inductor" compiles those graphs, which takes seconds per kernel, once per shape, and
+            needs a C++ compiler, "inductor-cpu" does so for small networks on a CPU; or a
+            `Compiler` that several optimisers share. Inside `torch.func` transforms kernels run
+            eagerly.
 
     Raises:
         CompatibilityError: if two choices do not work together.

@@ -1,4 +1,4 @@
-"""Registries: names for fields, solvers, adjoints, checkpoint schedules and methods."""
+"""Registries: names for the choices of a solve, compile backends and methods."""
 
 from __future__ import annotations
 
@@ -122,6 +122,9 @@ ADJOINTS = Registry("adjoint")
 
 CHECKPOINTS = Registry("checkpoint schedule")
 """Checkpoint schedules."""
+
+BACKENDS = Registry("compile backend")
+"""Compile backends: `Backend` instances, see `ODEOptimizer(compile=...)`."""
 
 METHODS = Registry("method")
 """Meta-learning methods: `METHODS.get(name)(loss, outer_loss=None, **settings)` is a `Method`."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import grad, vjp, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
 
+import odeopt
+from benchmarks.peers.ours import fastest_backend
 from benchmarks.peers.problems import Problem
 from benchmarks.peers.runner import Outcome, Runner, Setup
 from benchmarks.problems.models import Parameters
 from benchmarks.problems.tasks import Batch
-from odeopt.engine.compile.inductor import compile_graph
+from odeopt.engine.compile import Compiled, record
 
 
 def _steps(setup: Setup, setting: float | None) -> tuple[int, float]:
@@ -157,7 +158,7 @@ def kernels(setup: Setup, setting: float | None) -> Runner:
     return Runner(steps, run)
 
 
-def compiled(function: Callable[..., Any], inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
+def compiled(function: Callable[..., Any], inputs: list[Tensor]) -> Compiled:
     """A function of tensors, traced and compiled as odeopt's kernels are; it returns a sequence.
 
     Raises:
@@ -169,7 +170,8 @@ def compiled(function: Callable[..., Any], inputs: list[Tensor]) -> Callable[...
         return [found] if isinstance(found, Tensor) else list(found)
 
     example = [leaf.clone() for leaf in inputs]  # tracing merges tensors that are the same
-    run = compile_graph(make_fx(sequence)(*example), example)
+    backend = odeopt.BACKENDS.get(fastest_backend(inputs[0].device))()
+    run = backend.compile(record(sequence, example), example)
     for want, got in zip(sequence(*inputs), run(*inputs), strict=True):
         gap = (want - got).abs().max() / want.abs().max()
         if gap > torch.finfo(want.dtype).eps ** 0.6:

@@ -6,7 +6,8 @@ import odeopt
 from benchmarks.peers import by_hand, ours, packages
 from benchmarks.peers.runner import FLOW, MAP, Contender
 
-OURS, EAGER, BINOMIAL, DENSITY = "odeopt", "odeopt eager", "odeopt binomial", "odeopt density"
+OURS, PLAIN, EAGER = "odeopt", "odeopt plain", "odeopt eager"
+BINOMIAL, DENSITY = "odeopt binomial", "odeopt density"
 RK4, HERMITE, STABILISED = "odeopt rk4", "odeopt hermite", "odeopt stabilised"
 HIGHER, TORCHOPT, TORCHDIFFEQ = "higher", "torchopt", "torchdiffeq"
 UNROLLED, VMAP_ADJOINT, VMAP_UNROLLED = "unrolled", "vmap adjoint", "vmap unrolled"
@@ -17,6 +18,7 @@ _STEPS, _RTOL = "steps", "rtol"
 
 _ALL = (
     Contender(OURS, "odeopt, every state", MAP, ours.descent(), _STEPS),
+    Contender(PLAIN, "odeopt, plain Inductor", MAP, ours.descent(compile="inductor"), _STEPS),
     Contender(EAGER, "odeopt, not compiled", MAP, ours.descent(compile=None), _STEPS),
     Contender(BINOMIAL, "odeopt, Binomial", MAP, ours.descent(ours.binomial), _STEPS),
     Contender(DENSITY, "odeopt, Density", MAP, ours.descent(ours.density), _STEPS),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
+
 import odeopt
 from benchmarks.peers.problems import Problem
 from benchmarks.peers.runner import Outcome, Runner, Setup
@@ -16,9 +18,12 @@ Make = Callable[[Setup, float | None], Runner]
 Grid = Callable[[int], odeopt.TimeGrid]
 
 
+FASTEST = "the fastest backend"
+
+
 def descent(
     checkpoints: Callable[[int], CheckpointSchedule] | None = None,
-    compile: str | None = "inductor",
+    compile: str | None = FASTEST,
 ) -> Make:
     """The exact gradient of gradient descent; its setting is the number of steps.
 
@@ -31,7 +36,8 @@ def descent(
         steps = setup.steps if setting is None else round(setting)
         schedule = None if checkpoints is None else checkpoints(steps)
         field = odeopt.GradientFlow(setup.problem.loss)
-        opt = odeopt.ODEOptimizer(field, checkpoints=schedule, compile=compile)
+        backend = _backend(setup, compile)
+        opt = odeopt.ODEOptimizer(field, checkpoints=schedule, compile=backend)
         lr = setup.t1 / steps
         return _runner(setup.problem, opt, steps, lambda n: odeopt.TimeGrid.from_lr(lr, n))
 
@@ -41,7 +47,7 @@ def descent(
 def flow(
     adjoint: Callable[[], Adjoint],
     solver: Callable[[], Solver],
-    compile: str | None = "inductor",
+    compile: str | None = FASTEST,
 ) -> Make:
     """The gradient of the flow by fixed steps; its setting is the number of steps."""
 
@@ -49,7 +55,8 @@ def flow(
         steps = setting or math.ceil(setup.t1 / setup.problem.flow_step(setup.t1) - 1e-9)
         steps = max(1, round(steps))
         field = odeopt.GradientFlow(setup.problem.loss)
-        opt = odeopt.ODEOptimizer(field, solver(), adjoint(), compile=compile)
+        backend = _backend(setup, compile)
+        opt = odeopt.ODEOptimizer(field, solver(), adjoint(), compile=backend)
         part = setup.t1 / steps
         return _runner(setup.problem, opt, steps, lambda n: odeopt.TimeGrid.uniform(n * part, n))
 
@@ -61,9 +68,18 @@ def stabilised(setup: Setup, setting: float | None) -> Runner:
     rtol = setting or 3e-2
     solver = odeopt.StabilizedRK(rtol, rtol * 1e-2)
     field = odeopt.GradientFlow(setup.problem.loss)
-    opt = odeopt.ODEOptimizer(field, solver, compile="inductor")
+    opt = odeopt.ODEOptimizer(field, solver, compile=_backend(setup, FASTEST))
     part = setup.t1 / setup.steps
     return _runner(setup.problem, opt, setup.steps, lambda n: odeopt.TimeGrid.uniform(n * part, 1))
+
+
+def fastest_backend(device: torch.device) -> str:
+    """The backend that compiles the fastest kernels for a device."""
+    return "inductor-cpu" if device.type == "cpu" else "inductor"
+
+
+def _backend(setup: Setup, compile: str | None) -> str | None:
+    return fastest_backend(setup.problem.device) if compile == FASTEST else compile
 
 
 def binomial(steps: int) -> CheckpointSchedule:

@@ -9,12 +9,12 @@ from benchmarks.peers import contenders as c
 from benchmarks.peers.contenders import CONTENDERS, PEERS
 
 ALL = tuple(CONTENDERS)
-FEW = (c.OURS, c.DENSITY, c.RK4, *PEERS, c.KERNELS)
+FEW = (c.OURS, c.PLAIN, c.DENSITY, c.RK4, *PEERS, c.KERNELS)
 SHORT = tuple(name for name in (c.EAGER, *FEW) if name not in (c.DENSITY, c.RK4))
 """Without what takes longest to compile."""
 
 UNCOMPILED = (c.EAGER, c.HIGHER, c.TORCHOPT, c.UNROLLED, c.VMAP_ADJOINT)
-EXACT = (c.OURS, c.BINOMIAL, c.DENSITY, c.HIGHER, c.TORCHOPT, c.KERNELS)
+EXACT = (c.OURS, c.PLAIN, c.BINOMIAL, c.DENSITY, c.HIGHER, c.TORCHOPT, c.KERNELS)
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ SIZES = {
     ),
     Preset.QUICK: Sizes(
         (
-            Point("mlp", 500, 5, (c.OURS, c.BINOMIAL, c.RK4, c.HIGHER, c.TORCHOPT, c.UNROLLED,
-                                  c.VMAP_ADJOINT, c.TORCHDIFFEQ, c.KERNELS)),
+            Point("mlp", 500, 5, (c.OURS, c.PLAIN, c.BINOMIAL, c.RK4, c.HIGHER, c.TORCHOPT,
+                                  c.UNROLLED, c.VMAP_ADJOINT, c.TORCHDIFFEQ, c.KERNELS)),
             Point("mlp", 50, 5, (c.OURS, c.HIGHER, c.UNROLLED, c.VMAP_ADJOINT)),
             Point("conv", 3, 1, UNCOMPILED),
             Point("transformer", 10, 2, UNCOMPILED),

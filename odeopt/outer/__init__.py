@@ -6,6 +6,7 @@ from odeopt.outer.learner import MetaLearner
 from odeopt.outer.loop.recorded import LoopGrads, LoopResult, RecordedLoop
 from odeopt.outer.method import MetaGradient, MetaGrads, Method, TaskBatch
 from odeopt.outer.metrics import Step, tensorboard
+from odeopt.outer.outer_loop import OuterGradient, OuterLoop, OuterObjective
 from odeopt.outer.task_pool import TaskPool
 
 __all__ = [
@@ -18,6 +19,9 @@ __all__ = [
     "MetaLearner",
     "Method",
     "Minimized",
+    "OuterGradient",
+    "OuterLoop",
+    "OuterObjective",
     "RecordedLoop",
     "Step",
     "TaskBatch",

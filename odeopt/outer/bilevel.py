@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -10,15 +10,17 @@ from typing import Any, final
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from typing_extensions import override
 
 from odeopt.errors import CapturedTensorError, InputError
 from odeopt.gradient.result import Result, Solution
 from odeopt.grid import TimeGrid
 from odeopt.inner.base import InnerOptimizer
+from odeopt.inner.stream import Stream
 from odeopt.optimizer import ODEOptimizer
-from odeopt.outer.descent import Batches, Descent
-from odeopt.outer.learner import MetaLearner
 from odeopt.outer.metrics import Step
+from odeopt.outer.outer_loop import OuterGradient, OuterLoop, OuterObjective
 from odeopt.tools import tree
 from odeopt.tools.transforms import any_requires_grad
 from odeopt.tools.types import PyTree
@@ -70,7 +72,7 @@ class BilevelProblem:
             of solver, adjoint and checkpoints. Losses are called `loss(params, batch, hparams)`.
         outer_loss: `outer_loss(params, outer_batch, hparams)`, a scalar tensor.
         grid: the learning rates, or a function of hparams that makes them.
-        compile: None, "trace" or "inductor" (see `ODEOptimizer`); not with an `ODEOptimizer`, which
+        compile: None or a compile backend (see `ODEOptimizer`); not with an `ODEOptimizer`, which
             has its own.
 
     Raises:
@@ -138,6 +140,7 @@ class BilevelProblem:
     def minimize(
         self, hparams: PyTree, params: PyTree, batch: PyTree, outer_batch: PyTree, updates: int, *,
         optimizer: Callable[[list[Tensor]], Optimizer] = torch.optim.Adam,
+        schedule: Callable[[Any], LRScheduler] | None = None,
         validation: PyTree = None, validate_every: int = 10, tolerance: float = 0.0,
         clip: float | None = None, callback: Callable[[Step], None] | None = None,
         folder: str | Path | None = None, checkpoint_every: int = 10, show_progress: bool = True,
@@ -154,6 +157,8 @@ class BilevelProblem:
             outer_batch: the validation data, or a function of k (a `Stream` is one).
             updates: how many outer updates to make in all.
             optimizer: makes the outer optimiser from the list of tensors in hparams.
+            schedule: makes a scheduler of `torch.optim.lr_scheduler` from the outer optimiser, as
+                in `MetaLearner`.
             validation: data on which the outer loss is evaluated as well, after inner training.
             validate_every: updates between two such evaluations; the last one makes one, too.
             tolerance: stop when hparams move by less.
@@ -167,17 +172,15 @@ class BilevelProblem:
         Raises:
             OdeoptError: as `value_and_grad`, with the number of the update in a note.
         """
-        held_out = None
-        if validation is not None:
-            held_out = Batches(batch, validation)(0)
-        learner = MetaLearner(
-            Descent(self, params), hparams, Batches(batch, outer_batch), optimizer, clip=clip,
-            validation=held_out, validate_every=validate_every, callback=callback, folder=folder,
+        loop = OuterLoop(
+            _OuterLoss(self, params, _Batches(batch, outer_batch, validation)),
+            {"hparams": hparams}, optimizer, schedule=schedule, clip=clip,
+            validate_every=validate_every, callback=callback, folder=folder,
             checkpoint_every=checkpoint_every, show_progress=show_progress,
         )  # fmt: skip
-        learner.restore()
-        steps = learner.fit(updates, tolerance)
-        return Minimized(learner.params, steps if folder is None else learner.history())
+        loop.restore()
+        steps = loop.fit(updates, tolerance)
+        return Minimized(loop.learned["hparams"], steps if folder is None else loop.history())
 
     def _grid_at(self, given: PyTree, own: PyTree) -> TimeGrid:
         if not callable(self._grid):
@@ -195,6 +198,63 @@ class BilevelProblem:
                 " differentiated: begin at a fixed time, as from_lr and uniform do."
             )
         return grid
+
+
+@dataclass(frozen=True, eq=False)
+class _Batches:
+    """The data of each update; functions are called with its number."""
+
+    batch: PyTree
+    outer_batch: PyTree
+    validation: PyTree
+
+    def at(self, update: int) -> tuple[PyTree, PyTree]:
+        outer = self.outer_batch
+        return self._inner(update), outer(update) if callable(outer) else outer
+
+    def held_out(self) -> tuple[PyTree, PyTree] | None:
+        """What is trained on, and then evaluated, each time; None without validation data."""
+        if self.validation is None:
+            return None
+        validation = self.validation
+        return self._inner(0), validation(0) if callable(validation) else validation
+
+    def _inner(self, update: int) -> PyTree:
+        inner = self.batch
+        return inner(update) if callable(inner) and not isinstance(inner, Stream) else inner
+
+
+class _OuterLoss(OuterObjective):
+    """The outer loss of a bilevel problem, as a function of its hparams."""
+
+    def __init__(self, problem: BilevelProblem, params: PyTree, batches: _Batches) -> None:
+        self._problem, self._params, self._batches = problem, params, batches
+        self._held_out = batches.held_out()
+
+    @override
+    def draw(self, update: int) -> tuple[PyTree, PyTree]:
+        return self._batches.at(update)
+
+    @override
+    def gradient(
+        self, learned: Mapping[str, PyTree], drawn: tuple[PyTree, PyTree]
+    ) -> OuterGradient:
+        res = self._problem.value_and_grad(learned["hparams"], self._params, *drawn)
+        return OuterGradient(res.value, {"hparams": res.grads.hparams})
+
+    @override
+    def validation(self, learned: Mapping[str, PyTree]) -> float | None:
+        if self._held_out is None:
+            return None
+        return float(self._problem.value(learned["hparams"], self._params, *self._held_out))
+
+    @override
+    def settings(self) -> Mapping[str, Any]:
+        return {
+            "the problem": self._problem,
+            "the initial params": self._params,
+            "the data": self._batches,
+        }
 
 
 def _optimizer(

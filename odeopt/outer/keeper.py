@@ -9,6 +9,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
 from odeopt.errors import InputError
 from odeopt.outer.metrics import Step
@@ -28,16 +29,19 @@ class Keeper:
         workers: who takes part; each makes the same calls.
         leaves: gives what is learned, by name.
         optimizer: the outer optimiser.
+        schedule: its learning-rate schedule, if there is one.
         settings: gives the parts of the run as text, by name, before it has begun.
     """
 
     def __init__(
         self, folder: Path | None, workers: Workers, leaves: Callable[[], Mapping[str, Any]],
-        optimizer: NamedOptimizer, settings: Callable[[], Mapping[str, str]],
+        optimizer: NamedOptimizer, schedule: LRScheduler | None,
+        settings: Callable[[], Mapping[str, str]],
     ) -> None:  # fmt: skip
         self._folder = None if folder is None else RunFolder(folder)
         self._writer = self._folder if workers.rank == 0 else None
-        self._workers, self._leaves, self._optimizer = workers, leaves, optimizer
+        self._workers, self._leaves = workers, leaves
+        self._optimizer, self._schedule = optimizer, schedule
         self._settings = {} if self._writer is None else dict(settings())
 
     @property
@@ -113,7 +117,7 @@ class Keeper:
         tensors = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
         checkpoint = Checkpoint(
             versions(), self._settings, layout(leaves), updates, tensors, self._optimizer.state(),
-            torch.get_rng_state(),
+            torch.get_rng_state(), None if self._schedule is None else self._schedule.state_dict(),
         )  # fmt: skip
         self._writer.write(checkpoint)
 
@@ -138,6 +142,8 @@ class Keeper:
     def _take_over(self, header: bytes, found: Checkpoint) -> None:
         assert self._folder is not None, "it is there"
         self._optimizer.load(found.optimizer)
+        if self._schedule is not None and found.schedule is not None:
+            self._schedule.load_state_dict(found.schedule)
         torch.set_rng_state(found.random)
         leaves = self._leaves()
         for name, stored in found.tensors.items():

@@ -1,10 +1,7 @@
-"""The outer loop of meta-learning."""
+"""Meta-learning: an initialisation, and what else a method learns, over batches of tasks."""
 
 from __future__ import annotations
 
-import math
-import time
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast, final
@@ -12,20 +9,18 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from typing_extensions import override
 
 from odeopt.engine.safety import Status
-from odeopt.errors import DivergenceError, InputError, OdeoptError, OdeoptWarning
+from odeopt.errors import InputError
 from odeopt.inner.module import ModuleLoss, from_module
-from odeopt.outer.keeper import Keeper
 from odeopt.outer.method import MetaGradient, Method, TaskBatch, TaskData, as_task_batch
 from odeopt.outer.metrics import Step
-from odeopt.outer.named import NamedOptimizer, named_leaves
-from odeopt.outer.progress import progress
+from odeopt.outer.outer_loop import OuterGradient, OuterLoop, OuterObjective
 from odeopt.outer.spread import SpreadMethod
 from odeopt.outer.workers import Workers
 from odeopt.registry import METHODS
-from odeopt.tools import tree
-from odeopt.tools.describing import describe_leniently
 from odeopt.tools.keywords import keywords_of
 from odeopt.tools.types import Loss, PyTree
 
@@ -71,37 +66,6 @@ def _parts(model: Any, loss: Loss | None) -> tuple[PyTree, PyTree, Loss | None]:
     return model, None, loss
 
 
-def make_optimizer(optimizer: Any, leaves: list[Tensor]) -> Optimizer:
-    """The outer optimiser that a factory makes.
-
-    Raises:
-        InputError: if it is no factory, such as an optimiser that is made already.
-    """
-    found = optimizer(leaves) if callable(optimizer) else optimizer
-    if not callable(optimizer) or not isinstance(found, Optimizer):
-        said = "returned" if callable(optimizer) else "is"
-        raise InputError(
-            f"optimizer {said} a {type(found).__name__}; expected a function that makes a"
-            " torch.optim.Optimizer from a list of tensors, which are copies of those given, e.g."
-            " torch.optim.Adam or lambda leaves: torch.optim.SGD(leaves, lr=0.1)."
-        )
-    return found
-
-
-def check_settings(
-    tasks: object, clip: float | None, validate_every: object, checkpoint_every: object
-) -> None:
-    """Raise `InputError` on a setting that cannot be used."""
-    if not callable(tasks):
-        raise InputError(f"tasks is {tasks!r}; expected tasks(k) -> TaskBatch, e.g. a TaskPool.")
-    if clip is not None and not clip > 0:
-        raise InputError(f"clip is {clip!r}; expected a positive number or None.")
-    counts = {"validate_every": validate_every, "checkpoint_every": checkpoint_every}
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InputError(f"{name} is {count!r}; expected a positive integer.")
-
-
 Tasks = Callable[[int], TaskData]
 """`tasks(k)` is the meta-batch of update k, the same whenever it is asked for."""
 
@@ -133,6 +97,8 @@ class MetaLearner:
             with a `ModuleLoss` or a `Method`, which have their own.
         settings: keywords for a method given by name, e.g. `{"lr": 0.01, "steps": 500}`.
         hparams: initial hparams, in place of the method's own or the model's.
+        schedule: makes a scheduler of `torch.optim.lr_scheduler` from the outer optimiser. It is
+            stepped after each update, `ReduceLROnPlateau` after each validation with its value.
         clip: the largest norm of a meta-gradient; longer ones are shortened. None for no limit.
         validation: held-out tasks, evaluated every `validate_every` updates and after the last.
         validate_every: see `validation`.
@@ -155,6 +121,7 @@ class MetaLearner:
         loss: Loss | None = None,
         settings: Mapping[str, Any] | None = None,
         hparams: PyTree = None,
+        schedule: Callable[[Any], LRScheduler] | None = None,
         clip: float | None = None,
         validation: TaskData | None = None,
         validate_every: int = 100,
@@ -165,29 +132,34 @@ class MetaLearner:
         workers: Workers | None = None,
     ) -> None:
         self.method, params, own = resolve(method, model, loss, dict(settings or {}))
-        check_settings(tasks, clip, validate_every, checkpoint_every)
-        self._tasks, self._clip, self._callback = tasks, clip, callback
-        self._validation = None if validation is None else as_task_batch(validation)
-        self._validate_every, self._checkpoint_every = validate_every, checkpoint_every
-        self._workers = Workers.alone() if workers is None else workers
-        self._spread = SpreadMethod(self.method, self._workers)
-        self._speaks = self._workers.rank == 0
-        self._show = show_progress and self._speaks
-        self.updates = 0
-        self.params: PyTree = tree.map_tensors(_copy, params)
+        if not callable(tasks):
+            raise InputError(
+                f"tasks is {tasks!r}; expected tasks(k) -> TaskBatch, e.g. a TaskPool."
+            )
         initial = self.method.init_hparams(params, own) if hparams is None else hparams
-        self.hparams: PyTree = tree.map_tensors(_copy, initial)
-        learned = [leaf for leaf in self._leaves() if tree.is_differentiable(leaf)]
-        self._optimizer = make_optimizer(optimizer, learned)
-        self._named_optimizer = named = NamedOptimizer(self._optimizer, self._named())
-        path = None if folder is None else Path(folder).absolute()
-        self._keeper = Keeper(
-            path,
-            self._workers,
-            self._named,
-            named,
-            lambda: {**self._describe(), **named.settings()},
-        )
+        workers = Workers.alone() if workers is None else workers
+        held_out = None if validation is None else as_task_batch(validation)
+        self._objective = _MetaLoss(self.method, tasks, held_out, workers)
+        self._loop = OuterLoop(
+            self._objective, {"params": params, "hparams": initial}, optimizer, schedule=schedule,
+            clip=clip, validate_every=validate_every, callback=callback, folder=folder,
+            checkpoint_every=checkpoint_every, show_progress=show_progress, workers=workers,
+        )  # fmt: skip
+
+    @property
+    def params(self) -> PyTree:
+        """The initialisation as it is now."""
+        return self._loop.learned["params"]
+
+    @property
+    def hparams(self) -> PyTree:
+        """What else is learned, as it is now."""
+        return self._loop.learned["hparams"]
+
+    @property
+    def updates(self) -> int:
+        """How many updates have been made."""
+        return self._loop.updates
 
     def fit(self, updates: int, tolerance: float = 0.0) -> list[Step]:
         r"""Learn until so many updates have been made in all.
@@ -207,24 +179,7 @@ class MetaLearner:
             WorkerError: if a worker is lost, or has other parameters, settings or tasks than the
                 others.
         """
-        with self._keeper.claimed(self.updates):
-            self._check_same({"updates and tolerance": (updates, tolerance)})
-            steps = self._go_on(updates, tolerance)
-            if steps:
-                self._save()
-        return steps
-
-    def _go_on(self, updates: int, tolerance: float) -> list[Step]:
-        steps: list[Step] = []
-        with progress(updates, self.updates, self._show) as show:
-            while self.updates < updates:
-                step = self._update(last=self.updates == updates - 1)
-                steps.append(step)
-                show(step)
-                self._record(step)
-                if step.change < tolerance:
-                    break
-        return steps
+        return self._loop.fit(updates, tolerance)
 
     def adapt(self, train: PyTree) -> PyTree:
         """Parameters adapted to new tasks, each leaf with a leading task dimension."""
@@ -232,11 +187,11 @@ class MetaLearner:
 
     def evaluate(self, task_batch: TaskData) -> Tensor:
         """The validation losses of new tasks after adaptation, shape [tasks]."""
-        return self._spread.evaluate(self.params, task_batch, self.hparams)
+        return self._objective.evaluate(self._loop.learned, task_batch)
 
     def history(self) -> list[Step]:
         """Every step so far, as `metrics.jsonl` has them (read by each worker for itself)."""
-        return self._keeper.history()
+        return self._loop.history()
 
     def save(self) -> None:
         """Write a checkpoint atomically.
@@ -246,13 +201,7 @@ class MetaLearner:
             StorageError: if another learner runs in the folder, or it cannot be written to.
             WorkerError: as `fit`.
         """
-        self._keeper.check_folder()
-        with self._keeper.claimed(self.updates):
-            self._save()
-
-    def _save(self) -> None:
-        self._check_same({})
-        self._keeper.save(self.updates)
+        self._loop.save()
 
     def restore(self) -> bool:
         """Go on from the checkpoint in the folder; False if there is none.
@@ -262,121 +211,61 @@ class MetaLearner:
 
         Raises:
             InputError: if the checkpoint is that of another run: what is learned, the method, the
-                outer optimiser, clip or the tasks differ. Objects are compared by their attributes
-                when the learner is made, or by what their method `settings()` returns; functions
-                by their code. Nothing has been changed then.
+                outer optimiser, its schedule, clip or the tasks differ. Objects are compared by
+                their attributes when the learner is made, or by what their method `settings()`
+                returns; functions by their code. Nothing has been changed then.
             StorageError: if the file is damaged, or another learner runs in the folder.
         """
-        updates = self._keeper.restore()
-        if updates is None:
-            return False
-        self.updates = updates
-        return True
+        return self._loop.restore()
 
-    def _update(self, last: bool) -> Step:
-        begin = time.perf_counter()
-        batch = self._workers.agree("the tasks", f"in update {self.updates}", self._draw)
-        found = self._differentiate(batch)
-        norm = self._set_gradients(found)
-        before = [leaf.clone() for leaf in tree.tensors(self.params)]
-        with torch.no_grad():
-            self._optimizer.step()
-        moved = zip(tree.tensors(self.params), before, strict=True)
-        change = math.sqrt(sum(float((new - old).square().sum()) for new, old in moved))
-        validation = self._validate(last)
-        self.updates += 1
-        return Step(
-            self.updates - 1, float(found.value), norm, change, time.perf_counter() - begin,
-            self._failed(found, batch), validation,
-        )  # fmt: skip
 
-    def _draw(self) -> tuple[dict[str, str], TaskBatch]:
-        """The tasks of an update, and what may change between updates and is not in them."""
-        options = describe_leniently(self._named_optimizer.options())
-        return {"the outer optimizer's options": options}, as_task_batch(self._tasks(self.updates))
+class _MetaLoss(OuterObjective):
+    """The mean validation loss of tasks after adaptation."""
 
-    def _differentiate(self, batch: TaskBatch) -> MetaGradient:
-        try:
-            return self._spread(self.params, batch, self.hparams)
-        except OdeoptError as error:
-            names = ", ".join(batch.names) or "unnamed"
-            error.add_note(f"in meta-update {self.updates}, whose tasks are: {names}")
-            raise
+    def __init__(
+        self, method: Method, tasks: Tasks, validation: TaskBatch | None, workers: Workers
+    ) -> None:
+        self._method, self._tasks, self._validation = method, tasks, validation
+        self._spread = SpreadMethod(method, workers)
 
-    def _set_gradients(self, found: MetaGradient) -> float:
-        gradients = tree.leaves(found.grads.params) + tree.leaves(found.grads.hparams)
-        pairs = [
-            (leaf, gradient)
-            for leaf, gradient in zip(self._leaves(), gradients, strict=True)
-            if isinstance(gradient, Tensor)
-        ]
-        norm = math.sqrt(sum(float(gradient.square().sum()) for _, gradient in pairs))
-        if not math.isfinite(norm):
-            raise DivergenceError(
-                f"the meta-gradient of update {self.updates} is not finite: lower the outer"
-                " learning rate, or set clip."
-            )
-        scale = 1.0 if self._clip is None or norm <= self._clip else self._clip / norm
-        for leaf, gradient in pairs:
-            leaf.grad = gradient.to(leaf.dtype) * scale
-        return norm
+    @override
+    def draw(self, update: int) -> TaskBatch:
+        return as_task_batch(self._tasks(update))
 
-    def _validate(self, last: bool) -> float | None:
-        due = last or (self.updates + 1) % self._validate_every == 0
-        if self._validation is None or not due:
+    @override
+    def gradient(self, learned: Mapping[str, PyTree], drawn: TaskBatch) -> OuterGradient:
+        found = self._spread(learned["params"], drawn, learned["hparams"])
+        grads = {"params": found.grads.params, "hparams": found.grads.hparams}
+        return OuterGradient(found.value, grads, _failed(found, drawn))
+
+    @override
+    def validation(self, learned: Mapping[str, PyTree]) -> float | None:
+        if self._validation is None:
             return None
-        return float(self.evaluate(self._validation).mean())
+        return float(self.evaluate(learned, self._validation).mean())
 
-    def _failed(self, found: MetaGradient, batch: TaskBatch) -> tuple[str, ...]:
-        codes: list[int] = found.status.reshape(-1).tolist()
-        failed = tuple(
-            f"{batch.names[i] if batch.names else f'task {i}'} ({Status(code).name})"
-            for i, code in enumerate(codes)
-            if code != Status.OK
-        )
-        if failed and self._speaks:
-            warnings.warn(
-                f"meta-update {self.updates - 1} left out: {', '.join(failed)}",
-                OdeoptWarning,
-                stacklevel=2,
-            )
-        return failed
+    def evaluate(self, learned: Mapping[str, PyTree], tasks: TaskData) -> Tensor:
+        """The validation loss of each task."""
+        return self._spread.evaluate(learned["params"], tasks, learned["hparams"])
 
-    def _record(self, step: Step) -> None:
-        self._keeper.note(step)
-        if self.updates % self._checkpoint_every == 0:
-            self._save()
-        if self._callback is not None:
-            self._callback(step)
+    @override
+    def about(self, drawn: TaskBatch) -> str:
+        return f", whose tasks are: {', '.join(drawn.names) or 'unnamed'}"
 
-    def _check_same(self, call: Mapping[str, Any]) -> None:
-        """Compare all that decides the next updates, and what was asked for."""
-        parts = {
-            "params": self.params,
-            "hparams": self.hparams,
-            "the method": self.method,
-            "clip": self._clip,
-            "the outer optimizer": (type(self._optimizer), self._named_optimizer.state()),
-            "the validation tasks": (self._validation, self._validate_every),
-            "checkpoint_every": self._checkpoint_every,
-            "the folder": self._keeper.has_folder,
-            **call,
-        }
-        self._workers.check_same(f"before update {self.updates}", parts)
+    @override
+    def settings(self) -> Mapping[str, Any]:
+        return {"the method": self._method, "the tasks": self._tasks}
 
-    def _describe(self) -> dict[str, str]:
-        return {
-            "the method": describe_leniently(self.method),
-            "clip": repr(self._clip),
-            "the tasks": describe_leniently(self._tasks),
-        }
-
-    def _named(self) -> dict[str, Any]:
-        return named_leaves(self.params, self.hparams)
-
-    def _leaves(self) -> list[Any]:
-        return tree.leaves(self.params) + tree.leaves(self.hparams)
+    @override
+    def shared(self) -> Mapping[str, Any]:
+        return {"the method": self._method, "the validation tasks": self._validation}
 
 
-def _copy(leaf: Tensor) -> Tensor:
-    return leaf.detach().clone()
+def _failed(found: MetaGradient, batch: TaskBatch) -> tuple[str, ...]:
+    """The names of tasks that were left out."""
+    codes: list[int] = found.status.reshape(-1).tolist()
+    return tuple(
+        f"{batch.names[i] if batch.names else f'task {i}'} ({Status(code).name})"
+        for i, code in enumerate(codes)
+        if code != Status.OK
+    )

@@ -14,10 +14,10 @@ from odeopt.tools.describing import describe_leniently
 from odeopt.tools.types import PyTree
 
 
-def named_leaves(params: PyTree, hparams: PyTree) -> dict[str, Any]:
-    """All leaves by name, e.g. `params['weight']`."""
+def named_leaves(learned: Mapping[str, PyTree]) -> dict[str, Any]:
+    """The leaves of all trees by name, e.g. `params['weight']`."""
     found: dict[str, Any] = {}
-    for what, own in (("params", params), ("hparams", hparams)):
+    for what, own in learned.items():
         for path, leaf in zip(tree.paths(own), tree.leaves(own), strict=True):
             found[what + path.removeprefix("<root>")] = leaf
     return found

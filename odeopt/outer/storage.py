@@ -1,4 +1,4 @@
-"""What is in the checkpoint of a meta-learner."""
+"""What is in the checkpoint of a run."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ class Checkpoint:
         tensors: what is learned, by name.
         optimizer: the memory of the outer optimiser, by name.
         random: the state of torch's random numbers on the CPU.
+        schedule: that of the learning-rate schedule, if there is one.
     """
 
     made_with: str
@@ -45,6 +46,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     optimizer: dict[str, Any]
     random: Tensor
+    schedule: dict[str, Any] | None = None
 
     def write(self, path: Path) -> bytes:
         """Write it atomically; the header of the file is returned.

@@ -42,7 +42,6 @@ class StageChoice(Attempts):
         self._rejected = torch.zeros_like(point.failed)
         zero, everyone = torch.zeros_like(point.t), ~point.failed
         self._radius = self._power.estimate(point.t, y0, point.slope, zero, everyone)
-        self._radius_ahead = self._radius
 
     @override
     def longest(self, point: Point) -> Tensor:

@@ -6,6 +6,7 @@ One line checks everything that is registered, your plugin's entries included:
 
 from odeopt.testing.adaptive import check_controller
 from odeopt.testing.adjoints import check_adjoint
+from odeopt.testing.backends import check_backend
 from odeopt.testing.compiled import check_compiled
 from odeopt.testing.fields import check_field
 from odeopt.testing.methods import check_method
@@ -19,6 +20,7 @@ from odeopt.testing.tiers import check_tier
 __all__ = [
     "Quadratic",
     "check_adjoint",
+    "check_backend",
     "check_compiled",
     "check_controller",
     "check_field",

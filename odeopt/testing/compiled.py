@@ -37,7 +37,7 @@ def check_compiled(
         make: makes the field or the rule from `loss(params, batch)` or
             `loss(params, batch, hparams)`.
         solver: the solver of a field; None is the default one.
-        backend: "trace", or "inductor", which takes seconds and needs a C++ compiler.
+        backend: a name in `odeopt.BACKENDS`; "inductor" takes seconds and needs a C++ compiler.
         device: where to compute.
     """
     case = _Case(make, solver, backend)

@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from odeopt.checkpoint.store import Device, Disk, Host, Tier
+from odeopt.errors import CompilationError
 from odeopt.inner.rule import UpdateRule
 from odeopt.inner.stream import Stream
-from odeopt.registry import ADJOINTS, CHECKPOINTS, FIELDS, METHODS, SOLVERS
+from odeopt.registry import ADJOINTS, BACKENDS, CHECKPOINTS, FIELDS, METHODS, SOLVERS
 from odeopt.solver.stabilized import CONTROLLER
 from odeopt.solver.step_control import PIController
 from odeopt.testing import (
     check_adjoint,
+    check_backend,
     check_compiled,
     check_controller,
     check_field,
@@ -55,6 +57,15 @@ def test_solver(name: str, device: str) -> None:
 @pytest.mark.parametrize("name", ADJOINTS.names())
 def test_adjoint(name: str, device: str) -> None:
     check_adjoint(ADJOINTS.example(name)(), torch.device(device))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", BACKENDS.names())
+def test_backend(name: str, device: str) -> None:
+    try:
+        check_backend(BACKENDS.example(name)(), torch.device(device))
+    except CompilationError as error:  # no C++ compiler, or another device
+        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS.names())

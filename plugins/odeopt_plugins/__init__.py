@@ -6,6 +6,7 @@ from odeopt_plugins import anil as anil
 from odeopt_plugins import comln as comln
 from odeopt_plugins import fomaml as fomaml
 from odeopt_plugins import imaml as imaml
+from odeopt_plugins import inductor_cpu as inductor_cpu
 from odeopt_plugins import maml as maml
 from odeopt_plugins import meta_sgd as meta_sgd
 from odeopt_plugins import nesterov_flow as nesterov_flow

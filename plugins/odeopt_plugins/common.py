@@ -26,7 +26,7 @@ class Settings(TypedDict, total=False):
     """Settings that every method takes.
 
     Keys:
-        compile: None, "trace" or "inductor" (see `ODEOptimizer`).
+        compile: None or a compile backend (see `ODEOptimizer`).
         on_failure: "raise", or "skip" to leave failed tasks out of the means and report them.
         safety: limits beyond which a gradient is refused.
         horizon: a `TaskHorizon` to stop each task where its validation loss is least.

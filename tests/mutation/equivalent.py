@@ -16,6 +16,27 @@ class Equivalent(NamedTuple):
 EQUIVALENT = (
     Equivalent(
         "odeopt/engine/adaptive.py",
+        "LANDS = 2e-09",
+        "Any part of a step that is far above rounding and far below what is seen will do.",
+    ),
+    Equivalent(
+        "odeopt/engine/forward.py",
+        "trajectory: Trajectory, index: int, actions: int = 0, begun: bool = False, done: bool ="
+        " False,",
+        "A sweep is saved without it at its end only, from where it does not go on.",
+    ),
+    Equivalent(
+        "odeopt/engine/spectral_guard.py",
+        "generator = torch.Generator().manual_seed(1)",
+        "Any seed draws a random vector.",
+    ),
+    Equivalent(
+        "odeopt/solver/stage_choice.py",
+        "unstable = good & (dt * self._radius_ahead * SAFETY**0.5 >= limit)",
+        "A step that is to the last bit as long as is stable may as well be made again.",
+    ),
+    Equivalent(
+        "odeopt/engine/adaptive.py",
         "lands = point.t + self._dt * (1 + LANDS) > target",
         "A step that comes to the target up to 1e-9 of its length lands there; whether one that"
         " misses it by just that to the last bit does, too, is as good either way.",

@@ -19,7 +19,7 @@ class _Named(NamedTuple):
 
 _NAMED = {
     "learner-clip": _Named(
-        "odeopt/outer/learner.py",
+        "odeopt/outer/outer_loop.py",
         "1.0 if self._clip is None or norm <= self._clip else",
         "1.0 if self._clip is None else",
     ),

@@ -102,6 +102,8 @@ _PARTS = {
             "engine/backward.py": (
                 "adjoint/test_discrete.py", "checkpoint/test_resume.py",
                 "adjoint/test_truncated_and_first_order.py",
+                "properties/test_changes_after_the_solve.py",
+                "engine/test_compilation.py::test_an_adjoint_with_a_method_of_its_own_is_compiled_once",
             ),
             "engine/kept.py": ("checkpoint/test_tiers.py", "checkpoint/test_resume.py"),
             "engine/replay.py": ("properties/test_changes_after_the_solve.py",),
@@ -180,8 +182,8 @@ _PARTS = {
     "learner": Part(
         (
             "outer/inner_loop.py", "outer/keeper.py", "outer/learner.py", "outer/method.py",
-            "outer/metrics.py", "outer/named.py", "outer/progress.py", "outer/run_folder.py",
-            "outer/spread.py", "outer/storage.py", "outer/task_pool.py",
+            "outer/metrics.py", "outer/named.py", "outer/outer_loop.py", "outer/progress.py",
+            "outer/run_folder.py", "outer/spread.py", "outer/storage.py", "outer/task_pool.py",
         ),
         (
             "outer/test_arguments.py",

@@ -20,8 +20,8 @@ from tests.outer.conftest import make, same
 
 def contents(learner):
     """What a failed restart must leave as it is."""
-    state = copy.deepcopy(learner._optimizer.state_dict())
-    metrics = learner._keeper._folder.checkpoint.with_name("metrics.jsonl")
+    state = copy.deepcopy(learner._loop._optimizer.state_dict())
+    metrics = learner._loop._keeper._folder.checkpoint.with_name("metrics.jsonl")
     written = metrics.read_bytes() if metrics.exists() else b""
     tensors = copy.deepcopy((learner.params, learner.hparams)), torch.get_rng_state()
     return (tensors, state), (learner.updates, written, str(state))
@@ -167,7 +167,7 @@ class Second:
 def test_another_worker_than_the_first_looks_whether_it_fits_as_well(folder):
     learner = make(folder, hparams={"lr": {"out": torch.zeros(9)}})
     found = Checkpoint.read(folder / "checkpoint.pt")
-    learner._keeper._workers, learner._keeper._writer = Second(True, found), None
+    learner._loop._keeper._workers, learner._loop._keeper._writer = Second(True, found), None
     refuses(learner, InputError, r"hparams\['lr'\]")
 
 
@@ -179,7 +179,7 @@ def test_tensors_go_by_their_names(folder, device):
     for name, leaf in whole.params.items():
         assert torch.equal(again.params[name], leaf)
         assert torch.equal(again.hparams["lr"][name], whole.hparams["lr"][name])
-        one, other = (x._optimizer.state[x.params[name]]["exp_avg"] for x in (whole, again))
+        one, other = (x._loop._optimizer.state[x.params[name]]["exp_avg"] for x in (whole, again))
         assert torch.equal(one, other)
 
 

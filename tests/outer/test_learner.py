@@ -41,7 +41,7 @@ def test_each_update_is_shown(device, monkeypatch):
         assert (total, done, wanted) == (3, 0, True)
         yield shown.append
 
-    monkeypatch.setattr("odeopt.outer.learner.progress", noted)
+    monkeypatch.setattr("odeopt.outer.outer_loop.progress", noted)
     assert learner(device).fit(3) == shown
 
 

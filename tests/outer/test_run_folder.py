@@ -115,5 +115,5 @@ def test_without_a_folder_the_settings_of_a_run_are_not_asked_for():
         raise AssertionError("describing a run costs time")
 
     leaves = {"w": torch.zeros(2)}
-    keeper = Keeper(None, Workers.alone(), lambda: leaves, None, settings)
+    keeper = Keeper(None, Workers.alone(), lambda: leaves, None, None, settings)
     assert not keeper.has_folder

@@ -86,7 +86,7 @@ class Problem:
 def solved(name, problem, tasks=False, batch=None):
     params = {key: leaf.clone().requires_grad_() for key, leaf in problem.params.items()}
     batch = problem.batch if batch is None else batch
-    if tasks:
+    if tasks and not isinstance(batch, odeopt.Stream):
         batch = tuple(torch.stack([leaf, leaf + 0.1]) for leaf in batch)
     opt = CHOICES[name](problem.parts.loss)
     return params, opt.solve(params, batch, problem.grid, tasks=tasks)
@@ -124,6 +124,19 @@ def test_a_change_of_the_data_behind_a_stream_is_noticed(name, device):
     stream = odeopt.Stream.minibatches(problem.batch, batch_size=4, seed=0)
     _, sol = solved(name, problem, batch=stream)
     problem.batch[1].add_(1e-3)
+    with pytest.raises(odeopt.NondeterminismError, match="has changed since"):
+        sol.params["layer.weight"].sum().backward()
+
+
+def test_a_change_for_one_task_alone_is_noticed(device):
+    problem = Problem(device)
+    batch = tuple(torch.stack([leaf, leaf + 0.1]) for leaf in problem.batch)
+
+    def copied(k):
+        return tuple(leaf.clone() for leaf in batch)
+
+    _, sol = solved("adam", problem, tasks=True, batch=odeopt.Stream(copied))
+    batch[1][1].add_(1e-3)
     with pytest.raises(odeopt.NondeterminismError, match="has changed since"):
         sol.params["layer.weight"].sum().backward()
 

@@ -13,6 +13,7 @@ from typing import Any
 import odeopt
 import odeopt.adjoint
 import odeopt.checkpoint.store
+import odeopt.engine.compile
 import odeopt.inner
 import odeopt.outer.workers
 import odeopt.solver
@@ -21,7 +22,7 @@ import odeopt.testing
 SNAPSHOT = Path(__file__).resolve().parents[1] / "public_api.txt"
 FACES = (
     odeopt.inner, odeopt.solver, odeopt.adjoint, odeopt.checkpoint, odeopt.checkpoint.store,
-    odeopt.outer, odeopt.outer.workers, odeopt.testing,
+    odeopt.engine.compile, odeopt.outer, odeopt.outer.workers, odeopt.testing,
 )  # fmt: skip
 """What plugins are written with: the faces of packages, beside what `odeopt` itself exports."""
 

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from odeopt.engine.compile.backends import BACKENDS, Flat
+from odeopt.engine.compile.backend import Backend, Compiled, Trace, record
 from odeopt.engine.compile.data_dependent import shaped_by_numbers
 from odeopt.engine.stats import Stats
-from odeopt.errors import CompilationError, InputError, OdeoptWarning
+from odeopt.errors import CompilationError, OdeoptWarning
+from odeopt.registry import BACKENDS
 from odeopt.solver.dynamics import Data, Theta
 from odeopt.tools import tree
 
@@ -34,7 +34,7 @@ class Traced(NamedTuple):
 
     name: str
     key: object
-    run: Flat | None
+    run: Compiled | None
     assemble: Callable[[Iterator[Tensor]], Any]
     text: object = None
     """The graph as it was recorded, to be compared with that of a later one."""
@@ -49,15 +49,15 @@ class Compiler:
     calls reuse it.
 
     Args:
-        backend: "trace" runs the traced operations one by one; "inductor" fuses them, which
-            takes seconds per kernel and needs a C++ compiler.
+        backend: a name in `odeopt.BACKENDS`.
+
+    Raises:
+        UnknownNameError: if there is no backend of that name.
     """
 
     def __init__(self, backend: str) -> None:
-        if backend not in BACKENDS:
-            names = ", ".join(map(repr, BACKENDS))
-            raise InputError(f"compile is {backend!r}; expected None or one of {names}.")
         self.backend = backend
+        self._backend = BACKENDS.get(backend)()
         self._known: list[Traced] = []
         self._witnesses: list[Traced] = []
         self._warned = False
@@ -76,7 +76,7 @@ class Compiler:
                     stats.compile_hits += 1
                     return known
             begin = time.perf_counter()
-            traced, problem = self._trace(name, key, kernel, args, self.backend)
+            traced, problem = self._trace(name, key, kernel, args, self._backend)
             stats.compile_seconds += time.perf_counter() - begin
             stats.compile_misses += 1
             _remember(self._known, traced)
@@ -98,7 +98,7 @@ class Compiler:
         with _TRACING:
             witness = next((known for known in self._witnesses if _equal(known.key, key)), None)
             if witness is None:
-                witness, _ = self._trace("velocity", key, kernel, args, "trace")
+                witness, _ = self._trace("velocity", key, kernel, args, Trace())
                 _remember(self._witnesses, witness)
                 return False
         if witness.run is None:
@@ -109,7 +109,7 @@ class Compiler:
         return True
 
     def _trace(
-        self, name: str, key: object, kernel: Kernel, args: tuple[Any, ...], backend: str
+        self, name: str, key: object, kernel: Kernel, args: tuple[Any, ...], backend: Backend
     ) -> tuple[Traced, str]:
         """As `_make`, without the warnings that torch's compilers give of their own parts."""
         with warnings.catch_warnings():
@@ -117,7 +117,7 @@ class Compiler:
             return self._make(name, key, kernel, args, backend)
 
     def _make(
-        self, name: str, key: object, kernel: Kernel, args: tuple[Any, ...], backend: str
+        self, name: str, key: object, kernel: Kernel, args: tuple[Any, ...], backend: Backend
     ) -> tuple[Traced, str]:
         """The compiled kernel, and why there is none."""
         inputs, spec = tree.pytree.tree_flatten(args)
@@ -132,7 +132,7 @@ class Compiler:
             return found
 
         try:
-            graph = make_fx(flat)(*inputs)
+            graph = record(flat, inputs)
         except Exception as error:  # whatever the model does that cannot be traced
             return Traced(name, key, None, iter), f"cannot be traced: {_first_line(error)}"
         operation = shaped_by_numbers(graph)
@@ -143,7 +143,7 @@ class Compiler:
             if known.name == name and known.run is not None and known.text == text:
                 return Traced(name, key, known.run, assemble, text), ""
         try:
-            run = BACKENDS[backend](graph, inputs)
+            run = backend.compile(graph, inputs)
         except CompilationError:
             raise
         except Exception as error:  # whatever the backend does not support
@@ -260,7 +260,7 @@ _STALE = (
 )
 
 
-def _check(name: str, kernel: Flat, compiled: Flat, inputs: Sequence[Tensor]) -> None:
+def _check(name: str, kernel: Compiled, compiled: Compiled, inputs: Sequence[Tensor]) -> None:
     """Refuse a compiled kernel that gives other numbers.
 
     Steps that are far too long lead to huge states, which magnify rounding, or at which nothing is

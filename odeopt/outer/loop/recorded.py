@@ -147,7 +147,7 @@ class RecordedLoop:
         adjoint: how it differentiates; `DiscreteAdjoint()`, the exact gradient, by default.
         gradient_transform: what is done to gradients first, e.g. `clip_by_norm(1.0)`.
         seed: of the random numbers in losses; by default drawn from torch's generator.
-        compile: None, "trace" or "inductor" (see `ODEOptimizer`), for the steps as `backward` makes
+        compile: None or a compile backend (see `ODEOptimizer`), for the steps as `backward` makes
             them. It needs one loss for all steps, given to each as the same function, batches of
             one structure, and no random numbers. What is compiled is kept for later loops with the
             same module.

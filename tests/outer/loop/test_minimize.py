@@ -103,20 +103,20 @@ def stream(data, seed=0, size=8, **keywords):
 
 
 @pytest.mark.parametrize(("other", "part"), [
-    (lambda p, h, u, train, held_out: (p, h, u + 1, stream(train), held_out), "the method"),
-    (lambda p, h, u, train, held_out: (p, h, u, stream(train, seed=1), held_out), "the tasks"),
-    (lambda p, h, u, train, held_out: (p, h, u, stream(train, size=4), held_out), "the tasks"),
+    (lambda p, h, u, train, held_out: (p, h, u + 1, stream(train), held_out), "the initial params"),
+    (lambda p, h, u, train, held_out: (p, h, u, stream(train, seed=1), held_out), "the data"),
+    (lambda p, h, u, train, held_out: (p, h, u, stream(train, size=4), held_out), "the data"),
     (lambda p, h, u, train, held_out: (p, h, u, stream(train, shuffle=False), held_out),
-     "the tasks"),
+     "the data"),
     (lambda p, h, u, train, held_out: (p, h, u, stream((-train[0], train[1])), held_out),
-     "the tasks"),
+     "the data"),
     (lambda p, h, u, train, held_out: (p, h, u, stream(train), (held_out[0], -held_out[1])),
-     "the tasks"),
+     "the data"),
     (lambda p, h, u, train, held_out: (
         odeopt.BilevelProblem(odeopt.SGD(loss, momentum=0.6), outer, grid), h, u, stream(train),
-        held_out), "the method"),
+        held_out), "the problem"),
     (lambda p, h, u, train, held_out: (
-        p, {**h, "lr": h["lr"].expand(5)}, u, stream(train), held_out), r"params\['lr'\] is"),
+        p, {**h, "lr": h["lr"].expand(5)}, u, stream(train), held_out), r"hparams\['lr'\] is"),
 ])  # fmt: skip
 def test_another_call_does_not_go_on_in_the_folder(case, tmp_path, other, part):
     problem, hparams, params, train, held_out = case

@@ -126,7 +126,7 @@ def test_an_error_reaches_every_worker(runs, name, kinds, message):
     ("another outer rate", "before update 0, the outer optimizer of worker 1"),
     ("another outer rate later", "in update 1, the outer optimizer's options of worker 1"),
     ("more updates", "(updates and tolerance: tuple(2, 0.0), not tuple(1, 0.0))"),
-    ("other validation", "the validation tasks of worker 1"),
+    ("other validation", "validate_every of worker 1"),
 ])  # fmt: skip
 def test_workers_that_were_made_otherwise_are_told_before_anything_is_computed(runs, name, message):
     for found in runs[1]:
@@ -215,7 +215,7 @@ def test_failures_of_a_run_reach_every_worker(runs):
     first, second = (one["failures"] for one in runs[1])
     for found in (first["raised"], second["raised"]):
         assert found["kind"] == "DivergenceError"
-        assert "in meta-update 0, whose tasks are: " in found["notes"][1]
+        assert "in update 0, whose tasks are: " in found["notes"][1]
     assert (first["no data"]["kind"], second["no data"]["kind"]) == (
         "WorkerError", "FileNotFoundError",
     )  # fmt: skip

@@ -13,10 +13,3 @@ def on_amd() -> bool:
     table = Path("/proc/cpuinfo")
     named = table.read_text() if table.exists() else platform.processor()
     return "AuthenticAMD" in named
-
-
-def has_wide_registers() -> bool:
-    """Whether generated loops use registers of 512 bits, of which there are 32."""
-    from torch._inductor import cpu_vec_isa  # noqa: PLC0415  (slow to import)  # pyright: ignore
-
-    return cpu_vec_isa.pick_vec_isa().bit_width() == 512

@@ -1,0 +1,323 @@
+"""The outer loop: optimiser, schedule, clipping, validation, progress, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from odeopt.errors import DivergenceError, InputError, OdeoptError, OdeoptWarning
+from odeopt.outer.keeper import Keeper
+from odeopt.outer.metrics import Step
+from odeopt.outer.named import NamedOptimizer, named_leaves
+from odeopt.outer.progress import progress
+from odeopt.outer.workers import Workers
+from odeopt.tools import tree
+from odeopt.tools.describing import describe_leniently
+from odeopt.tools.types import PyTree
+
+
+@dataclass(frozen=True, eq=False)
+class OuterGradient:
+    """An outer loss and its gradient.
+
+    Attributes:
+        value: the loss, a scalar.
+        grads: gradients by the names of what is learned, each a tree of the same structure.
+        failed: the names of tasks that failed and were left out.
+    """
+
+    value: Tensor | float
+    grads: Mapping[str, PyTree]
+    failed: tuple[str, ...] = ()
+
+
+class OuterObjective(ABC):
+    """What an outer loop makes small. The same for an update whenever it is asked."""
+
+    def draw(self, update: int) -> Any:
+        """The data of an update; every worker draws, and all have to draw the same."""
+        del update
+
+    @abstractmethod
+    def gradient(self, learned: Mapping[str, PyTree], drawn: Any) -> OuterGradient:
+        """The loss on some data, and its gradient w.r.t. what is learned.
+
+        Raises:
+            OdeoptError: the loop adds to it in which update it was.
+        """
+
+    def validation(self, learned: Mapping[str, PyTree]) -> float | None:
+        """The loss on held-out data; None without any."""
+        del learned
+        return None
+
+    def about(self, drawn: Any) -> str:
+        """What is said of the data where an update fails, e.g. ", whose tasks are: sine 3"."""
+        del drawn
+        return ""
+
+    def settings(self) -> Mapping[str, Any]:
+        """What tells a run from another, by name, for its checkpoints."""
+        return {}
+
+    def shared(self) -> Mapping[str, Any]:
+        """What has to be the same on every worker, by name."""
+        return {}
+
+
+@final
+class OuterLoop:
+    r"""Moves what is learned along the gradients of an objective.
+
+    $\eta \leftarrow \mathrm{optimizer}(\eta, \nabla F(\eta))$, the gradient cut to length `clip`,
+    the learning rate set by `schedule`. A run that was interrupted goes on from its checkpoint, on
+    a CPU bit for bit. `MetaLearner` and `BilevelProblem.minimize` are this with objectives of
+    their own.
+
+    Args:
+        objective: what is made small.
+        learned: trees by name; their tensors are copied. `Step.change` is that of the first.
+        optimizer: makes the outer optimiser from a list of tensors.
+        schedule: makes a scheduler of `torch.optim.lr_scheduler` from that optimiser. It is
+            stepped after each update, `ReduceLROnPlateau` after each validation with its value.
+        clip: the largest norm of a gradient; longer ones are shortened. None for no limit.
+        validate_every: updates between two validations; the last one makes one, too.
+        callback: called with a `Step` after each update.
+        folder: where `checkpoint.pt` and `metrics.jsonl` go; None to write nothing.
+        checkpoint_every: updates between two checkpoints; the end of `fit` makes one, too.
+        show_progress: whether to show a progress bar, where standard error is a terminal.
+        workers: who takes part; worker 0 writes.
+
+    Attributes:
+        learned: the trees as they are now.
+        updates: how many have been made.
+
+    Raises:
+        InputError: if a setting cannot be used.
+    """
+
+    def __init__(
+        self, objective: OuterObjective, learned: Mapping[str, PyTree],
+        optimizer: Callable[[list[Tensor]], Optimizer] = torch.optim.Adam, *,
+        schedule: Callable[[Any], LRScheduler] | None = None,
+        clip: float | None = None, validate_every: int = 100,
+        callback: Callable[[Step], None] | None = None, folder: str | Path | None = None,
+        checkpoint_every: int = 100, show_progress: bool = True, workers: Workers | None = None,
+    ) -> None:  # fmt: skip
+        _check_settings(clip, validate_every, checkpoint_every)
+        self._objective, self._clip, self._callback = objective, clip, callback
+        self._validate_every, self._checkpoint_every = validate_every, checkpoint_every
+        self._workers = Workers.alone() if workers is None else workers
+        self._speaks = self._workers.rank == 0
+        self._show = show_progress and self._speaks
+        self.updates = 0
+        self.learned = {name: tree.map_tensors(_copy, own) for name, own in learned.items()}
+        moved = [leaf for leaf in self._leaves() if tree.is_differentiable(leaf)]
+        self._optimizer = _make_optimizer(optimizer, moved)
+        self._schedule = None if schedule is None else _make_schedule(schedule, self._optimizer)
+        self._named_optimizer = NamedOptimizer(self._optimizer, self._named())
+        self._keeper = Keeper(
+            None if folder is None else Path(folder).absolute(), self._workers, self._named,
+            self._named_optimizer, self._schedule, lambda: self._describe(schedule),
+        )  # fmt: skip
+
+    def fit(self, updates: int, tolerance: float = 0.0) -> list[Step]:
+        """Go on until so many updates have been made in all, or one moves by less than tolerance.
+
+        Returns the steps made in this call; raises as `MetaLearner.fit`.
+        """
+        with self._keeper.claimed(self.updates):
+            self._check_same({"updates and tolerance": (updates, tolerance)})
+            steps = self._go_on(updates, tolerance)
+            if steps:
+                self._save()
+        return steps
+
+    def history(self) -> list[Step]:
+        """Every step so far, as `metrics.jsonl` has them (read by each worker for itself)."""
+        return self._keeper.history()
+
+    def save(self) -> None:
+        """Write a checkpoint atomically; raises as `MetaLearner.save`."""
+        self._keeper.check_folder()
+        with self._keeper.claimed(self.updates):
+            self._save()
+
+    def restore(self) -> bool:
+        """Go on from the checkpoint in the folder; raises as `MetaLearner.restore`."""
+        updates = self._keeper.restore()
+        if updates is None:
+            return False
+        self.updates = updates
+        return True
+
+    def _go_on(self, updates: int, tolerance: float) -> list[Step]:
+        steps: list[Step] = []
+        with progress(updates, self.updates, self._show) as show:
+            while self.updates < updates:
+                step = self._update(last=self.updates == updates - 1)
+                steps.append(step)
+                show(step)
+                self._record(step)
+                if step.change < tolerance:
+                    break
+        return steps
+
+    def _save(self) -> None:
+        self._check_same({})
+        self._keeper.save(self.updates)
+
+    def _update(self, last: bool) -> Step:
+        begin, update = time.perf_counter(), self.updates
+        drawn = self._workers.agree("the tasks", f"in update {update}", self._draw)
+        found = self._differentiate(drawn)
+        norm = self._set_gradients(found.grads)
+        first = tree.tensors(next(iter(self.learned.values()), None))
+        before = [leaf.clone() for leaf in first]
+        with torch.no_grad():
+            self._optimizer.step()
+        moved = zip(first, before, strict=True)
+        change = math.sqrt(sum(float((new - old).square().sum()) for new, old in moved))
+        validation = None
+        if last or (update + 1) % self._validate_every == 0:
+            validation = self._objective.validation(self.learned)
+        self._step_schedule(validation)
+        self.updates += 1
+        self._warn_of(found.failed, update)
+        return Step(
+            update, float(found.value), norm, change, time.perf_counter() - begin, found.failed,
+            validation,
+        )  # fmt: skip
+
+    def _draw(self) -> tuple[dict[str, str], Any]:
+        """The data of an update, and what may change between updates and is not in them."""
+        options = describe_leniently(self._named_optimizer.options())
+        return {"the outer optimizer's options": options}, self._objective.draw(self.updates)
+
+    def _differentiate(self, drawn: Any) -> OuterGradient:
+        try:
+            return self._objective.gradient(self.learned, drawn)
+        except OdeoptError as error:
+            error.add_note(f"in update {self.updates}{self._objective.about(drawn)}")
+            raise
+
+    def _set_gradients(self, grads: Mapping[str, PyTree]) -> float:
+        """Give each leaf its gradient; the norm of all, before it is cut."""
+        gradients = [leaf for name in self.learned for leaf in tree.leaves(grads[name])]
+        pairs = [
+            (leaf, gradient)
+            for leaf, gradient in zip(self._leaves(), gradients, strict=True)
+            if isinstance(gradient, Tensor)
+        ]
+        norm = math.hypot(*(_norm(gradient) for _, gradient in pairs))
+        if not math.isfinite(norm):
+            raise DivergenceError(
+                f"the outer gradient of update {self.updates} is not finite: lower the outer"
+                " learning rate, or set clip."
+            )
+        scale = 1.0 if self._clip is None or norm <= self._clip else self._clip / norm
+        for leaf, gradient in pairs:
+            leaf.grad = gradient.to(leaf.dtype) * scale
+        return norm
+
+    def _step_schedule(self, validation: float | None) -> None:
+        if isinstance(self._schedule, ReduceLROnPlateau):
+            if validation is not None:
+                self._schedule.step(validation)
+        elif self._schedule is not None:
+            self._schedule.step()
+
+    def _warn_of(self, failed: Sequence[str], update: int) -> None:
+        if failed and self._speaks:
+            message = f"update {update} left out: {', '.join(failed)}"
+            warnings.warn(message, OdeoptWarning, stacklevel=2)
+
+    def _record(self, step: Step) -> None:
+        self._keeper.note(step)
+        if self.updates % self._checkpoint_every == 0:
+            self._save()
+        if self._callback is not None:
+            self._callback(step)
+
+    def _check_same(self, call: Mapping[str, Any]) -> None:
+        """Compare all that decides the next updates, and what was asked for."""
+        parts = {
+            **self.learned,
+            **self._objective.shared(),
+            "clip": self._clip,
+            "the outer optimizer": (type(self._optimizer), self._named_optimizer.state()),
+            "validate_every": self._validate_every,
+            "checkpoint_every": self._checkpoint_every,
+            "the folder": self._keeper.has_folder,
+            **call,
+        }
+        self._workers.check_same(f"before update {self.updates}", parts)
+
+    def _describe(self, schedule: Callable[[Any], LRScheduler] | None) -> dict[str, str]:
+        own = {name: describe_leniently(part) for name, part in self._objective.settings().items()}
+        named = {"the schedule": describe_leniently(schedule)} if schedule is not None else {}
+        return {**own, "clip": repr(self._clip), **named, **self._named_optimizer.settings()}
+
+    def _named(self) -> dict[str, Any]:
+        return named_leaves(self.learned)
+
+    def _leaves(self) -> list[Any]:
+        return [leaf for own in self.learned.values() for leaf in tree.leaves(own)]
+
+
+def _make_optimizer(optimizer: Any, leaves: list[Tensor]) -> Optimizer:
+    """The outer optimiser that a factory makes.
+
+    Raises:
+        InputError: if it is no factory, such as an optimiser that is made already.
+    """
+    found = optimizer(leaves) if callable(optimizer) else optimizer
+    if not callable(optimizer) or not isinstance(found, Optimizer):
+        said = "returned" if callable(optimizer) else "is"
+        raise InputError(
+            f"optimizer {said} a {type(found).__name__}; expected a function that makes a"
+            " torch.optim.Optimizer from a list of tensors, which are copies of those given, e.g."
+            " torch.optim.Adam or lambda leaves: torch.optim.SGD(leaves, lr=0.1)."
+        )
+    return found
+
+
+def _make_schedule(schedule: Any, optimizer: Optimizer) -> LRScheduler:
+    found = schedule(optimizer) if callable(schedule) else schedule
+    if not callable(schedule) or not isinstance(found, LRScheduler):
+        said = "returned" if callable(schedule) else "is"
+        raise InputError(
+            f"schedule {said} a {type(found).__name__}; expected a function that makes a scheduler"
+            " of torch.optim.lr_scheduler from the outer optimizer, e.g. lambda optimizer:"
+            " CosineAnnealingLR(optimizer, T_max=1000)."
+        )
+    return found
+
+
+def _check_settings(clip: float | None, validate_every: object, checkpoint_every: object) -> None:
+    if clip is not None and not clip > 0:
+        raise InputError(f"clip is {clip!r}; expected a positive number or None.")
+    counts = {"validate_every": validate_every, "checkpoint_every": checkpoint_every}
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise InputError(f"{name} is {count!r}; expected a positive integer.")
+
+
+def _norm(gradient: Tensor) -> float:
+    """In double precision, in which those of huge numbers have one."""
+    return float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
+
+
+def _copy(leaf: Tensor) -> Tensor:
+    return leaf.detach().clone()
