@@ -6,15 +6,10 @@ BENCHMARKS: tuple[str, ...] = (
     "benchmarks.accuracy_vs_checkpoints:BENCHMARK",
     "benchmarks.regression:BENCHMARK",
     "benchmarks.collaborative_filtering:BENCHMARK",
+    "benchmarks.few_shot_images:BENCHMARK",
     "benchmarks.cost:BENCHMARK",
-    "benchmarks.gradient_quality:BENCHMARK",
-    "benchmarks.hyper_cleaning:BENCHMARK",
-    "benchmarks.hyperparameters:BENCHMARK",
-    "benchmarks.long_loops:BENCHMARK",
-    "benchmarks.distillation:BENCHMARK",
-    "benchmarks.transformer:BENCHMARK",
+    "benchmarks.bilevel:BENCHMARK",
     "benchmarks.peers:BENCHMARK",
     "benchmarks.tolerance:BENCHMARK",
-    "benchmarks.few_shot_images:BENCHMARK",
 )
 """Import strings `package.module:NAME`, each naming a `harness.registry.Benchmark`."""

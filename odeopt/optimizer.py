@@ -18,6 +18,7 @@ from odeopt.engine.safety import Safety
 from odeopt.errors import InputError
 from odeopt.gradient.autograd import is_tracked, solve_tracked, solve_untracked
 from odeopt.gradient.coarsening import check_estimable
+from odeopt.gradient.estimated import EstimatedValueAndGrad
 from odeopt.gradient.event import StopWhen
 from odeopt.gradient.outer_loss import OuterLoss
 from odeopt.gradient.probe import probe, probe_init
@@ -122,10 +123,12 @@ class ODEOptimizer:
         check_on_failure(on_failure)
         if not callable(outer_loss):
             raise InputError(f"outer_loss is {outer_loss!r}; expected a function.")
+        kind = ValueAndGrad
         if estimate_error:
             check_estimable(self._choices, stop)
+            kind = EstimatedValueAndGrad
         outer = OuterLoss(outer_loss, has_aux)
-        return ValueAndGrad(self._choices, outer, tasks, on_failure, stop, estimate_error)
+        return kind(self._choices, outer, tasks, on_failure, stop)
 
     @eagerly
     def solve(

@@ -1,12 +1,15 @@
-"""How accurate the gradient of a long inner optimisation is, for how many kept states."""
+"""How accurate the gradient of a long inner optimisation is, and what it costs."""
 
 from __future__ import annotations
 
-from benchmarks.accuracy_vs_checkpoints import report
-from benchmarks.harness.registry import Benchmark
+from benchmarks.harness.parts import of_parts
 
-BENCHMARK = Benchmark(
+BENCHMARK = of_parts(
     "accuracy-vs-checkpoints",
-    "gradient error against kept states, gradient evaluations and seconds (paper: Tables 4, 5)",
-    report.run,
+    "Accuracy of the gradient",
+    "gradient error against kept states, evaluations and seconds (paper: Tables 4, 5), by method",
+    {
+        "checkpoints": "benchmarks.accuracy_vs_checkpoints.report",
+        "methods": "benchmarks.accuracy_vs_checkpoints.methods.report",
+    },
 )

@@ -1,16 +1,16 @@
-"""What one meta-update costs in memory and time, against the number of inner steps."""
+"""What a meta-gradient costs in memory and time: one update, long loops, a transformer."""
 
 from __future__ import annotations
 
-from benchmarks.harness.registry import Benchmark, Settings
+from benchmarks.harness.parts import of_parts
 
-
-def _run(settings: Settings) -> None:
-    from benchmarks.cost import report  # noqa: PLC0415  (children start without its plots)
-
-    report.run(settings)
-
-
-BENCHMARK = Benchmark(
-    "cost", "memory and seconds of one meta-update against inner steps (paper: Figs. 3, 4)", _run
+BENCHMARK = of_parts(
+    "cost",
+    "Memory and time of a meta-gradient",
+    "memory and seconds of an update (paper: Figs. 3, 4), of long loops and of a transformer",
+    {
+        "updates": "benchmarks.cost.updates.report",
+        "long-loops": "benchmarks.cost.long_loops.report",
+        "transformer": "benchmarks.cost.transformer.report",
+    },
 )

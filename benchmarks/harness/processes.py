@@ -1,19 +1,21 @@
-"""Measurements in a process of their own, which may run out of memory or time."""
+"""Measurements in a process of their own, on one thread, which may run out of memory or time."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import traceback
+from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from types import TracebackType
 from typing import Any
+from unittest import mock
+
+import torch
 
 from benchmarks.harness import memory
 
-ROOT = Path(__file__).resolve().parents[2]
 DID_NOT_FIT = "did not fit"
 DID_NOT_FINISH = "did not finish"
 NOT_TRIED = "not tried"
@@ -26,65 +28,93 @@ class ChildError(RuntimeError):
     """A process ended with an error that is no result."""
 
 
-def run_module(
-    module: str, job: str, limit: float, variables: dict[str, str] | None = None
-) -> dict[str, Any]:
-    """What `python -m MODULE JOB` prints in its last line, as JSON; on one thread.
+class Child:
+    """A process that stays and calls functions, so that several can be measured in turn.
+
+    It begins anew (nothing of this process's memory is there) and ends with the context.
 
     Args:
-        module: What is run; see `guarded` for what it should print.
-        job: Its only argument.
-        limit: Seconds after which it is ended.
         variables: Of its environment, besides this process's.
-
-    Returns:
-        The result, or `outcome` and `message` where the process was ended.
-
-    Raises:
-        ChildError: It ended with an error that is no result.
     """
-    command = [sys.executable, "-m", module, job]
-    try:
-        ended = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=limit,
-            check=False,
-            env={**environment(), **(variables or {})},
-        )
-    except subprocess.TimeoutExpired:
-        return too_slow(limit)
-    if ended.returncode != 0:
-        return after_exit(ended.returncode, command, ended.stderr)
-    return json.loads(ended.stdout.strip().splitlines()[-1])
+
+    def __init__(self, variables: dict[str, str] | None = None) -> None:
+        self._variables = {"OMP_NUM_THREADS": "1", **(variables or {})}
+
+    def __enter__(self) -> Child:
+        context = get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        with mock.patch.dict(os.environ, self._variables):
+            self._process.start()
+        theirs.close()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
+
+    def ask(
+        self, function: Callable[..., dict[str, Any]], *args: Any, limit: float
+    ) -> dict[str, Any]:
+        """What a function of a module returns, or `outcome` and `message` if the process ended.
+
+        Args:
+            function: It and its arguments are pickled.
+            args: See above.
+            limit: Seconds after which the process is ended.
+
+        Raises:
+            ChildError: The function raised an error, or the process ended, not for want of memory.
+        """
+        try:
+            self._connection.send((function, args))
+            if not self._connection.poll(limit):
+                self._process.kill()
+                return {"outcome": DID_NOT_FINISH, "message": f"more than {limit:g} seconds"}
+            trouble, found = self._connection.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return self._after_exit(function)
+        if trouble:
+            raise ChildError(f"{_name(function)} failed:\n{trouble[-2000:]}")
+        return found
+
+    def _after_exit(self, function: Callable[..., Any]) -> dict[str, Any]:
+        self._process.join()
+        code = self._process.exitcode or 0
+        if -code in _OUT_OF_MEMORY:
+            return {"outcome": DID_NOT_FIT, "message": f"ended by signal {-code}"}
+        raise ChildError(f"the process of {_name(function)} ended with status {code}")
 
 
-def environment() -> dict[str, str]:
-    """The variables of a child process: this one's, with one thread and this checkout's code."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+def run(
+    function: Callable[..., dict[str, Any]], *args: Any, limit: float,
+    variables: dict[str, str] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """What a function returns in a process of its own; see `Child`."""
+    with Child(variables) as child:
+        return child.ask(function, *args, limit=limit)
 
 
-def too_slow(limit: float) -> dict[str, Any]:
-    """The result of a process that was ended after so many seconds."""
-    return {"outcome": DID_NOT_FINISH, "message": f"more than {limit:g} seconds"}
+def _serve(connection: Connection) -> None:
+    torch.set_num_threads(1)
+    while True:
+        try:
+            function, args = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer = "", function(*args)
+        except Exception:
+            answer = traceback.format_exc(), {}
+        connection.send(answer)
 
 
-def after_exit(code: int, command: Sequence[str], errors: str) -> dict[str, Any]:
-    """The result of a process that ended before it had one.
-
-    Args:
-        code: Its exit status.
-        command: What was run, for the message.
-        errors: What it wrote to standard error.
-
-    Raises:
-        ChildError: It was not for want of memory.
-    """
-    if -code in _OUT_OF_MEMORY:
-        return {"outcome": DID_NOT_FIT, "message": f"ended by signal {-code}"}
-    raise ChildError(f"{' '.join(command)} failed:\n{errors[-2000:]}")
+def _name(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}.{function.__qualname__}"
 
 
 def guarded(numbers: Callable[[], dict[str, Any]], gib: float) -> dict[str, Any]:

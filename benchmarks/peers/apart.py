@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.harness import processes
-from benchmarks.harness.dialogue import Dialogue
 from benchmarks.peers import child, targets
 from benchmarks.peers.contenders import CONTENDERS
 from benchmarks.peers.sizes import Limits, Point
@@ -18,6 +17,9 @@ from benchmarks.peers.targets import Aim
 
 NOT_INSTALLED = {"outcome": "not installed", "message": "its package is missing"}
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
+
+Ask = Callable[[str], dict[str, Any]]
+"""Puts a request to a process and waits for the answer."""
 
 
 def compute(point: Point, limits: Limits, device: str, cache: str) -> dict[str, Any]:
@@ -36,37 +38,35 @@ def compute(point: Point, limits: Limits, device: str, cache: str) -> dict[str, 
     with TemporaryDirectory() as folder, ExitStack() as running:
         path = Path(folder) / "targets.pt"
         aim = Aim(point.problem, point.tasks, point.steps, device)
-        job = targets.Job(asdict(aim), str(path))
-        own = processes.run_module("benchmarks.peers.targets", job.to_json(), limits.start)
+        own = processes.run(targets.write, targets.Job(aim, str(path)), limit=limits.start)
         if own.get("outcome"):
             return {"contenders": dict.fromkeys(point.contenders, own), "reference_error": None}
         found: dict[str, dict[str, Any]] = {}
-        alive: dict[str, Dialogue] = {}
+        alive: dict[str, Ask] = {}
         for name in point.contenders:
             if not CONTENDERS[name].installed:
                 found[name] = NOT_INSTALLED
                 continue
-            asked = child.Job(name, asdict(aim), point.dtype, str(path), limits.memory_gib)
-            one = running.enter_context(
-                Dialogue("benchmarks.peers.child", asked.to_json(), {CACHE: cache})
-            )
-            found[name] = one.ask(child.FIRST, limits.start)
+            job = child.Job(name, aim, point.dtype, str(path), limits.memory_gib)
+            process = running.enter_context(processes.Child({CACHE: cache}))
+            one = partial(process.ask, child.answer, job, limit=limits.start)
+            found[name] = one(child.FIRST)
             if not found[name]["outcome"]:
                 alive[name] = one
         _rounds(found, alive, limits)
         return {"contenders": found, **own}
 
 
-def _rounds(found: dict[str, dict[str, Any]], alive: dict[str, Dialogue], limits: Limits) -> None:
+def _rounds(found: dict[str, dict[str, Any]], alive: dict[str, Ask], limits: Limits) -> None:
     first = {name: found[name]["seconds"] for name in alive}
     seconds: dict[str, list[float]] = {name: [] for name in alive}
     for number in range(1, limits.rounds + 1):
         for name, one in alive.items():
             if number * first[name] < limits.seconds:
-                _add(seconds, found, name, one.ask(child.TIME, limits.start))
+                _add(seconds, found, name, one(child.TIME))
     for name, one in alive.items():
         if not found[name]["outcome"]:
-            found[name] |= one.ask(child.MEMORY, limits.start)
+            found[name] |= one(child.MEMORY)
         found[name]["seconds"] = seconds[name] or [first[name]]
 
 

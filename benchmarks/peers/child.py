@@ -1,17 +1,15 @@
-"""A contender in a process of its own: `python -m benchmarks.peers.child JOB`, JOB as JSON.
+"""A contender in a process of its own.
 
-It is asked, on standard input, in this order: "first", for a warm-up with one step (which loads
+It is asked in this order: "first", for a warm-up with one step (which loads
 libraries and compiles) and the first run, during which the growth of resident memory is read;
 "time", for one more timed run, as often as wanted; "memory", for a run in which allocations are
-recorded. Each answer is a line of JSON.
+recorded.
 """
 
 from __future__ import annotations
 
 import gc
-import json
-import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -19,7 +17,6 @@ from typing import Any
 import torch
 
 from benchmarks.harness import memory, processes
-from benchmarks.harness.dialogue import serve
 from benchmarks.harness.timing import once
 from benchmarks.peers.contenders import CONTENDERS
 from benchmarks.peers.runner import Outcome, Runner
@@ -34,29 +31,25 @@ class Job:
 
     Attributes:
         contender: A key of `CONTENDERS`.
-        aim: The fields of an `Aim`.
+        aim: The point.
         dtype: "float32" or "float64".
         targets: The file with the targets.
         memory_gib: Memory beyond what is in use after the warm-up.
     """
 
     contender: str
-    aim: dict[str, Any]
+    aim: Aim
     dtype: str
     targets: str
     memory_gib: float
 
-    def to_json(self) -> str:
-        """The argument of the process."""
-        return json.dumps(asdict(self))
 
-
-class Child:
+class Measured:
     """Answers requests about one contender."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._device = torch.device(job.aim["device"])
+        self._device = torch.device(job.aim.device)
         self._runner: Runner | None = None
 
     def answer(self, request: str) -> dict[str, Any]:
@@ -70,7 +63,7 @@ class Child:
 
     def _first(self) -> dict[str, Any]:
         begin = perf_counter()
-        setup = Aim(**self._job.aim).setup(getattr(torch, self._job.dtype))
+        setup = self._job.aim.setup(getattr(torch, self._job.dtype))
         self._runner = CONTENDERS[self._job.contender].make(setup, None)
         self._runner.run(1)
         prepared = perf_counter() - begin
@@ -98,11 +91,12 @@ class Child:
         return self._runner.run(self._runner.steps)
 
 
-def main() -> None:
-    """Answer about the job of the command line."""
-    torch.set_num_threads(1)
-    serve(Child(Job(**json.loads(sys.argv[1]))).answer)
+_OPEN: list[Measured] = []
+"""The one of this process."""
 
 
-if __name__ == "__main__":
-    main()
+def answer(job: Job, request: str) -> dict[str, Any]:
+    """The answer to a request about a job, which is the same each time."""
+    if not _OPEN:
+        _OPEN.append(Measured(job))
+    return _OPEN[0].answer(request)

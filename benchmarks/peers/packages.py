@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-from benchmarks.cost import peers
+from benchmarks.cost.updates import peers
 from benchmarks.peers.problems import Network, Problem
 from benchmarks.peers.runner import Outcome, Runner, Setup
 from benchmarks.problems.tasks import Batch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -75,10 +74,10 @@ def cells(settings: Settings, sizes: Sizes, cache: str) -> list[Cell]:
 def _together(
     entries: tuple[tuple[str, float | None], ...], aim: Aim, sizes: Sizes, cache: str
 ) -> Callable[[], dict[str, Any]]:
-    job = together.Job(entries, asdict(aim), "float32", sizes.paired_rounds)
+    job = together.Job(entries, aim, "float32", sizes.paired_rounds)
     return partial(
-        processes.run_module, "benchmarks.peers.together", job.to_json(),
-        PATIENCE * sizes.limits.start, {apart.CACHE: cache},
+        processes.run, together.measure, job, limit=PATIENCE * sizes.limits.start,
+        variables={apart.CACHE: cache},
     )  # fmt: skip
 
 
@@ -86,7 +85,7 @@ def _stiff(run: Stiff, sizes: Sizes, device: str, cache: str) -> dict[str, Any]:
     job = stiff.Job(run.t1, run.tolerances, device)
     limit = PATIENCE * sizes.limits.start
     variables = {apart.CACHE: cache}
-    return processes.run_module("benchmarks.peers.stiff", job.to_json(), limit, variables)
+    return processes.run(stiff.measure, job, limit=limit, variables=variables)
 
 
 def _precision(found: dict[str, dict[str, Any]], sizes: Sizes, settings: Settings) -> str:

@@ -1,6 +1,6 @@
 """Long horizons: the stabilised solver against gradient descent at the edge of stability.
 
-`python -m benchmarks.peers.stiff JOB`, JOB as JSON. One CosMixture task (of the paper's text, whose
+One CosMixture task (of the paper's text, whose
 curvature grows tenfold on the way), float64, errors to the gradient of the flow. Evaluations are
 gradients and Hessian-vector products together. The stabilised solver runs without compilation, with
 which it makes stages again in the backward sweep.
@@ -8,11 +8,9 @@ which it makes stages again in the backward sweep.
 
 from __future__ import annotations
 
-import json
 import math
-import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,10 +51,6 @@ class Job:
     tolerances: tuple[float, ...]
     device: str
     compile: str | None = "inductor"
-
-    def to_json(self) -> str:
-        """The argument of the process."""
-        return json.dumps(asdict(self))
 
 
 def problem(device: torch.device) -> Problem:
@@ -134,13 +128,3 @@ def _entry(
         "evaluations": stats.gradient_evaluations + stats.hvps,
         "stored_states": stats.stored_states,
     }  # fmt: skip
-
-
-def main() -> None:
-    """Measure the job of the command line."""
-    torch.set_num_threads(1)
-    print(json.dumps(measure(Job(**json.loads(sys.argv[1]))), sort_keys=True))
-
-
-if __name__ == "__main__":
-    main()

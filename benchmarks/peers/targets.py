@@ -1,14 +1,9 @@
-"""The two gradients that contenders are compared with, in float64.
-
-`python -m benchmarks.peers.targets JOB`, JOB as JSON, writes them into a file.
-"""
+"""The two gradients that contenders are compared with, in float64."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +48,12 @@ class Job:
     """What a process computes.
 
     Attributes:
-        aim: The fields of an `Aim`.
+        aim: The point.
         path: The file to be written.
     """
 
-    aim: dict[str, Any]
+    aim: Aim
     path: str
-
-    def to_json(self) -> str:
-        """The argument of the process."""
-        return json.dumps(asdict(self))
 
 
 class Targets:
@@ -128,14 +119,8 @@ def flow(setup: Setup, counts: Sequence[int], compile: str | None) -> list[Tenso
     return [gradient(steps) for steps in counts]
 
 
-def main() -> None:
-    """Write the targets of the command line's job."""
-    torch.set_num_threads(1)
-    job = Job(**json.loads(sys.argv[1]))
-    found, own = compute(Aim(**job.aim).setup(torch.float64))
+def write(job: Job) -> dict[str, Any]:
+    """Write the targets of a job into its file."""
+    found, own = compute(job.aim.setup(torch.float64))
     torch.save(found, job.path)
-    print(json.dumps({"reference_error": own}))
-
-
-if __name__ == "__main__":
-    main()
+    return {"reference_error": own}

@@ -1,11 +1,9 @@
-"""Several contenders in one process, in turn: `python -m benchmarks.peers.together JOB`."""
+"""Several contenders in one process, in turn."""
 
 from __future__ import annotations
 
 import gc
-import json
-import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -23,26 +21,21 @@ class Job:
 
     Attributes:
         entries: Pairs (key of `CONTENDERS`, setting or None).
-        aim: The fields of an `Aim`.
+        aim: The point.
         dtype: "float32" or "float64".
         rounds: Timed runs of each.
     """
 
     entries: tuple[tuple[str, float | None], ...]
-    aim: dict[str, Any]
+    aim: Aim
     dtype: str
     rounds: int
-
-    def to_json(self) -> str:
-        """The argument of the process."""
-        return json.dumps(asdict(self))
 
 
 def measure(job: Job) -> dict[str, Any]:
     """For each entry that is installed its seconds, one per round, its errors and counts."""
-    aim = Aim(**job.aim)
-    found, own = compute(aim.setup(torch.float64))
-    targets, setup = Targets(found), aim.setup(getattr(torch, job.dtype))
+    found, own = compute(job.aim.setup(torch.float64))
+    targets, setup = Targets(found), job.aim.setup(getattr(torch, job.dtype))
     entries: list[dict[str, Any]] = []
     ready: list[tuple[dict[str, Any], Runner]] = []
     for name, setting in job.entries:
@@ -73,13 +66,3 @@ def _first(
     except Exception as error:  # whatever a package does not support
         return entry | {"outcome": type(error).__name__, "message": str(error)[:200]}, None
     return entry | {"errors": targets.errors(outcome.gradient), **outcome.counts}, runner
-
-
-def main() -> None:
-    """Measure the job of the command line."""
-    torch.set_num_threads(1)
-    print(json.dumps(measure(Job(**json.loads(sys.argv[1]))), sort_keys=True))
-
-
-if __name__ == "__main__":
-    main()

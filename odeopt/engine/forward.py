@@ -54,9 +54,9 @@ def forward_sweep(
     schedule: CheckpointSchedule | None,
     kept: Kept,
     first: int,
-    observe: Sequence[int] = (),
-    fingerprints: bool = False,
-    journal: Journal | None = None,
+    observe: Sequence[int],
+    fingerprints: bool,
+    journal: Journal | None,
 ) -> Trajectory:
     """Run the solve and the schedule's forward stream, which starts at step `first`.
 
@@ -195,7 +195,7 @@ def resumed_trajectory(progress: ForwardProgress, kept: Kept, first: int) -> Tra
 
 
 def forward_progress(
-    trajectory: Trajectory, index: int, actions: int = 0, begun: bool = True, done: bool = False,
+    trajectory: Trajectory, index: int, actions: int, begun: bool, done: bool = False,
     refinement: Refinement | None = None,
 ) -> ForwardProgress:  # fmt: skip
     """What there is to be saved of a forward sweep."""

@@ -166,7 +166,7 @@ def _save_end(run: Run) -> None:
         stepper = run.stepper
         refinement = stepper.refinement
         length, trajectory = stepper.length or 0, run.trajectory
-        progress = forward_progress(trajectory, length, done=True, refinement=refinement)
+        progress = forward_progress(trajectory, length, 0, True, True, refinement)
         run.journal.save(progress, trajectory.kept)
 
 

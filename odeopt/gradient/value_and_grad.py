@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,15 +16,7 @@ from odeopt.engine.refinement import Refinement
 from odeopt.engine.run import Run
 from odeopt.engine.safety import Status
 from odeopt.engine.stats import Stats
-from odeopt.errors import (
-    CompatibilityError,
-    DivergenceError,
-    InputError,
-    SecondOrderError,
-    StabilityError,
-)
-from odeopt.gradient.coarsening import coarsen
-from odeopt.gradient.error_estimate import estimate, no_estimate
+from odeopt.errors import CompatibilityError, InputError, SecondOrderError
 from odeopt.gradient.event import Stopping, StopWhen
 from odeopt.gradient.outer_loss import OuterGradients, OuterLoss, differentiate, outer_kernel
 from odeopt.gradient.probe import probe
@@ -43,9 +35,6 @@ from odeopt.tools.transforms import (
 from odeopt.tools.types import PyTree
 
 OnFailure = Literal["raise", "skip"]
-
-_ONE_STEP = "there is but one step, which cannot be made longer"
-_UNSTABLE = "steps twice as long are not stable"
 
 
 def check_on_failure(value: object) -> None:
@@ -66,8 +55,12 @@ class ValueAndGrad:
     tasks: bool
     on_failure: OnFailure
     stop: StopWhen | None = None
-    estimate_error: bool = False
     inspect: Callable[[Run], None] | None = None
+
+    @property
+    def estimates_errors(self) -> bool:
+        """Whether results say how far they are from the flow's."""
+        return False
 
     @property
     def depends_on_company(self) -> bool:
@@ -105,6 +98,14 @@ class ValueAndGrad:
         hparams: PyTree = None, state: PyTree = None,
     ) -> Result:  # fmt: skip
         """The same; the cost is added to `stats`, that of a call which fails as well."""
+        call = self.begun(stats, params, batch, grid, outer_batch, hparams, state)
+        return call.run(self.choices, stats)
+
+    def begun(
+        self, stats: Stats, params: PyTree, batch: PyTree, grid: TimeGrid, outer_batch: PyTree,
+        hparams: PyTree, state: PyTree,
+    ) -> Call:  # fmt: skip
+        """A call whose arguments have been checked and put together; nothing is solved yet."""
         check_arrays(batch, "batch")
         check_arrays(outer_batch, "outer_batch")
         _refuse_transforms((params, hparams, batch, outer_batch, state, _tensors_of(grid)))
@@ -117,49 +118,42 @@ class ValueAndGrad:
             if self.stop is not None:
                 args = (begin.hparams_tree, begin.hparams)
                 stopping = Stopping(self.stop, self.choices, problem, batch, *args, stats)
-            call = _Call(self, problem, begin, outer_batch, stopping)
-            result = call.run(stats)
-            return call.with_error(result) if self.estimate_error else result
+            return Call(self, problem, begin, outer_batch, stopping)
 
 
-class _Call:
-    """One call of `value_and_grad`."""
+class Call:
+    """One call of `value_and_grad`.
+
+    Attributes:
+        solved: the solve of the last `run`.
+    """
+
+    solved: Solved
 
     def __init__(
         self, owner: ValueAndGrad, problem: Problem, begin: Beginning, outer_batch: PyTree,
-        stopping: Stopping | None, refinement: Refinement | None = None,
+        stopping: Stopping | None,
     ) -> None:  # fmt: skip
         self._owner, self._begin, self._stopping = owner, begin, stopping
-        self._refinement = refinement
         self._problem = problem if stopping is None else stopping.problem
         self._outer_batch = detach(outer_batch)
 
-    def run(self, stats: Stats) -> Result:
-        """Both sweeps; their cost is added to `stats`."""
-        owner, problem = self._owner, self._problem
-        if owner.choices.safety.probe:
-            probe(owner.choices, problem)
-        skips = owner.on_failure == "skip"
-        self._solved = Solved.forward(owner.choices, problem, stats, skips, self._refinement)
-        with self._solved.run.trajectory.kept:
-            if owner.inspect is not None:
-                owner.inspect(self._solved.run)
-            return self._go_back(self._solved, stats)
+    def over(self, problem: Problem) -> Call:
+        """The same call over another grid, whose problem has been put together."""
+        return Call(self._owner, problem, self._begin, self._outer_batch, None)
 
-    def with_error(self, result: Result) -> Result:
-        """The result with an estimate of its error, from one more solve with longer steps."""
-        coarser = coarsen(self._solved.run)
-        if coarser is None:
-            return replace(result, error=no_estimate(1, _ONE_STEP))
-        owner = replace(self._owner, choices=coarser.choices)
-        call = _Call(
-            owner, coarser.problem, self._begin, self._outer_batch, None, coarser.refinement
-        )
-        try:
-            other = call.run(Stats())
-        except (DivergenceError, StabilityError):
-            return replace(result, error=no_estimate(coarser.decay.order, _UNSTABLE))
-        return replace(result, error=estimate(result, other, coarser, self._solved.trace))
+    @torch.no_grad()
+    def run(self, choices: Choices, stats: Stats, refinement: Refinement | None = None) -> Result:
+        """Both sweeps, with steps that are known already if given; the cost is added to `stats`."""
+        owner, problem = self._owner, self._problem
+        if choices.safety.probe:
+            probe(choices, problem)
+        skips = owner.on_failure == "skip"
+        self.solved = Solved.forward(choices, problem, stats, skips, refinement)
+        with self.solved.run.trajectory.kept:
+            if owner.inspect is not None:
+                owner.inspect(self.solved.run)
+            return self._go_back(self.solved, stats)
 
     def _go_back(self, solved: Solved, stats: Stats) -> Result:
         """From the final state to the gradients."""

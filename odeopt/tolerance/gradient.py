@@ -41,9 +41,15 @@ ATTEMPTS = 8
 
 @dataclass(frozen=True)
 class TunedValueAndGrad(ValueAndGrad):
-    """`opt.value_and_grad(outer_loss)` of a `ToleranceOptimizer`."""
+    """`opt.value_and_grad(outer_loss)` of a `ToleranceOptimizer`.
+
+    Attributes:
+        tuning: what has been learnt.
+        judges: whether the error of every call is estimated.
+    """
 
     tuning: Tuning | None = None
+    judges: bool = False
 
     @property
     @override
@@ -88,7 +94,7 @@ class TunedValueAndGrad(ValueAndGrad):
             if course.stalled:
                 break
             try:
-                if course.working is not None and not (course.due or self.estimate_error):
+                if course.working is not None and not (course.due or self.judges):
                     course.note_call()
                     return solves.settled(course.working, course.error)
                 judged = solves.judged(course.setting, course.finer)

@@ -117,7 +117,7 @@ class ToleranceOptimizer(ODEOptimizer):
             )
         base = super().value_and_grad(outer_loss, tasks, on_failure, has_aux)
         return TunedValueAndGrad(
-            base.choices, base.outer, tasks, on_failure, None, estimate_error, tuning=self._tuning
+            base.choices, base.outer, tasks, on_failure, tuning=self._tuning, judges=estimate_error
         )
 
     @override

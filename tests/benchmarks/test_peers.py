@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import json
-import sys
-from dataclasses import asdict
-
 import pytest
 import torch
 from typer.testing import CliRunner
 
 import odeopt
 from benchmarks import __main__ as cli
-from benchmarks.harness import dialogue, processes, strict_json
-from benchmarks.harness.dialogue import Dialogue
+from benchmarks.harness import processes, strict_json
 from benchmarks.harness.registry import Preset
 from benchmarks.peers import apart, by_hand, child, ours, problems, stiff, targets, together
 from benchmarks.peers import contenders as c
@@ -30,15 +24,6 @@ COMPILED = {
     c.DENSITY: ours.descent(ours.density, compile="trace"),
 }
 """Exact contenders that are compiled, here recorded only."""
-
-STAYS = """
-import json, sys, time
-for line in sys.stdin:
-    request = line.strip()
-    if request == "sleep": time.sleep(60)
-    if request == "fail": sys.exit("the reason")
-    print(json.dumps({"outcome": "", "said": request, "job": sys.argv[1]}), flush=True)
-"""
 
 
 def setup_of(problem, tasks, steps, device, dtype=torch.float64):
@@ -143,11 +128,10 @@ def test_presets_name_contenders_that_there_are():
 
 
 class Inside:
-    """A dialogue without a process."""
+    """A process that is none."""
 
-    def __init__(self, module, job, variables=None):
-        assert module == "benchmarks.peers.child"
-        self._child = child.Child(child.Job(**json.loads(job)))
+    def __init__(self, variables=None):
+        self._measured = None
 
     def __enter__(self):
         return self
@@ -155,23 +139,16 @@ class Inside:
     def __exit__(self, *_):
         pass
 
-    def ask(self, request, limit):
-        return self._child.answer(request)
+    def ask(self, function, job, request, limit):
+        assert function is child.answer
+        self._measured = self._measured or child.Measured(job)
+        return self._measured.answer(request)
 
 
 @pytest.fixture
 def inside(monkeypatch):
-    def run_module(module, job, limit, variables=None):
-        assert module == "benchmarks.peers.targets"
-        monkeypatch.setattr(sys, "argv", ["", job])
-        out = io.StringIO()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "stdout", out)
-            targets.main()
-        return json.loads(out.getvalue())
-
-    monkeypatch.setattr(apart, "Dialogue", Inside)
-    monkeypatch.setattr(processes, "run_module", run_module)
+    monkeypatch.setattr(processes, "Child", Inside)
+    monkeypatch.setattr(processes, "run", lambda function, job, limit: function(job))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -213,9 +190,9 @@ def test_who_fails_or_is_slow_or_missing_is_said_and_the_others_go_on(inside, mo
 def test_contenders_in_one_process_are_timed_in_turn(monkeypatch, device):
     monkeypatch.setitem(CONTENDERS, "failing", Contender("failing", "", MAP, refuse))
     entries = ((c.EAGER, None), ("failing", None), (c.UNROLLED, 2))
-    found = together.measure(
-        together.Job(entries, asdict(Aim("mlp", 1, 4, str(device))), "float64", 3)
-    )["entries"]
+    found = together.measure(together.Job(entries, Aim("mlp", 1, 4, str(device)), "float64", 3))[
+        "entries"
+    ]
     assert [len(entry["seconds"]) for entry in found] == [3, 0, 3]
     assert found[0]["errors"]["A"] < 1e-8 < found[2]["errors"]["A"]  # the last in two steps
     assert found[1]["outcome"] == "NotImplementedError"
@@ -230,41 +207,3 @@ def test_a_long_horizon_has_a_radius_and_two_solvers(device):
     loose, tight = found["stabilised"]
     assert tight["error"] < loose["error"] < 0.2
     assert tight["evaluations"] > loose["evaluations"]
-
-
-@pytest.fixture
-def stays(tmp_path):
-    (tmp_path / "stays.py").write_text(STAYS)
-    return lambda: Dialogue("stays", "a job", {"PYTHONPATH": str(tmp_path)})
-
-
-def test_a_process_stays_and_answers(stays):
-    with stays() as one:
-        for request in ("first", "time"):
-            answer = one.ask(request, 20.0)
-            assert answer == {"outcome": "", "said": request, "job": "a job"}
-
-
-def test_a_process_that_takes_too_long_is_ended(stays):
-    with stays() as one:
-        assert one.ask("sleep", 0.5)["outcome"] == "did not finish"
-        assert one._process.wait(5) != 0
-
-
-def test_a_process_that_fails_raises(stays):
-    with stays() as one, pytest.raises(processes.ChildError, match="the reason"):
-        one.ask("fail", 20.0)
-
-
-def test_what_is_printed_while_an_answer_is_made_is_no_answer(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("one\n"))
-    out = io.StringIO()
-    monkeypatch.setattr(sys, "stdout", out)
-
-    def answer(request):
-        print("a warning")
-        return {"to": request}
-
-    dialogue.serve(answer)
-    assert json.loads(out.getvalue()) == {"to": "one"}
-    assert "a warning" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import odeopt
 from odeopt import Binomial, Density, Device, Disk, Every, Graded, Host, TimeGrid
+from odeopt.engine.kept import Kept
 from tests.checkpoint.conftest import Bench, Crash, same
 
 SCHEDULES = st.one_of(
@@ -73,6 +74,11 @@ def test_stats_say_how_much_is_where(tmp_path):
         assert stats.stored_bytes == getattr(stats, f"{own}_bytes") == 5 * state
         others = {"device", "host", "disk"} - {own}
         assert all(getattr(stats, f"{other}_bytes") == 0 for other in others)
+
+
+def test_states_are_at_hand_if_all_of_them_are(tmp_path):
+    assert Kept(odeopt.Stats(), (odeopt.Device(),)).at_hand
+    assert not Kept(odeopt.Stats(), (odeopt.Device(), odeopt.Disk(tmp_path))).at_hand
 
 
 def test_states_on_disk_are_removed_as_they_are_used(tmp_path):

@@ -226,6 +226,17 @@ def test_an_event_that_was_there_from_the_start_makes_no_step(problem):
     assert torch.equal(res.grads.params, direct)
 
 
+def test_an_event_that_is_zero_at_the_start_makes_no_step(device):
+    """Whatever it does afterwards: it has come down to zero."""
+    flow = odeopt.GradientFlow(lambda params, batch: -params.sum())
+    event = odeopt.StopWhen(lambda params, batch: params.sum())
+    params = torch.tensor([1.0, -1.0], device=device)
+    call = odeopt.ODEOptimizer(flow).value_and_grad(lambda p, b: p.square().sum(), stop=event)
+    res = call(params, (), GRID, ())
+    assert res.diagnostics["stop_time"] == 0
+    assert torch.equal(res.grads.params, 2 * params)
+
+
 def test_a_stream_needs_a_batch_for_the_event(problem):
     params, batch, _ = problem
     stream = odeopt.Stream.minibatches(batch, 2, seed=0)

@@ -15,15 +15,20 @@ class Equivalent(NamedTuple):
 
 EQUIVALENT = (
     Equivalent(
+        "odeopt/engine/steppers.py",
+        "y1, waiting = step(k, self._starts[k], dt, y), self.waits(k, k + 2)",
+        "A step of zero length leaves a state as it is, unless the velocity is not finite there;"
+        " then the next step, which begins at the same time and state, fails as well.",
+    ),
+    Equivalent(
+        "odeopt/gradient/event.py",
+        "done = done | (high - low < tiny * high) | (below & (found == 0))",
+        "An interval that is to the last bit as short as wanted may as well be cut once more.",
+    ),
+    Equivalent(
         "odeopt/engine/adaptive.py",
         "LANDS = 2e-09",
         "Any part of a step that is far above rounding and far below what is seen will do.",
-    ),
-    Equivalent(
-        "odeopt/engine/forward.py",
-        "trajectory: Trajectory, index: int, actions: int = 0, begun: bool = False, done: bool ="
-        " False,",
-        "A sweep is saved without it at its end only, from where it does not go on.",
     ),
     Equivalent(
         "odeopt/engine/spectral_guard.py",

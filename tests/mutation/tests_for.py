@@ -192,6 +192,7 @@ _PARTS = {
             "outer/test_run_folder.py",
             "outer/test_checkpoints.py",
             "outer/test_learner.py",
+            "outer/test_outer_loop.py",
         ),
         {
             "outer/inner_loop.py": (

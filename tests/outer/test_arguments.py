@@ -75,6 +75,7 @@ def test_tasks_are_a_task_batch_or_a_pair(device):
     found = as_task_batch(pair)
     assert (found.train is pair[0], found.validation is pair[1]) == (True, True)
     assert as_task_batch(found) is found
+    assert as_task_batch(((), pair[1])).train == ()
     for wrong in (pair[:1], (*pair, pair[0]), list(pair), None):
         with pytest.raises(odeopt.InputError, match="task_batch is a "):
             as_task_batch(wrong)

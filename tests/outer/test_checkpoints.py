@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -274,3 +275,15 @@ def test_where_a_module_began_does_not_count(tmp_path):
     assert again.restore()
     assert same(again.params, first.params)
     refuses(learner(dropout=0.5), InputError, "the method")
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 6])
+def test_of_parameters_that_differ_the_first_are_named(count):
+    held = {f"params['p{k}']": "torch.float64 [2]" for k in range(count)}
+    found = Checkpoint("", {}, held, 0, {}, {}, torch.zeros(0))
+    with pytest.raises(odeopt.InputError) as caught:
+        found.check_layout({}, Path("checkpoint.pt"))
+    message = str(caught.value)
+    assert message.count("is torch.float64 [2], expected nothing") == min(count, 3)
+    assert (f" and {count - 3} more" in message) == (count > 3)
+    assert (" more" in message) == (count > 3)

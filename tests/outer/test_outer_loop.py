@@ -70,6 +70,7 @@ def test_it_is_the_loop_that_one_would_write(device, name, clip):
         schedule.step()
         assert step.grad_norm == pytest.approx(norm)
         assert step.change == pytest.approx((x - before).norm().item())
+        assert 0 < step.seconds < 60
     assert torch.allclose(loop.learned["x"], x, rtol=1e-6)
     assert loop.learned["note"] == "kept"
 

@@ -286,3 +286,9 @@ def test_products_are_made_as_was_asked_for():
     assert odeopt.ImplicitAdjoint(differentiation=mixed).differentiation is mixed
     with pytest.raises(odeopt.InputError, match="differentiation is 'forward'"):
         odeopt.ImplicitAdjoint(differentiation="forward")
+
+
+@pytest.mark.parametrize("given", ["cg", odeopt.ConjugateGradient])
+def test_a_linear_solver_that_is_none_is_refused(given):
+    with pytest.raises(odeopt.InputError, match=r"linear_solver is .*expected e\.g\. Conj"):
+        odeopt.ImplicitAdjoint(linear_solver=given)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from support import copies
 from support import tasks as problems
 
 import odeopt
@@ -71,6 +72,33 @@ def warm(spread):
     state = tree.map_tensors(torch.Tensor.detach, start.state)
     grid = odeopt.TimeGrid.uniform(0.4, 4)
     return spread(call)(torch.ones(2), torch.randn(3, 2), grid, torch.randn(3, 2), state=state)
+
+
+def copied(spread, kind):
+    """Built-ins, and the same written again with states in a tier of their own."""
+    problem = smooth_problem(tasks=3)
+    grid = odeopt.TimeGrid.uniform(0.8, 8)
+    flow, rkc = odeopt.GradientFlow(problem.loss), (1e-3, 1e-5)
+    both = {
+        "stabilized": ((flow, odeopt.StabilizedRK(*rkc)), (flow, copies.OtherRKC(*rkc))),
+        "adam": ((odeopt.Adam(problem.loss),), (copies.OtherAdam(problem.loss),)),
+        "continuous": (
+            (flow, odeopt.RK4(), odeopt.ContinuousAdjoint(odeopt.Euler())),
+            (flow, odeopt.RK4(), copies.OtherContinuous()),
+        ),
+    }[kind]
+    found = []
+    for choices, store in zip(both, (odeopt.Device(), copies.Drawer()), strict=True):
+        opt = odeopt.ODEOptimizer(*choices, checkpoints=odeopt.Every(2, store=store))
+        call = spread(opt.value_and_grad(problem.loss, tasks=True))
+        args = (problem.params, problem.batch, grid, problem.outer_batch, problem.hparams)
+        found.append(numbers(call(*args)))
+    for one in found:
+        del one["stats"]["device_bytes"]  # a drawer is none
+    return found
+
+
+COPIES = ("stabilized", "adam", "continuous")
 
 
 def implicit(spread):

@@ -92,9 +92,8 @@ class SolveFolder:
                 self._clear()
         finally:
             self._lock.release()
-        if done:
-            with suppress(OSError):  # other files are in it
-                self.path.rmdir()
+        with suppress(OSError):  # other files are in it, or what an interrupted solve has left
+            self.path.rmdir()
 
     def _begin(self, identity: dict[str, str]) -> None:
         root = self.path / ROOT

@@ -62,10 +62,10 @@ def spread(call: ValueAndGrad, workers: Workers) -> SpreadValueAndGrad:
             f"spread got a {type(call).__name__}, which chooses its steps by the tasks that it"
             " sees; they differ from worker to worker. Use the choices that it describes."
         )
-    if not call.tasks or call.estimate_error:
+    if not call.tasks or call.estimates_errors:
         raise CompatibilityError(
             f"spread got value_and_grad with tasks={call.tasks} and"
-            f" estimate_error={call.estimate_error}; expected tasks=True, and errors estimated in"
+            f" estimate_error={call.estimates_errors}; expected tasks=True, and errors estimated in"
             " one process."
         )
     return SpreadValueAndGrad(call, workers)

@@ -40,6 +40,11 @@ def results(workers):
     return {name: cases.numbers(case(spread)) for name, case in cases.CASES.items()}
 
 
+def copies(workers):
+    spread = partial(odeopt.spread, workers=workers)
+    return {kind: cases.copied(spread, kind) for kind in cases.COPIES}
+
+
 def methods(workers):
     def spread(method):
         found = SpreadMethod(method, workers)
@@ -167,6 +172,7 @@ def everything(folder):
     with odeopt.Workers(timeout=60.0) as workers:
         found = {
             "results": results(workers),
+            "copies": copies(workers),
             "methods": methods(workers),
             "errors": errors(workers),
             "disagreements": {name: caught(make) for name, make in disagreements(workers).items()},

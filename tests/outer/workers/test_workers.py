@@ -55,6 +55,13 @@ def test_a_gradient_is_that_of_one_process(runs, name):
     assert_close(of_tasks_that_are_well(both[0]), of_tasks_that_are_well(expected))
 
 
+@pytest.mark.parametrize("kind", cases.COPIES)
+def test_a_copy_of_a_built_in_does_what_that_does(runs, kind):
+    for found in runs[1]:
+        itself, copy = found["copies"][kind]
+        assert_close(copy, itself)
+
+
 def of_tasks_that_are_well(found):
     """Without rows of failed tasks, which are not defined, and what they cost."""
     well = found["status"] == odeopt.Status.OK

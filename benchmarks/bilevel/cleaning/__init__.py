@@ -1,0 +1,1 @@
+"""Weights of training examples, some with wrong labels, by the gradient of validation."""

@@ -1,0 +1,1 @@
+"""What a meta-gradient costs in plain trainings, for long loops and for many parameters."""

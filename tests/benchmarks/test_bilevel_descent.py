@@ -1,0 +1,48 @@
+"""Descent along gradients of trainings that may diverge."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import odeopt
+from benchmarks.bilevel import descent
+from benchmarks.bilevel.descent import Evaluated
+
+
+def bowl(leaves, update):
+    del update
+    (x,) = leaves
+    return Evaluated((x * x).sum().item(), [2 * x], 7)
+
+
+def test_it_goes_down_and_returns_the_best_it_saw():
+    found = descent.descend([torch.tensor([0.5, -0.4])], bowl, 20, 0.1, wasted=3)
+    assert found.spent == 20 * 7
+    assert min(found.values) < 0.05 * found.values[0]
+    assert bowl(found.best, 0).value == pytest.approx(min(found.values), rel=1e-12)
+
+
+def test_after_a_divergence_it_goes_on_from_the_best_in_half_steps():
+    seen = []
+
+    def evaluate(leaves, update):
+        seen.append(leaves[0].item())
+        if update == 2:
+            raise odeopt.DivergenceError("here")
+        return Evaluated(float(update), [torch.ones(())], 7)
+
+    found = descent.descend([torch.tensor(1.0)], evaluate, 5, 0.1, wasted=3)
+    assert found.values == [0.0, 1.0, float("inf"), 3.0, 4.0]
+    assert found.spent == 4 * 7 + 3
+    assert seen == pytest.approx([1.0, 0.9, 0.8, 1.0, 0.95], rel=1e-5)  # Adam's steps of a sign
+    assert found.best[0].item() == 1.0
+
+
+def test_a_huge_gradient_does_not_stop_the_next_steps():
+    def evaluate(leaves, update):
+        huge = torch.full((), 1e30 if update == 0 else 1.0)
+        return Evaluated(leaves[0].item(), [huge], 1)
+
+    found = descent.descend([torch.tensor(1.0)], evaluate, 6, 0.1, wasted=1)
+    assert found.values == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6, 0.5], rel=1e-4)
