@@ -122,16 +122,18 @@ def test_the_progress_that_was_read_is_let_go(tmp_path, limit, kind):
         held = 0
 
         def loss(self, params, batch, hparams):
-            self.held = sum(type(x) is kind for x in gc.get_objects())
-            return super().loss(params, batch, hparams)
+            found = super().loss(params, batch, hparams)
+            if self.calls % 10 == 0:  # looking takes a while
+                self.held = sum(type(x) is kind for x in gc.get_objects())
+            return found
 
     with suppress(Crash):
         Counting(25, limit=limit).run(Binomial(4, store=Disk(tmp_path, resume=True, seconds=0)))
     gc.collect()  # what the crash has left
     counting = Counting(25)
     counting.run(Binomial(4, store=Disk(tmp_path, resume=True, seconds=60)))
-    assert counting.calls > 5
-    assert counting.held == 0, "at the last step that is replayed"
+    assert counting.calls > 40
+    assert counting.held == 0, "late in the backward sweep"
 
 
 def test_it_does_not_begin_again(tmp_path):

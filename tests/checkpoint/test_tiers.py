@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import odeopt
 from odeopt import Binomial, Density, Device, Disk, Every, Graded, Host, TimeGrid
 from odeopt.engine.kept import Kept
+from odeopt.testing import check_tier
 from tests.checkpoint.conftest import Bench, Crash, same
 
 SCHEDULES = st.one_of(
@@ -79,6 +80,11 @@ def test_stats_say_how_much_is_where(tmp_path):
 def test_states_are_at_hand_if_all_of_them_are(tmp_path):
     assert Kept(odeopt.Stats(), (odeopt.Device(),)).at_hand
     assert not Kept(odeopt.Stats(), (odeopt.Device(), odeopt.Disk(tmp_path))).at_hand
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_is_a_tier_like_others(tmp_path, resume):
+    check_tier(odeopt.Disk(tmp_path, resume=resume))
 
 
 def test_states_on_disk_are_removed_as_they_are_used(tmp_path):

@@ -89,6 +89,7 @@ class ResumableShelf(Shelf):
 
     @override
     def close(self, done: bool) -> None:
+        self._devices.clear()
         self._folder.close(done)
 
     def _remove(self, index: int) -> None:
