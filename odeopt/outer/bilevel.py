@@ -189,10 +189,9 @@ class BilevelProblem:
             raise CapturedTensorError(_CAPTURED.format(what="grid"))
         with torch.enable_grad():
             grid = _check_grid(self._grid(own), learned=True)
-        begin = grid.times[..., 0]
-        if begin.requires_grad and any(
-            bool(g.any()) for g in _pull([(begin, None)], own) if g is not None
-        ):
+        begins = grid.times[..., 0].reshape(-1)  # one for each task, or one
+        moved = [g for begin in begins for g in _pull([(begin, None)], own) if g is not None]
+        if any(bool(g.any()) for g in moved):
             raise InputError(
                 "the time at which the grid begins depends on hparams, which is not"
                 " differentiated: begin at a fixed time, as from_lr and uniform do."

@@ -131,6 +131,15 @@ def test_gradients_that_would_be_lost_are_refused(case):
         problem.value_and_grad(hparams, init, data, outer_data)
 
 
+def test_a_grid_of_tasks_is_refused(case):
+    """Its beginnings are looked at one by one; a bilevel problem has one inner problem."""
+    data, hparams, outer_data = case
+    grid = lambda hp: odeopt.TimeGrid.uniform(hp["lr"][:2].exp(), 3)  # noqa: E731
+    problem = odeopt.BilevelProblem(odeopt.GradientFlow(loss), outer, grid)
+    with pytest.raises(odeopt.InputError, match="the grid holds 2 tasks"):
+        problem.value_and_grad(hparams, init, data, outer_data)
+
+
 @pytest.mark.parametrize("grid", [0.1, lambda hparams: 0.1])
 def test_other_grids_are_refused(case, grid):
     data, hparams, outer_data = case
