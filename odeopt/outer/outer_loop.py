@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ from odeopt.outer.workers import Workers
 from odeopt.tools import tree
 from odeopt.tools.describing import describe_leniently
 from odeopt.tools.types import PyTree
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,8 +126,10 @@ class OuterLoop:
         self.updates = 0
         self.learned = {name: tree.map_tensors(_copy, own) for name, own in learned.items()}
         moved = [leaf for leaf in self._leaves() if tree.is_differentiable(leaf)]
-        self._optimizer = _make_optimizer(optimizer, moved)
-        self._schedule = None if schedule is None else _make_schedule(schedule, self._optimizer)
+        self._optimizer = _made("optimizer", optimizer, moved, Optimizer, _OPTIMIZER)
+        self._schedule: LRScheduler | None = None
+        if schedule is not None:
+            self._schedule = _made("schedule", schedule, self._optimizer, LRScheduler, _SCHEDULE)
         self._named_optimizer = NamedOptimizer(self._optimizer, self._named())
         self._keeper = Keeper(
             None if folder is None else Path(folder).absolute(), self._workers, self._named,
@@ -276,31 +280,27 @@ class OuterLoop:
         return [leaf for own in self.learned.values() for leaf in tree.leaves(own)]
 
 
-def _make_optimizer(optimizer: Any, leaves: list[Tensor]) -> Optimizer:
-    """The outer optimiser that a factory makes.
+_OPTIMIZER = (
+    "a torch.optim.Optimizer from a list of tensors, which are copies of those given, e.g."
+    " torch.optim.Adam or lambda leaves: torch.optim.SGD(leaves, lr=0.1)"
+)
+_SCHEDULE = (
+    "a scheduler of torch.optim.lr_scheduler from the outer optimizer, e.g. lambda optimizer:"
+    " CosineAnnealingLR(optimizer, T_max=1000)"
+)
+
+
+def _made(what: str, factory: Any, argument: Any, kind: type[T], wanted: str) -> T:
+    """What a factory makes.
 
     Raises:
         InputError: if it is no factory, such as an optimiser that is made already.
     """
-    found = optimizer(leaves) if callable(optimizer) else optimizer
-    if not callable(optimizer) or not isinstance(found, Optimizer):
-        said = "returned" if callable(optimizer) else "is"
+    found = factory(argument) if callable(factory) else factory
+    if not callable(factory) or not isinstance(found, kind):
+        said = "returned" if callable(factory) else "is"
         raise InputError(
-            f"optimizer {said} a {type(found).__name__}; expected a function that makes a"
-            " torch.optim.Optimizer from a list of tensors, which are copies of those given, e.g."
-            " torch.optim.Adam or lambda leaves: torch.optim.SGD(leaves, lr=0.1)."
-        )
-    return found
-
-
-def _make_schedule(schedule: Any, optimizer: Optimizer) -> LRScheduler:
-    found = schedule(optimizer) if callable(schedule) else schedule
-    if not callable(schedule) or not isinstance(found, LRScheduler):
-        said = "returned" if callable(schedule) else "is"
-        raise InputError(
-            f"schedule {said} a {type(found).__name__}; expected a function that makes a scheduler"
-            " of torch.optim.lr_scheduler from the outer optimizer, e.g. lambda optimizer:"
-            " CosineAnnealingLR(optimizer, T_max=1000)."
+            f"{what} {said} a {type(found).__name__}; expected a function that makes {wanted}."
         )
     return found
 
