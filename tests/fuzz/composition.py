@@ -191,8 +191,8 @@ def _tidy_road(c: Composition) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     if c.road != "value_and_grad" or c.adjoint != "discrete":
         changes["event"] = 0.0
-    if c.road == "bilevel":
-        changes["warm"] = False
+    if c.road == "bilevel":  # one inner problem: it takes a task dimension for one of the data
+        changes |= {"warm": False, "tasks": 0, "own": "nothing"}
     unrolled = c.adjoint in (*EXACT, "first-order")
     if c.road not in ("solve", "bilevel", "second") or not c.hparams or not unrolled:
         changes["learned_rates"] = False
