@@ -169,6 +169,8 @@ def _tidy_data(c: Composition) -> dict[str, Any]:
         changes["random"] = False
     else:
         changes["batch_grad"] = False
+    if c.event:  # it looks at the batch, whose gradient would lack its part
+        changes["batch_grad"] = False
     if c.store == "mixed" and c.checkpoints != "memory-budget":
         changes["store"] = "disk"
     if c.adjoint in CONTINUOUS and c.checkpoints == "graded":
