@@ -7,16 +7,14 @@ from statistics import fmean
 
 import torch
 
-import odeopt
 from benchmarks.collaborative_filtering import cells, sections, text
 from benchmarks.collaborative_filtering.sections import Results
 from benchmarks.collaborative_filtering.sizes import Setting, Sizes, resolve
-from benchmarks.harness import curves, environment
+from benchmarks.harness import curves, environment, outline
 from benchmarks.harness.curves import Curve
 from benchmarks.harness.plots import Labels
 from benchmarks.harness.registry import Preset, Settings
 from benchmarks.harness.runner import check_complete, run_cells
-from benchmarks.harness.store import fingerprint
 from benchmarks.methods import LABELS
 
 
@@ -26,15 +24,10 @@ def run(settings: Settings) -> None:
     torch.set_num_threads(1)  # the problems are small: more threads only wait for each other
     sizes = resolve(settings.preset, settings.data)
     circumstances = environment.describe(settings.device)
-    depends = {
-        "revision": cells.REVISION,
-        "odeopt": odeopt.__version__,
-        "device": circumstances["device_name"],
-        "sizes": repr(sizes),
-    }
+    mark = outline.mark(settings, cells.REVISION, sizes)
     asked = cells.cells(settings, sizes)
     results = run_cells(
-        "collaborative-filtering", asked, settings.store, fingerprint(depends), settings.only,
+        "collaborative-filtering", asked, settings.store, mark, settings.only,
         gaps=True,
     )  # fmt: skip
     parts = [text.head(settings.preset, circumstances, sizes)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
+
 import odeopt
 from benchmarks.harness import environment
 from benchmarks.harness.registry import Settings
@@ -55,6 +57,19 @@ def compute(settings: Settings, name: str, cells: Sequence[Cell], fingerprint: s
     circumstances = environment.describe(settings.device)
     values = run_cells(name, cells, settings.store, fingerprint, settings.only)
     return Run(name, circumstances, values)
+
+
+def compute_alone(
+    settings: Settings, name: str, revision: int, sizes: object, cells: Sequence[Cell],
+    dtype: torch.dtype = torch.float32,
+) -> Run:  # fmt: skip
+    """Compute the cells that are missing, in this process, on one thread.
+
+    The problems are small: more threads only wait for each other.
+    """
+    torch.set_default_dtype(dtype)
+    torch.set_num_threads(1)
+    return compute(settings, name, cells, mark(settings, revision, sizes))
 
 
 def write(settings: Settings, title: str, run: Run, sections: Sequence[str]) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
+
+import torch
 
 from benchmarks.harness.registry import Benchmark, Settings
 from benchmarks.harness.runner import IncompleteError, UnknownCellError
@@ -37,7 +40,8 @@ def _run(name: str, title: str, parts: dict[str, str], settings: Settings) -> No
     for part, module in chosen.items():
         own = replace(settings, store=_store(settings, part), only=only)
         try:
-            import_module(module).run(own)
+            with _settings_of_torch():
+                import_module(module).run(own)
         except UnknownCellError as error:
             unknown.append(error)
         except IncompleteError as error:
@@ -47,6 +51,17 @@ def _run(name: str, title: str, parts: dict[str, str], settings: Settings) -> No
     if missing:
         raise missing[0]
     _join(name, title, parts, settings)
+
+
+@contextmanager
+def _settings_of_torch() -> Generator[None]:
+    """Set back the default dtype and the number of threads, which a part may choose."""
+    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_num_threads(threads)
 
 
 def _join(name: str, title: str, parts: dict[str, str], settings: Settings) -> None:

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 
 import odeopt
-from benchmarks.harness import curves, environment, markdown, paired
+from benchmarks.harness import curves, environment, markdown, outline, paired
 from benchmarks.harness.curves import Curve
 from benchmarks.harness.plots import Labels
 from benchmarks.harness.registry import Preset, Settings
 from benchmarks.harness.runner import check_complete, run_cells
-from benchmarks.harness.store import fingerprint
 from benchmarks.methods import LABELS
 from benchmarks.problems.figure_2 import FIGURE_2
 from benchmarks.regression import cells, diagnosis
@@ -30,16 +29,9 @@ def run(settings: Settings) -> None:
     torch.set_num_threads(1)  # the problems are small: more threads only wait for each other
     sizes = SIZES[settings.preset]
     circumstances = environment.describe(settings.device)
-    depends = {
-        "revision": cells.REVISION,
-        "odeopt": odeopt.__version__,
-        "device": circumstances["device_name"],
-        "sizes": repr(sizes),
-    }
+    mark = outline.mark(settings, cells.REVISION, sizes)
     asked = [*cells.cells(settings, sizes), *diagnosis.cells(settings, sizes)]
-    results = run_cells(
-        "regression", asked, settings.store, fingerprint(depends), settings.only, gaps=True
-    )
+    results = run_cells("regression", asked, settings.store, mark, settings.only, gaps=True)
     done = _complete(results, sizes)
     if not done:
         check_complete(results, asked)

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any
 
-import torch
-
 from benchmarks.harness import markdown, outline
 from benchmarks.harness.plots import Labels, Series, Slope, loglog
 from benchmarks.harness.registry import Settings
@@ -30,10 +28,9 @@ DRAWN = 10.0
 
 def run(settings: Settings) -> None:
     """Compute what is missing and write the report, the plot and `results.json`."""
-    torch.set_num_threads(1)  # the problems are small: more threads only wait for each other
     sizes = SIZES[settings.preset]
-    mark = outline.mark(settings, REVISION, sizes)
-    done = outline.compute(settings, NAME, measure.cells(sizes), mark)
+    chosen = measure.cells(sizes)
+    done = outline.compute_alone(settings, NAME, REVISION, sizes, chosen)
     problems = list(done.cells.values())
     found = [row for problem in problems for row in known_estimates(problem)]
     _scatter(settings, [row for row in found if not row["failure"]])

@@ -166,7 +166,9 @@ def _save_end(run: Run) -> None:
         stepper = run.stepper
         refinement = stepper.refinement
         length, trajectory = stepper.length or 0, run.trajectory
-        progress = forward_progress(trajectory, length, 0, True, True, refinement)
+        progress = forward_progress(
+            trajectory, length, actions=0, begun=True, done=True, refinement=refinement
+        )
         run.journal.save(progress, trajectory.kept)
 
 

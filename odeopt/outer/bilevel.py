@@ -189,9 +189,8 @@ class BilevelProblem:
             raise CapturedTensorError(_CAPTURED.format(what="grid"))
         with torch.enable_grad():
             grid = _check_grid(self._grid(own), learned=True)
-        begins = grid.times[..., 0].reshape(-1)  # one for each task, or one
-        moved = [g for begin in begins for g in _pull([(begin, None)], own) if g is not None]
-        if any(bool(g.any()) for g in moved):
+        begin = grid.times[0]
+        if any(bool(g.any()) for g in _pull([(begin, None)], own) if g is not None):
             raise InputError(
                 "the time at which the grid begins depends on hparams, which is not"
                 " differentiated: begin at a fixed time, as from_lr and uniform do."
@@ -280,6 +279,12 @@ def _check_grid(grid: Any, learned: bool = False) -> TimeGrid:
         raise InputError(
             f"grid is {grid!r}; expected a TimeGrid, or a function of hparams that makes one, e.g."
             " lambda hparams: TimeGrid.from_lr(hparams['lr'], steps=100)."
+        )
+    if grid.tasks is not None:
+        raise InputError(
+            f"grid holds {grid.tasks} tasks, but a BilevelProblem has one inner problem: give it"
+            " times of shape [N + 1], or use value_and_grad(..., tasks=True) of an ODEOptimizer,"
+            " or a MetaLearner."
         )
     if grid.dt.requires_grad and not learned:
         raise CapturedTensorError(_CAPTURED.format(what="grid"))

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from benchmarks.accuracy_vs_checkpoints.methods.targets import Target, Targets, 
 from benchmarks.harness import memory
 from benchmarks.harness.registry import Settings
 from benchmarks.harness.runner import Cell
+from benchmarks.harness.timing import once
 
 FEW = 50
 
@@ -106,7 +106,7 @@ def _numbers(
         "hvps": found.stats.hvps,
         "stored_states": found.stats.stored_states,
         "live_bytes": memory.peak_live_bytes(run, device),
-        "seconds": median(_once(run, device) for _ in range(repeats)),
+        "seconds": median(once(run, device) for _ in range(repeats)),
     }
 
 
@@ -131,16 +131,3 @@ def _compare(found: Tensor, target: Target) -> dict[str, float]:
         "norm_ratio": (found.norm() / size).item(),
         "reference_error": target.error,
     }
-
-
-def _once(run: Callable[[], object], device: torch.device) -> float:
-    _wait(device)
-    begin = perf_counter()
-    run()
-    _wait(device)
-    return perf_counter() - begin
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from benchmarks.accuracy_vs_checkpoints.methods.measure import Entry, cells, entries, key
 from benchmarks.accuracy_vs_checkpoints.methods.problems import PROBLEMS
 from benchmarks.accuracy_vs_checkpoints.methods.sizes import LR, SIZES, Sizes
@@ -27,10 +25,9 @@ HEADERS = (
 
 def run(settings: Settings) -> None:
     """Compute what is missing and write the report, the plots and `results.json`."""
-    torch.set_num_threads(1)  # the problems are small: more threads only wait for each other
     sizes = SIZES[settings.preset]
-    mark = outline.mark(settings, REVISION, sizes)
-    done = outline.compute(settings, NAME, cells(settings, sizes), mark)
+    chosen = cells(settings, sizes)
+    done = outline.compute_alone(settings, NAME, REVISION, sizes, chosen)
     sections = [_head(sizes)]
     sections += [section(done.cells, problem, settings, sizes) for problem in sizes.problems]
     sections.append(_failures(done.cells))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 from random import Random
@@ -9,12 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
+import odeopt
 from benchmarks import budget
 from benchmarks.bilevel.cleaning.problem import Problem, Training
 from benchmarks.problems import classification
 from benchmarks.problems.classification import join, take
+from benchmarks.problems.models import Parameters
 from benchmarks.problems.tasks import Batch
+from odeopt.outer import OuterGradient, OuterLoop, OuterObjective
 
 UPDATE_SIZE = 0.3
 """The learning rate of the scores (Adam)."""
@@ -48,24 +53,40 @@ def learn(problem: Problem, training: Training, updates: int) -> Choice:
     Each update has its own initialisation and minibatches, so that the weights do not fit one
     training only.
     """
-    scores = torch.zeros_like(problem.train.y, dtype=problem.train.x.dtype).requires_grad_()
-    adam = torch.optim.Adam([scores], lr=UPDATE_SIZE)
-    gradient = training.scored.value_and_grad(training.outer_loss)
-    spent, values, found = 0, list[float](), list[Tensor]()
-    for update in range(updates):
-        params = training.start(problem.train, update)
-        stream = training.stream(problem.train, update)
-        result = gradient(
-            params, stream, training.grid(), problem.validation, scores.detach().clone()
-        )
-        scores.grad = result.grads.hparams
-        adam.step()
-        spent += budget.spent(result.stats)
-        values.append(result.value.item())
-        found.append(-scores.detach().clone())
-    final = scores.detach()
-    details = {"validation losses": values, "suspicions": found}
-    return Choice(torch.sigmoid(final), -final, final < 0, spent, details)
+    scores = torch.zeros_like(problem.train.y, dtype=problem.train.x.dtype)
+    validation, suspicions = _ValidationLoss(problem, training), list[Tensor]()
+    loop = OuterLoop(
+        validation, {"scores": scores}, lambda leaves: torch.optim.Adam(leaves, lr=UPDATE_SIZE),
+        callback=lambda step: suspicions.append(-loop.learned["scores"].clone()),
+        show_progress=False,
+    )  # fmt: skip
+    values = [step.value for step in loop.fit(updates)]
+    final = loop.learned["scores"]
+    details = {"validation losses": values, "suspicions": suspicions}
+    return Choice(torch.sigmoid(final), -final, final < 0, validation.spent, details)
+
+
+class _ValidationLoss(OuterObjective):
+    """The validation loss after a training, as a function of the scores; and what it cost."""
+
+    def __init__(self, problem: Problem, training: Training) -> None:
+        self.spent = 0
+        self._problem, self._training = problem, training
+        self._call = training.scored.value_and_grad(training.outer_loss)
+
+    @override
+    def draw(self, update: int) -> tuple[Parameters, odeopt.Stream]:
+        examples = self._problem.train
+        return self._training.start(examples, update), self._training.stream(examples, update)
+
+    @override
+    def gradient(
+        self, learned: Mapping[str, Tensor], drawn: tuple[Parameters, odeopt.Stream]
+    ) -> OuterGradient:
+        grid, held_out = self._training.grid(), self._problem.validation
+        result = self._call(*drawn, grid, held_out, learned["scores"])
+        self.spent += budget.spent(result.stats)
+        return OuterGradient(result.value, {"scores": result.grads.hparams})
 
 
 @dataclass(frozen=True)

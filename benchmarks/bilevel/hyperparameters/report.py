@@ -5,8 +5,6 @@ from __future__ import annotations
 from statistics import fmean, median, pstdev
 from typing import Any
 
-import torch
-
 from benchmarks import budget
 from benchmarks.bilevel import descent
 from benchmarks.bilevel.hyperparameters import cells, contenders, training
@@ -36,11 +34,9 @@ AGREES = 1e-6
 
 def run(settings: Settings) -> None:
     """Compute what is missing and write the report, the plot and `results.json`."""
-    torch.set_default_dtype(torch.float32)
-    torch.set_num_threads(1)  # the problems are small: more threads only wait for each other
     sizes = SIZES[settings.preset]
-    mark = outline.mark(settings, REVISION, sizes)
-    done = outline.compute(settings, NAME, cells.cells(settings, sizes), mark)
+    chosen = cells.cells(settings, sizes)
+    done = outline.compute_alone(settings, NAME, REVISION, sizes, chosen)
     errors = [done.cells[cells.ridge_key(steps)] for steps in sizes.ridge_steps]
     loglog(
         settings.store.directory / "ridge.png",

@@ -132,12 +132,13 @@ def test_gradients_that_would_be_lost_are_refused(case):
 
 
 def test_a_grid_of_tasks_is_refused(case):
-    """Its beginnings are looked at one by one; a bilevel problem has one inner problem."""
     data, hparams, outer_data = case
     grid = lambda hp: odeopt.TimeGrid.uniform(hp["lr"][:2].exp(), 3)  # noqa: E731
     problem = odeopt.BilevelProblem(odeopt.GradientFlow(loss), outer, grid)
-    with pytest.raises(odeopt.InputError, match="the grid holds 2 tasks"):
+    with pytest.raises(odeopt.InputError, match="grid holds 2 tasks, but a BilevelProblem has"):
         problem.value_and_grad(hparams, init, data, outer_data)
+    with pytest.raises(odeopt.InputError, match="grid holds 2 tasks, but a BilevelProblem has"):
+        odeopt.BilevelProblem(odeopt.GradientFlow(loss), outer, grid(hparams))
 
 
 @pytest.mark.parametrize("grid", [0.1, lambda hparams: 0.1])
