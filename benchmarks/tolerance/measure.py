@@ -9,7 +9,7 @@ from typing import Any
 
 import odeopt
 from benchmarks.harness.runner import Cell
-from benchmarks.tolerance.problems import FIXED, MOST_STEPS, Problem, draw
+from benchmarks.tolerance.problems import FIXED, MOST_STEPS, STRETCHED, Problem, draw
 from benchmarks.tolerance.sizes import Sizes
 from odeopt.testing.problems import relative_error
 
@@ -76,7 +76,7 @@ def search(
     best: dict[float, dict[str, Any]] = {
         tol: {"cost": math.inf, "setting": ""} for tol in tolerances
     }
-    for name in ("RK4", "ModifiedEuler", "Euler", STABILIZED):
+    for name in (*STRETCHED, "RK4", "ModifiedEuler", "Euler", STABILIZED):
         missing, level = set(tolerances), 0
         while missing:
             setting = _setting(problem, name, level)

@@ -14,8 +14,10 @@ from torch import Tensor
 import odeopt
 from benchmarks.problems import digits, losses, models
 from benchmarks.problems.functions import uniform
-from benchmarks.tolerance.sizes import LONG, Sizes
+from benchmarks.tolerance import families
+from benchmarks.tolerance.sizes import LONG, OTHERS, Sizes
 from odeopt.testing.problems import Quadratic, relative_error
+from odeopt.tools import tree
 
 WAYS, SHOTS = 5, 10
 CLASSIFIERS = {
@@ -31,6 +33,7 @@ MOST_STEPS = 20_000
 """Solves with more steps are not tried."""
 
 FIXED = {"Euler": odeopt.Euler(), "ModifiedEuler": odeopt.ModifiedEuler(), "RK4": odeopt.RK4()}
+STRETCHED = {"Chebyshev2": odeopt.Chebyshev2(), "Chebyshev3": odeopt.Chebyshev3()}
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Problem:
     def fixed(self, name: str) -> odeopt.ODEOptimizer:
         """The one with fixed steps of a kind, whose kernels are recorded once."""
         if name not in self.made:
-            self.made[name] = self.optimizer(solver=FIXED[name])
+            self.made[name] = self.optimizer(solver={**FIXED, **STRETCHED}[name])
         return self.made[name]
 
     def gradient(self, opt: odeopt.ODEOptimizer, steps: int, estimate: bool = False) -> Any:
@@ -100,6 +103,10 @@ def draw(family: str, seed: int, sizes: Sizes) -> Problem:
     stiffness = math.exp(uniform(math.log(low), math.log(high), generator))
     if family == "quadratic":
         return _quadratic(seed, stiffness, generator)
+    if family in OTHERS:
+        loss, params, train, validation = families.draw(family, generator)
+        horizon = stiffness / radius(loss, params, train)
+        return Problem(family, loss, params, train, validation, horizon, stiffness)
     if family in CLASSIFIERS:
         task = digits.task(seed, ways=WAYS, shots=SHOTS)
         task = digits.flatten(task) if family == "digits mlp" else task
@@ -123,15 +130,18 @@ def radius(loss: Callable[[Any, Any], Tensor], params: Any, batch: Any) -> float
     """The largest eigenvalue of the Hessian, in size, by power iteration."""
     generator = torch.Generator().manual_seed(0)
     slope = torch.func.grad(loss)
-    vector = {
-        k: torch.randn(p.shape, generator=generator, dtype=p.dtype) for k, p in params.items()
-    }
-    size = 1.0
+    vector = tree.map_tensors(
+        lambda leaf: torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype), params
+    )
     for _ in range(POWER_STEPS):
-        size = math.hypot(*(leaf.norm().item() for leaf in vector.values()))
-        unit = {k: leaf / size for k, leaf in vector.items()}
+        size = _norm(vector)
+        unit = tree.map_tensors(lambda leaf, size=size: leaf / size, vector)
         vector = torch.func.jvp(lambda p: slope(p, batch), (params,), (unit,))[1]
-    return math.hypot(*(leaf.norm().item() for leaf in vector.values()))
+    return _norm(vector)
+
+
+def _norm(vector: Any) -> float:
+    return math.hypot(*(leaf.norm().item() for leaf in tree.leaves(vector)))
 
 
 def _quadratic(seed: int, stiffness: float, generator: torch.Generator) -> Problem:

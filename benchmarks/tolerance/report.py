@@ -16,7 +16,7 @@ from benchmarks.tolerance.criteria import LIMITS, Rows, criteria, met, ratios, v
 from benchmarks.tolerance.sizes import LONG, SIZES, Sizes
 
 NAME = "tolerance"
-REVISION = 11
+REVISION = 12
 """Raised when what a cell computes changes, so that stored cells are computed anew."""
 
 RESOLVED, ROUNDING = 10.0, 1e-12
@@ -212,9 +212,10 @@ and, of quadratics, the closed form.
 Costs are gradient evaluations plus Hessian-vector products. Cold is the first call of a fresh
 optimiser, estimates and the settings that it gave up included; warm is the mean of the last
 {sizes.counted} of {sizes.calls} further calls, and a tolerance is met warm if all of these
-{sizes.calls} meet it. Both are in units of the cheapest of Euler, ModifiedEuler, RK4 (numbers of
-steps a factor sqrt(2) apart) and StabilizedRK (tolerances a factor sqrt(10) apart) whose true error
-meets the tolerance, without any estimate or extrapolation.
+{sizes.calls} meet it. Both are in units of the cheapest of Euler, ModifiedEuler, RK4, Chebyshev2
+and Chebyshev3 (numbers of steps a factor sqrt(2) apart) and StabilizedRK (tolerances a factor
+sqrt(10) apart) whose true error meets the tolerance, without any estimate; some of these meet it by
+luck, with steps that are too long to be stable.
 Above a rho T of {LONG:g} kernels of networks are compiled; of StabilizedRK that evaluates the
 gradients at the stages of a pull again, which counts.
 A failed call counts as a tolerance that was missed, at an infinite cost."""

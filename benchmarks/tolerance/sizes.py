@@ -14,6 +14,15 @@ FAMILIES = (
     "digits conv",
     "quadratic",
 )
+OTHERS = (
+    "logistic",
+    "poisson",
+    "log-cosh",
+    "factorisation",
+    "iris",
+    "wine",
+    "breast cancer",
+)
 
 
 @dataclass(frozen=True)
@@ -21,7 +30,7 @@ class Sizes:
     r"""The sizes of a run.
 
     Attributes:
-        families: Names in `FAMILIES`, taken in turn.
+        families: Names in `FAMILIES` or `OTHERS`, taken in turn.
         problems: How many problems.
         tolerances: What `from_tolerance` is given.
         calls: Warm calls after the cold one.
@@ -50,6 +59,8 @@ SIZES = {
     Preset.SMOKE: Sizes(
         ("quadratic", "cosmixture code"), 2, (1e-1, 1e-2), 3, 2, (2.0, 4.0), 8, "trace"
     ),
-    Preset.QUICK: Sizes(FAMILIES, 12, TOLERANCES, 12, 10, (2.0, 100.0), 25, "trace"),
-    Preset.PAPER: Sizes(FAMILIES, 100, TOLERANCES, 12, 10, (2.0, 500.0), 50, "inductor"),
+    Preset.QUICK: Sizes(OTHERS, 21, TOLERANCES[:3], 29, 10, (8.0, 150.0), 25, "trace"),
+    Preset.PAPER: Sizes(
+        (*FAMILIES, *OTHERS), 104, TOLERANCES, 29, 10, (2.0, 500.0), 50, "inductor"
+    ),
 }

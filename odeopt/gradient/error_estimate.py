@@ -67,6 +67,14 @@ def richardson(fine: Result, coarse: Result, decay: Decay, largest_gap: float) -
     )
 
 
+def relative_change(result: Result, other: Result) -> float:
+    """The difference of two gradients in units of the first, the larger of params and hparams."""
+    return max(
+        _gap(result.grads.params, other.grads.params),
+        _gap(result.grads.hparams, other.grads.hparams),
+    )
+
+
 def interpolation_defects(trace: Trace, like: Tensor) -> Tensor | None:
     """The defect in each interval, the earliest first; None where nothing was interpolated."""
     if trace.exact or not trace.starts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +12,6 @@ from odeopt.adjoint.base import Swept
 from odeopt.engine.choices import Choices
 from odeopt.engine.problem import Problem, check_arrays, check_lead
 from odeopt.engine.refinement import Refinement
-from odeopt.engine.run import Run
 from odeopt.engine.safety import Status
 from odeopt.engine.stats import Stats
 from odeopt.errors import CompatibilityError, InputError, SecondOrderError
@@ -45,17 +43,13 @@ def check_on_failure(value: object) -> None:
 
 @dataclass(frozen=True)
 class ValueAndGrad:
-    """`opt.value_and_grad(outer_loss)`, ready to be called.
-
-    `inspect` looks at a finished forward sweep and may refuse it with an error.
-    """
+    """`opt.value_and_grad(outer_loss)`, ready to be called."""
 
     choices: Choices
     outer: OuterLoss
     tasks: bool
     on_failure: OnFailure
     stop: StopWhen | None = None
-    inspect: Callable[[Run], None] | None = None
 
     @property
     def estimates_errors(self) -> bool:
@@ -151,8 +145,6 @@ class Call:
         skips = owner.on_failure == "skip"
         self.solved = Solved.forward(choices, problem, stats, skips, refinement)
         with self.solved.run.trajectory.kept:
-            if owner.inspect is not None:
-                owner.inspect(self.solved.run)
             return self._go_back(self.solved, stats)
 
     def _go_back(self, solved: Solved, stats: Stats) -> Result:

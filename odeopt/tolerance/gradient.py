@@ -1,15 +1,14 @@
-"""Value and gradient within a tolerance: trying settings until one meets it."""
+"""Value and gradient within a tolerance: measuring settings, and using the cheapest."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from typing_extensions import override
 
-from odeopt.engine.run import Run, make_kernels
 from odeopt.engine.stats import Stats
 from odeopt.errors import (
     CompatibilityError,
@@ -19,24 +18,22 @@ from odeopt.errors import (
     StepLimitError,
     ToleranceError,
 )
-from odeopt.gradient.coarsening import Decay, largest_gap, next_term
-from odeopt.gradient.error_estimate import richardson
+from odeopt.gradient.coarsening import Decay, largest_gap
+from odeopt.gradient.error_estimate import relative_change, richardson
 from odeopt.gradient.result import ErrorEstimate, Result
-from odeopt.gradient.start import Beginning
 from odeopt.gradient.value_and_grad import ValueAndGrad
 from odeopt.grid import TimeGrid
 from odeopt.inner.stream import Stream
-from odeopt.tolerance.course import Course
-from odeopt.tolerance.extrapolation import extrapolate, left, shrunk
-from odeopt.tolerance.pair import FURTHER
-from odeopt.tolerance.pilot import pilot
-from odeopt.tolerance.setting import Setting, divided, gather_dt
-from odeopt.tolerance.stability import UnstableStepsError, refuse_unstable
+from odeopt.tolerance.search import Pair, Search, size
+from odeopt.tolerance.setting import Setting, divided, gather_dt, spans
 from odeopt.tolerance.tuning import Tuning
 from odeopt.tools.types import PyTree
 
 ATTEMPTS = 8
-"""The most settings that one call tries."""
+"""The most pairs that one call tries."""
+
+FAILURES = (DivergenceError, StabilityError, StepLimitError)
+"""What a setting that is too coarse may raise."""
 
 
 @dataclass(frozen=True)
@@ -75,150 +72,145 @@ class TunedValueAndGrad(ValueAndGrad):
         assert self.tuning is not None, "given by value_and_grad"
         if not isinstance(grid, TimeGrid) or grid.steps == 0:  # pyright: ignore[reportUnnecessaryIsInstance]
             return super().counted(stats, params, batch, grid, outer_batch, hparams, state)
-        course = self.tuning.known(grid, self.tasks)
-        if course is None:
-            problem = Beginning(self.choices.field, params, hparams, state).problem(
-                batch, grid, self.tasks
-            )
-            kernels = make_kernels(self.choices, problem, stats)
-            seen = pilot(kernels, problem, stats, self.tuning.real_spectrum)
-            course = self.tuning.begin(grid, self.tasks, seen)
-        inputs = (params, batch, grid, outer_batch, hparams, state)
-        return self._search(course, self.tuning, inputs, stats)
+        search = self.tuning.search(grid, self.tasks)
+        solves = _Solves(self, self.tuning, (params, batch, grid, outer_batch, hparams, state))
+        try:
+            return solves.answer(self._call(search, solves, grid), stats)
+        except ToleranceError:
+            self.tuning.forget(grid, self.tasks)
+            raise
 
-    def _search(self, course: Course, tuning: Tuning, inputs: Any, spent: Stats) -> Result:
-        grid: TimeGrid = inputs[2]
-        solves = _Solves(self, tuning, inputs, spent)
-        trouble: OdeoptError | None = None
+    def _call(self, search: Search, solves: _Solves, grid: TimeGrid) -> Result:
+        working = search.working
+        if working is None:
+            return self._first(search, solves, grid)
+        try:
+            if search.due or self.judges:
+                judged = solves.judged(working.setting, working.setting.partner(spans(grid)))
+                if search.audit(judged.pair.error):
+                    return judged.result
+            else:
+                search.count()
+                result = replace(solves.run(working.setting), error=working.error)
+                _measure(search, solves, result, spans(grid))
+                return result
+        except FAILURES:
+            pass  # another problem than those that the setting was measured on
+        search.restart()
+        return self._first(search, solves, grid)
+
+    def _first(self, search: Search, solves: _Solves, grid: TimeGrid) -> Result:
+        """Pairs that get finer until one meets the tolerance."""
+        coarse, fine = search.first, search.first.partner(spans(grid))
+        trouble, last = None, math.inf
         for _ in range(ATTEMPTS):
-            if course.stalled:
-                break
             try:
-                if course.working is not None and not (course.due or self.judges):
-                    course.note_call()
-                    return solves.settled(course.working, course.error)
-                judged = solves.judged(course.setting, course.finer)
-            except (DivergenceError, StabilityError, StepLimitError) as error:
-                trouble = error
-                course.fail(error.further if isinstance(error, UnstableStepsError) else FURTHER)
+                judged = solves.judged(coarse, fine)
+            except FAILURES as error:
+                trouble, coarse, fine = error, fine, fine.partner(spans(grid))
                 continue
-            if course.accept(judged.error, judged.change, judged.costs, judged.left):
-                together = course.extrapolates(judged.error, judged.left)
-                return solves.answer(judged.together() if together else judged.finer())
-        tuning.forget(grid, self.tasks)
-        reason = (
-            "finer steps no longer help, so that rounding limits it"
-            if course.stalled
-            else f"{ATTEMPTS} settings were tried"
+            error = size(judged.pair.error)
+            if search.meets(error):
+                search.accept(judged.pair)
+                return judged.result
+            if error > 0.5 * last and judged.pair.error.trusted:
+                raise self._missed(fine, "finer steps no longer help, so that rounding limits it")
+            coarse, fine, last = fine, search.finer(fine, error), error
+        raise self._missed(fine, f"{ATTEMPTS} settings were tried") from trouble
+
+    def _missed(self, setting: Setting, reason: str) -> OdeoptError:
+        assert self.tuning is not None, "given by value_and_grad"
+        return ToleranceError(
+            "the error in the gradient did not come down to the tolerance"
+            f" {self.tuning.tol:g}: {reason}. The last setting was {setting}. Raise tol (or use"
+            " float64 in place of float32), shorten the horizon, or choose a solver with"
+            " ODEOptimizer."
         )
-        raise ToleranceError(
-            f"the error in the gradient did not come down to the tolerance {tuning.tol:g}:"
-            f" {reason}. The last setting was {course.setting}. Raise tol (or use float64 in place"
-            " of float32), shorten the horizon, or choose a solver with ODEOptimizer."
-        ) from trouble
+
+
+def _measure(search: Search, solves: _Solves, result: Result, parts: int) -> None:
+    """Measure one setting that could be cheaper, beside the result of the one that is used.
+
+    Its error is at least its distance from that result, less the error of that.
+    """
+    setting = search.proposal()
+    if setting is None:
+        return
+    try:
+        judged = solves.judged(setting, setting.partner(parts))
+    except FAILURES:
+        return search.reject(setting)
+    pair, known = judged.pair, result.error
+    assert known is not None, "given by the caller"
+    apart = relative_change(result, judged.result) - size(known)
+    if apart > size(pair.error):
+        pair = pair._replace(error=replace(pair.error, params=apart))
+    if search.meets(size(pair.error)):
+        return search.accept(pair)
+    return search.reject(setting, size(pair.error))
 
 
 class _Judged(NamedTuple):
-    """A pair of solves; the error is that of the finer one."""
+    """The finer result of a pair, and what the two have shown."""
 
-    fine: Result
-    coarse: Result
-    error: ErrorEstimate
-    change: float
-    """The relative change of the gradient between the two."""
-    ahead: float
-    """Their difference in units of the error."""
-    left: float
-    """The share of the error that extrapolation leaves."""
-
-    @property
-    def costs(self) -> tuple[int, int]:
-        """Gradients and Hessian-vector products of the coarser and of the finer solve."""
-        return _cost(self.coarse), _cost(self.fine)
-
-    def finer(self) -> Result:
-        """The finer one by itself."""
-        return replace(self.fine, error=self.error)
-
-    def together(self) -> Result:
-        """What both say together."""
-        closer = extrapolate(self.fine, self.coarse, self.ahead)
-        return replace(closer, error=shrunk(self.error, self.left))
+    result: Result
+    pair: Pair
 
 
 class _Solves:
-    """The solves of one call; what each costs is added to `spent`."""
+    """The solves of one call, each made once, and what they cost together."""
 
-    def __init__(self, owner: TunedValueAndGrad, tuning: Tuning, inputs: Any, spent: Stats) -> None:
-        self._owner, self._tuning, self._spent = owner, tuning, spent
+    def __init__(self, owner: TunedValueAndGrad, tuning: Tuning, inputs: Any) -> None:
+        self._owner, self._tuning = owner, tuning
         self._params, self._batch, self._grid, *self._rest = inputs
-        self._made: dict[Setting, tuple[list[int], Result]] = {}
+        self._results: dict[Setting, tuple[list[int], Result]] = {}
+        self._spent = Stats()
 
-    def settled(self, setting: Setting, error: ErrorEstimate | None) -> Result:
-        """With a setting that is known to do, and what is known of its error."""
-        result = self._run(setting, setting.parts(self._grid))
-        return self.answer(replace(result, error=error))
+    def run(self, setting: Setting) -> Result:
+        """The result with a setting."""
+        return self._solved(setting, setting.parts(self._grid))[1]
 
-    def judged(self, setting: Setting, finer: Setting) -> _Judged:
+    def judged(self, coarse: Setting, fine: Setting) -> _Judged:
         """The finer of two settings, with its error from a comparison with the other one."""
-        parts, coarse = self._begun(setting)
-        counts, factor = finer.beside(setting, parts)
-        fine = self._try(finer, counts)
-        self._made[finer] = counts, fine
-        decay = Decay(setting.solver.order, factor, self._next_term(setting))
-        error, change = _compare(fine, coarse, decay)
-        alike = torch.equal(fine.status, coarse.status) and _in_proportion(counts, parts)
-        share = left(setting.method, change, fine.value.dtype) if alike else 1.0
-        return _Judged(fine, coarse, error, change, decay.ahead(change), share)
+        parts, other = self._solved(coarse, coarse.parts(self._grid))
+        counts, factor = fine.beside(coarse, parts)
+        result = self._solved(fine, counts)[1]
+        error, change = _compare(result, other, Decay(fine.solver.order, factor))
+        pair = Pair(coarse, fine, error, change, (_cost(other), _cost(result)))
+        return _Judged(replace(result, error=error), pair)
 
-    def _begun(self, setting: Setting) -> tuple[list[int], Result]:
-        """The coarser solve of a pair and its numbers of steps; it may have been made before."""
-        if setting not in self._made:
-            parts = setting.parts(self._grid)
-            self._made[setting] = parts, self._try(setting, parts)
-        return self._made[setting]
-
-    def _next_term(self, setting: Setting) -> float:
-        return next_term(self._owner.choices.field, setting.solver)
-
-    def answer(self, result: Result) -> Result:
-        """The result with all that was spent."""
-        spent = self._spent
-        stats = replace(
-            result.stats, gradient_evaluations=spent.gradient_evaluations, hvps=spent.hvps
+    def answer(self, result: Result, stats: Stats) -> Result:
+        """The result with all that was spent, which is counted."""
+        stats.gradient_evaluations += self._spent.gradient_evaluations
+        stats.hvps += self._spent.hvps
+        spent = replace(
+            result.stats, gradient_evaluations=stats.gradient_evaluations, hvps=stats.hvps
         )
-        return replace(result, stats=stats)
+        return replace(result, stats=spent)
 
-    def _try(self, setting: Setting, parts: list[int]) -> Result:
-        """A solve whose steps may be too long."""
-        tells = setting.method == "euler" and self._tuning.real_spectrum
-        return self._run(setting, parts, refuse_unstable if tells else None)
+    def _solved(self, setting: Setting, parts: list[int]) -> tuple[list[int], Result]:
+        if setting not in self._results:
+            self._results[setting] = parts, self._run(setting, parts)
+        return self._results[setting]
 
-    def _run(
-        self, setting: Setting, parts: list[int], inspect: Callable[[Run], None] | None = None
-    ) -> Result:
+    def _run(self, setting: Setting, parts: list[int]) -> Result:
         """A solve with so many steps in each part, in terms of the grid that was asked for."""
-        owner, choices = self._owner, self._tuning.choices(setting)
-        path = ValueAndGrad(choices, owner.outer, owner.tasks, owner.on_failure, inspect=inspect)
-        made, spent = divided(self._grid, parts), Stats()
+        owner, stats = self._owner, Stats()
+        path = ValueAndGrad(
+            self._tuning.choices(setting), owner.outer, owner.tasks, owner.on_failure
+        )
+        grid = divided(self._grid, parts)
         try:
-            result = path.counted(spent, self._params, self._batch, made, *self._rest)
+            result = path.counted(stats, self._params, self._batch, grid, *self._rest)
         finally:
-            self._spent.gradient_evaluations += spent.gradient_evaluations
-            self._spent.hvps += spent.hvps
-        dt = gather_dt(result.grads.dt, made, self._grid)
+            self._spent.gradient_evaluations += stats.gradient_evaluations
+            self._spent.hvps += stats.hvps
+        dt = gather_dt(result.grads.dt, grid, self._grid)
         return replace(result, grads=replace(result.grads, dt=dt))
 
 
 def _cost(result: Result) -> int:
     return result.stats.gradient_evaluations + result.stats.hvps
-
-
-def _in_proportion(counts: list[int], others: list[int]) -> bool:
-    """Whether each part of the grid is divided as many times as finely."""
-    return all(
-        own * others[0] == counts[0] * other for own, other in zip(counts, others, strict=True)
-    )
 
 
 def _compare(fine: Result, coarse: Result, decay: Decay) -> tuple[ErrorEstimate, float]:
@@ -228,5 +220,6 @@ def _compare(fine: Result, coarse: Result, decay: Decay) -> tuple[ErrorEstimate,
     rounding a number is not believed, even if both are the same.
     """
     longer, least = max(decay.doubled, 1.0), torch.finfo(fine.value.dtype).eps
-    found = richardson(fine, coarse, decay, largest_gap(decay.order) / longer)
-    return replace(found, params=max(found.params, least), gap=found.gap * longer), found.gap
+    error = richardson(fine, coarse, decay, largest_gap(decay.order) / longer)
+    raised = replace(error, params=max(error.params, least), gap=error.gap * longer)
+    return raised, error.gap

@@ -17,7 +17,6 @@ from odeopt.grid import TimeGrid
 from odeopt.inner.field import Field
 from odeopt.optimizer import ODEOptimizer
 from odeopt.tolerance.gradient import TunedValueAndGrad
-from odeopt.tolerance.setting import divided, spans
 from odeopt.tolerance.tuning import Tuning
 from odeopt.tools.transforms import any_requires_grad, requires_grad
 from odeopt.tools.types import PyTree
@@ -31,18 +30,18 @@ def from_tolerance(
 ) -> ToleranceOptimizer:
     r"""An optimiser whose gradients are within `tol` of those of the flow.
 
-    The first call over a horizon estimates $\rho T$ by Arnoldi's method, takes gradient descent,
-    modified Euler, RK4, `Chebyshev2` or `Chebyshev3` with as many steps as that asks for, or
-    `StabilizedRK` where $\rho T$ is large (far larger where the velocity is affine, as that of a
-    linear model with a quadratic loss), and estimates the error by a second, finer solve, whose
-    gradient it returns. If its error is too large the call returns what both solves say together,
-    by Richardson's extrapolation, where that is good enough (`Result.error` names it among its
-    doubts), or else goes on with a finer setting. The calls that follow take the coarser of the two
-    solves if that is good enough by itself, or a finer one, and try to do with less if its error is
-    much smaller than `tol`. What was learnt is used for later calls over
-    horizons within 15 %: once the setting has settled one call in ten is estimated, and the others
-    cost the plain gradient. The gradient is the exact one of the steps that are made
-    (`DiscreteAdjoint`), and every state is kept: there are few.
+    The first call over a horizon takes the solver that needs to know nothing: `StabilizedRK` where
+    the Jacobian is symmetric, or else `Adaptive`. It solves with two tolerances of a step. Their
+    difference says how large the error is, by Richardson's rule, and how fine a third solve has to
+    be if that is too large. While later calls go by, each method that could be cheaper (gradient
+    descent, modified Euler, RK4, `Chebyshev2`, `Chebyshev3`) is measured beside the one in use, by
+    a pair of solves with n and n + 1 steps, and by its distance from the gradient in use. The
+    cheapest that meets the tolerance is kept, mostly within ten calls. From then on a call costs
+    the plain gradient, and one in twenty is estimated; where the error has become too large all
+    is measured anew. What was learnt is used for later calls over horizons within 15 %.
+
+    The gradient is the exact one of the steps that are made (`DiscreteAdjoint`), and every state
+    is kept: there are few.
 
     Cost: `Result.stats` counts estimates and settings that were tried as well.
 
@@ -131,32 +130,27 @@ class ToleranceOptimizer(ODEOptimizer):
         on_failure: OnFailure = "raise",
         state: PyTree = None,
     ) -> Solution:
-        """As in `ODEOptimizer`, with the setting that gradients over this horizon have settled on.
+        """As in `ODEOptimizer`, with the setting that gradients over this horizon use.
 
-        After a first call that has not settled it is the one that the next call will try. Where
-        there is none yet, and nothing is differentiated, steps are chosen by their errors, for an
-        error of about the tolerance in the parameters.
+        Where there is none yet, and nothing is differentiated, steps are chosen by their errors,
+        for an error of about the tolerance in the parameters.
 
         Raises:
             CompatibilityError: if there is none yet and something requires grad, or the grid does.
         """
-        course = self._tuning.known(grid, tasks)
-        setting = None if course is None else course.usable
+        working = self._tuning.search(grid, tasks).working
         inputs = (params, batch, hparams, state, grid.dt)
         tracked = torch.is_grad_enabled() and any_requires_grad(inputs)
-        if tracked and (setting is None or requires_grad(grid.dt)):
+        if tracked and (working is None or requires_grad(grid.dt)):
             raise CompatibilityError(
                 "solve takes the setting that value_and_grad has found for the horizon, and no"
                 " gradient w.r.t. the grid: call value_and_grad over this horizon first, or use"
                 " ODEOptimizer with a solver of your choice."
             )
-        if setting is None:
-            solver, made = self._tuning.error_controlled(), divided(grid, [1] * spans(grid))
-        else:
-            solver, made = setting.solver, setting.grid(grid)
-        chosen = ODEOptimizer(self.field, solver, safety=self._choices.safety)
-        return chosen.solve(params, batch, made, hparams, tasks, on_failure, state)
+        setting = self._tuning.error_controlled() if working is None else working.setting
+        chosen = ODEOptimizer(self.field, setting.solver, safety=self._choices.safety)
+        return chosen.solve(params, batch, setting.grid(grid), hparams, tasks, on_failure, state)
 
     def describe(self) -> str:
-        """What has been chosen for each horizon, and why."""
+        """What is used over each horizon, and what else was measured."""
         return self._tuning.describe()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from odeopt.grid import TimeGrid
+from odeopt.solver.adaptive import Adaptive
 from odeopt.solver.base import StepSolver
 from odeopt.solver.runge_kutta import RK4, Chebyshev2, Chebyshev3, Euler, ModifiedEuler
 from odeopt.solver.stabilized import StabilizedRK
@@ -24,24 +25,15 @@ FIXED = {
 }
 """Solvers with fixed steps."""
 
-STABILIZED = "stabilized-rk"
+CHOSEN = {"stabilized-rk": StabilizedRK, "adaptive": Adaptive}
+"""Solvers that choose their steps from a tolerance."""
 
-RTOL_POWER = 5 / 3
-"""The tolerance of a step for an error in the gradient, in the stabilised solver: measured on
-regression by a small network, whose gradient error grows as the tolerance to the power of 0.6."""
+RTOL_POWER = 0.6
+"""The error in the gradient goes as the tolerance of a step to this power: 2/3 for a method of
+order 2 whose steps keep the error per step, and less before that is reached."""
 
-PAIRS = {
-    "euler": 1.05,
-    "modified-euler": 1.5,
-    "chebyshev-2": 1.5,
-    "chebyshev-3": 1.05,
-    "rk4": 1.05,
-    STABILIZED: 7.0,
-}
-"""How many times as fine the finer setting of a pair is; of steps it has one more at least."""
-
-MOST_STEPS = 100_000
-"""More steps than these are not tried."""
+PAIR = 5.0
+"""By how much the tolerance of a step differs between the two solves of a pair."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +41,7 @@ class Setting:
     """A solver and how fine it is; the adjoint is the exact one, every state is kept.
 
     Attributes:
-        method: a name in `FIXED`, or `STABILIZED`.
+        method: a name in `FIXED` or `CHOSEN`.
         fineness: the number of steps, or one over the tolerance of a step.
     """
 
@@ -59,46 +51,29 @@ class Setting:
     @property
     def solver(self) -> StepSolver:
         """The solver."""
-        if self.method == STABILIZED:
-            return StabilizedRK(1 / self.fineness, 1 / self.fineness)
+        if self.steps is None:
+            return CHOSEN[self.method](1 / self.fineness, 1 / self.fineness)
         return FIXED[self.method]
 
     @property
     def steps(self) -> int | None:
         """The number of steps; None where the solver chooses it."""
-        return None if self.method == STABILIZED else round(self.fineness)
+        return None if self.method in CHOSEN else round(self.fineness)
 
     @property
     def power(self) -> float:
         """The error goes as one over the fineness to this power."""
-        return 1 / RTOL_POWER if self.method == STABILIZED else self.solver.order
+        return RTOL_POWER if self.steps is None else self.solver.order
 
-    def finer(self, factor: float) -> Setting:
-        """With an error that is smaller by a factor (larger if it is below 1)."""
-        return self._at(self.fineness * factor ** (1 / self.power))
+    def at(self, fineness: float) -> Setting:
+        """The same method, as fine as that."""
+        if self.steps is None:
+            return replace(self, fineness=max(fineness, 1.0))
+        return replace(self, fineness=float(max(1, math.ceil(fineness - 1e-9))))
 
-    def _at(self, fineness: float) -> Setting:
-        """The same method, as fine as that within the limits of what is tried."""
-        if self.method == STABILIZED:
-            return replace(self, fineness=min(max(fineness, 5.0), 1e12))
-        return replace(self, fineness=float(max(1, math.ceil(min(fineness, MOST_STEPS) - 1e-9))))
-
-    def with_steps(self, factor: float) -> Setting:
-        """With that many times as many steps."""
-        return self._at(self.fineness * factor ** (self.solver.order / self.power))
-
-    @property
-    def cost(self) -> float:
-        """Gradients and Hessian-vector products of fixed steps: one of each per stage."""
-        return 2 * self.solver.stages * self.fineness
-
-    @property
-    def partner(self) -> Setting:
-        """What it is compared with; fixed steps with one more at least."""
-        fineness = self.fineness * PAIRS[self.method]
-        if self.steps is not None:
-            fineness = max(float(round(fineness)), self.fineness + 1)
-        return replace(self, fineness=fineness)
+    def partner(self, spans: int) -> Setting:
+        """The finer one of a pair: one step more in each part of a grid, or a finer tolerance."""
+        return self.at(self.fineness + spans if self.steps else PAIR * self.fineness)
 
     def beside(self, coarser: Setting, parts: Sequence[int]) -> tuple[list[int], float]:
         """Its numbers of steps beside those of a coarser setting; how much smaller its error is."""
@@ -111,12 +86,12 @@ class Setting:
 
     def parts(self, grid: TimeGrid) -> list[int]:
         """The numbers of steps between the ends and the observed states of a grid."""
-        marks = landmarks(grid)
         if self.steps is None:
             return [1] * spans(grid)
         times = grid.times.detach()
         lengths = [
-            (times[..., stop] - times[..., start]).amax().item() for start, stop in pairwise(marks)
+            (times[..., stop] - times[..., start]).amax().item()
+            for start, stop in pairwise(landmarks(grid))
         ]
         total = sum(lengths)
         shares = [length / total if total > 0 else 1.0 for length in lengths]
@@ -127,9 +102,10 @@ class Setting:
         return divided(grid, self.parts(grid))
 
     def __str__(self) -> str:
-        if self.method == STABILIZED:
-            return f"StabilizedRK with a tolerance of {1 / self.fineness:.1e} a step"
-        return f"{type(self.solver).__name__} with {self.steps} steps"
+        name = type(self.solver).__name__
+        if self.steps is None:
+            return f"{name} with a tolerance of {1 / self.fineness:.1e} a step"
+        return f"{name} with {self.steps} steps"
 
 
 def divided(grid: TimeGrid, parts: Sequence[int]) -> TimeGrid:
@@ -142,9 +118,9 @@ def divided(grid: TimeGrid, parts: Sequence[int]) -> TimeGrid:
         pieces.append((length / count).expand(*length.shape[:-1], count))
         place += count
         observe[stop] = place
-    at = [observe[index] for index in grid.observe]
+    indices = [observe[index] for index in grid.observe]
     begin, dt = times[..., :1], torch.cat(pieces, dim=-1)
-    return TimeGrid(torch.cat([begin, begin + dt.cumsum(-1)], dim=-1), at, dt=dt)
+    return TimeGrid(torch.cat([begin, begin + dt.cumsum(-1)], dim=-1), indices, dt=dt)
 
 
 def landmarks(grid: TimeGrid) -> list[int]:
@@ -157,21 +133,19 @@ def spans(grid: TimeGrid) -> int:
     return len(landmarks(grid)) - 1
 
 
-def gather_dt(found: Tensor, made: TimeGrid, asked: TimeGrid) -> Tensor:
-    """Gradients w.r.t. the steps asked for, from those w.r.t. the steps that were made.
+def gather_dt(g_dt: Tensor, inner: TimeGrid, outer: TimeGrid) -> Tensor:
+    """Gradients w.r.t. the steps of the outer grid, from those w.r.t. the steps of the inner one.
 
     Each step of a part of the grid takes the same share of the part's length.
     """
-    inner = landmarks(made)
-    outer = landmarks(asked)
     pieces: list[Tensor] = []
-    for (a, b), (c, d) in zip(pairwise(inner), pairwise(outer), strict=True):
-        share = found[..., a:b].mean(-1, keepdim=True)
+    pairs = zip(pairwise(landmarks(inner)), pairwise(landmarks(outer)), strict=True)
+    for (a, b), (c, d) in pairs:
+        share = g_dt[..., a:b].mean(-1, keepdim=True)
         pieces.append(share.expand(*share.shape[:-1], d - c))
     return torch.cat(pieces, dim=-1)
 
 
-def longest(grid: TimeGrid, rate: Tensor | float = 1.0) -> float:
-    """The longest horizon of a task; with a rate, in units of its inverse."""
-    length = (grid.times[..., -1] - grid.times[..., 0]).detach()
-    return (length * rate).amax().item()
+def horizon(grid: TimeGrid) -> float:
+    """The longest horizon of a task."""
+    return (grid.times[..., -1] - grid.times[..., 0]).detach().amax().item()

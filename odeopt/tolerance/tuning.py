@@ -13,12 +13,11 @@ from odeopt.engine.compile.compiler import Compiler
 from odeopt.engine.safety import Safety
 from odeopt.grid import TimeGrid
 from odeopt.inner.field import Field, GradientField
-from odeopt.solver.adaptive import Adaptive
-from odeopt.solver.base import Solver
-from odeopt.solver.stabilized import StabilizedRK
-from odeopt.tolerance.course import Course
-from odeopt.tolerance.pilot import Pilot
-from odeopt.tolerance.setting import Setting, landmarks, longest
+from odeopt.tolerance.search import Search, size
+from odeopt.tolerance.setting import FIXED, Setting, horizon, landmarks
+
+ALIKE = 1.3
+"""Horizons whose logarithms to this base round to the same number share what is known."""
 
 
 class Tuning:
@@ -28,7 +27,7 @@ class Tuning:
         self.tol = tol
         self._field, self._safety, self._compile = field, safety, compile
         self._compilers: dict[str, Compiler] = {}
-        self._courses: dict[tuple[object, ...], Course] = {}
+        self._searches: dict[tuple[object, ...], Search] = {}
         self._watched: set[object] = set()
 
     def settings(self) -> Mapping[str, Any]:
@@ -37,24 +36,13 @@ class Tuning:
             "field": self._field, "tol": self.tol, "safety": self._safety, "compile": self._compile,
         }  # fmt: skip
 
-    @property
-    def real_spectrum(self) -> bool:
-        """Whether the Jacobian of the field is symmetric."""
-        return isinstance(self._field, GradientField)
-
-    def known(self, grid: TimeGrid, tasks: bool) -> Course | None:
+    def search(self, grid: TimeGrid, tasks: bool) -> Search:
         """What is known of solves over such a horizon."""
-        return self._courses.get(_kind(grid, tasks))
+        return self._searches.setdefault(_kind(grid, tasks), self._begin())
 
     def forget(self, grid: TimeGrid, tasks: bool) -> None:
         """Begin anew with the next solve over such a horizon."""
-        self._courses.pop(_kind(grid, tasks), None)
-
-    def begin(self, grid: TimeGrid, tasks: bool, pilot: Pilot) -> Course:
-        """The first solve over a horizon."""
-        course = Course(pilot, self.tol)
-        self._courses[_kind(grid, tasks)] = course
-        return course
+        self._searches.pop(_kind(grid, tasks), None)
 
     def choices(self, setting: Setting) -> Choices:
         """The choices of a setting; kernels are compiled once per method."""
@@ -66,28 +54,42 @@ class Tuning:
             self._watched,
         )  # fmt: skip
 
-    def error_controlled(self) -> Solver:
+    def error_controlled(self) -> Setting:
         """What chooses steps by their errors, where nothing is known of the horizon."""
-        rtol, atol = 0.1 * self.tol, 1e-3 * self.tol
-        return StabilizedRK(rtol, atol) if self.real_spectrum else Adaptive(rtol, atol)
+        return Setting(self._robust, 10 / self.tol)
 
     def describe(self) -> str:
-        """A line per horizon."""
-        lines = [_describe(*item) for item in self._courses.items()]
+        """A line per horizon, and one per method that was measured."""
+        lines = [_describe(*item) for item in self._searches.items()]
         return "\n".join(lines or ["nothing has been solved yet"])
+
+    @property
+    def _robust(self) -> str:
+        """The method that chooses its steps; of a symmetric Jacobian the spectrum is real."""
+        return "stabilized-rk" if isinstance(self._field, GradientField) else "adaptive"
+
+    def _begin(self) -> Search:
+        symmetric = isinstance(self._field, GradientField)
+        fixed = [name for name, solver in FIXED.items() if symmetric or not solver.real_spectrum]
+        return Search(self.tol, self._robust, fixed)
 
 
 def _kind(grid: TimeGrid, tasks: bool) -> tuple[object, ...]:
     """Solves of one kind share what is known: horizons within about 15 %."""
-    horizon = longest(grid)
-    bucket = round(math.log(horizon) / math.log(1.3)) if horizon > 0 else None
+    length = horizon(grid)
+    bucket = round(math.log(length) / math.log(ALIKE)) if length > 0 else None
     return (bucket, tasks, len(landmarks(grid)))
 
 
-def _describe(kind: tuple[object, ...], course: Course) -> str:
-    bucket = kind[0]
-    horizon = f"{1.3**bucket:.3g}" if isinstance(bucket, int) else "0"
-    error = course.error
-    found = "not estimated yet" if error is None else f"{error.params:.1e}"
-    setting = course.usable or course.setting
-    return f"T of about {horizon}: {setting}, since {course.why}; estimated error {found}"
+def _describe(kind: tuple[object, ...], search: Search) -> str:
+    bucket, working = kind[0], search.working
+    length = f"{ALIKE**bucket:.3g}" if isinstance(bucket, int) else "0"
+    if working is None:
+        return f"T of about {length}: nothing has met the tolerance yet"
+    lines = [
+        f"T of about {length}: {working.setting}, the cheapest that was measured; estimated error"
+        f" {size(working.error):.1e}"
+    ]
+    for kept in sorted(search.measured.values(), key=lambda kept: kept.cost):
+        lines.append(f"  {kept.setting}: cost {kept.cost}, estimated error {size(kept.error):.1e}")
+    return "\n".join(lines)

@@ -23,7 +23,7 @@ from odeopt import (
     from_tolerance,
 )
 from odeopt.testing.problems import Quadratic, relative_error, smooth_problem
-from odeopt.tolerance.course import AUDIT
+from odeopt.tolerance.search import AUDIT
 
 
 def quadratic_calls(seed, horizon, largest, smallest, tol):
@@ -148,23 +148,27 @@ def test_stiff_problems_get_the_stabilised_solver(device):
         res = opt.value_and_grad(along)(start, center, TimeGrid.uniform(5.0, 2), direction)
     assert relative_error(res.grads.params, problem.flow_adjoint(direction, 5.0)) <= 1e-2
     assert "StabilizedRK" in opt.describe()
-    assert "affine" in opt.describe()
     assert cost(res) < 3500  # gradient descent needs 5000 to be stable
 
 
-def test_a_field_without_a_symmetric_jacobian_gets_fixed_steps(device):
+def test_a_field_without_a_symmetric_jacobian_gets_no_method_that_needs_one(device):
     problem = smooth_problem(device)
     grid = TimeGrid.uniform(6.0, 10)
     field = HeavyBall(problem.loss, 0.5)
     exact = on_smooth(ODEOptimizer(field, RK4()), TimeGrid.uniform(6.0, 200), device)
     opt = from_tolerance(field, 1e-3)
-    assert relative_error(on_smooth(opt, grid, device).grads.params, exact.grads.params) <= 1e-3
-    assert "RK4" in opt.describe()
+    for _ in range(6):
+        found = on_smooth(opt, grid, device).grads.params
+        assert relative_error(found, exact.grads.params) <= 1e-3
+    assert "Adaptive" in opt.describe()
+    assert "Chebyshev" not in opt.describe()
+    assert "StabilizedRK" not in opt.describe()
 
 
-def test_settled_calls_cost_the_plain_gradient_and_one_in_ten_is_estimated(device):
+@pytest.mark.slow
+def test_settled_calls_cost_the_plain_gradient_and_few_are_estimated(device):
     opt, grid = from_tolerance(flow(device), 1e-3), TimeGrid.from_lr(0.05, 60)
-    for _ in range(8):  # settles
+    for _ in range(20):  # settles
         on_smooth(opt, grid, device)
     costs = [cost(on_smooth(opt, grid, device)) for _ in range(2 * (AUDIT + 1))]
     plain = min(costs)
@@ -175,7 +179,7 @@ def test_settled_calls_cost_the_plain_gradient_and_one_in_ten_is_estimated(devic
 
 def test_asking_for_the_estimate_gives_one_of_this_call(device):
     opt, grid = from_tolerance(flow(device), 1e-3), TimeGrid.from_lr(0.05, 60)
-    for _ in range(8):
+    for _ in range(16):
         before = on_smooth(opt, grid, device).error
     assert on_smooth(opt, grid, device).error is before
     own = on_smooth(opt, grid, device, estimate_error=True).error
