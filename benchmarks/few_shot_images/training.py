@@ -16,7 +16,7 @@ from typing_extensions import override
 import odeopt
 from benchmarks.few_shot_images.sizes import Length
 from benchmarks.harness.store import ResultStore
-from benchmarks.meta_training import LOGGED, Trained
+from benchmarks.meta_training import Trained, fit, record_of
 from benchmarks.problems.models import Parameters
 from odeopt.outer.method import TaskData
 from odeopt.tools import files
@@ -29,13 +29,9 @@ COSTS = "costs.jsonl"
 
 
 class Metered(odeopt.Method):
-    """A method that writes down what each meta-update costs.
+    """A method that writes into a folder what each meta-update costs.
 
-    Args:
-        method: The method.
-        tasks: Meta-batches by the update's index.
-        price: `price(stats)`, gradient evaluations per task.
-        folder: Where the costs are written.
+    `price(stats)` is in gradient evaluations per task.
     """
 
     def __init__(
@@ -69,13 +65,13 @@ class Metered(odeopt.Method):
     def __call__(
         self, params: PyTree, task_batch: TaskData, hparams: PyTree = None
     ) -> odeopt.MetaGradient:
-        found = self._method(params, task_batch, hparams)
-        cost = self._price(found.stats)
+        result = self._method(params, task_batch, hparams)
+        cost = self._price(result.stats)
         if self._costs.get(self._update) != cost:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps([self._update, cost]) + "\n")
         self._costs[self._update] = cost
-        return found
+        return result
 
     @override
     def adapt(self, params: PyTree, train: PyTree, hparams: PyTree = None) -> PyTree:
@@ -129,14 +125,14 @@ class Training:
         looks, kept = [], ResultStore(self._folder)
         for share in shares:
             key = f"look {share:g}"
-            found = kept.get(key, "")
-            if found is None:
+            seen = kept.get(key, "")
+            if seen is None:
                 self._reach(length.part(share))
                 spent = self._metered.spent(self._learner.updates)
-                found = {"updates": self._learner.updates, "spent": spent}
-                found |= look(self._learner.params, self._learner.hparams)
-                found = kept.put(key, "", found)
-            looks.append(found)
+                seen = {"updates": self._learner.updates, "spent": spent}
+                seen |= look(self._learner.params, self._learner.hparams)
+                seen = kept.put(key, "", seen)
+            looks.append(seen)
         self._reach(length)
         return Trained(self._learner.params, self._learner.hparams, self._record(looks))
 
@@ -153,11 +149,8 @@ class Training:
     def _fit(self) -> str:
         """Why training ended early; empty if it did not."""
         failure = ""
-        try:
-            with suppress(_ReachedError):
-                self._learner.fit(self._goal.updates)
-        except odeopt.OdeoptError as error:
-            failure = f"update {self._learner.updates}: {type(error).__name__}: {error}"
+        with suppress(_ReachedError):
+            failure = fit(self._learner, self._goal.updates)
         self._learner.save()
         return failure
 
@@ -171,16 +164,11 @@ class Training:
         return done >= self._goal.updates or self._metered.spent(done) >= self._goal.evaluations
 
     def _record(self, looks: list[dict[str, Any]]) -> dict[str, Any]:
-        history = self._learner.history()
-        stride = max(1, len(history) // LOGGED)
         return {
-            "updates": self._learner.updates,
+            **record_of(self._learner),
             "spent": self._metered.spent(self._learner.updates),
-            "curve": [[step.update, step.value] for step in history[::stride]],
             "looks": looks,
-            "seconds": sum(step.seconds for step in history),
             "seconds_here": self.seconds,
-            "failed_tasks": sum(len(step.failed) for step in history),
             "stopped": self.stopped,
         }
 
@@ -194,10 +182,10 @@ def _read(path: Path) -> Iterable[tuple[int, float]]:
     if not path.exists():
         files.write_text(path, "")
         return []
-    found: list[tuple[int, float]] = []
+    pairs: list[tuple[int, float]] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         with suppress(json.JSONDecodeError):
             update, cost = json.loads(line)
-            found.append((update, cost))
-    files.write_text(path, "".join(json.dumps(pair) + "\n" for pair in found))
-    return found
+            pairs.append((update, cost))
+    files.write_text(path, "".join(json.dumps(pair) + "\n" for pair in pairs))
+    return pairs

@@ -1,4 +1,4 @@
-"""What odeopt claims, and whether the measured numbers bear it out."""
+"""What odeopt claims, whether the numbers bear it out, and where others are ahead."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from benchmarks.peers import contenders as c
+from benchmarks.peers.contenders import CONTENDERS, PEERS
+from benchmarks.peers.problems import MAP
 from benchmarks.peers.sizes import Point
 
 Cells = dict[str, dict[str, Any]]
@@ -23,17 +25,11 @@ OVERHEAD, OVERHEAD_STEPS = 1.25, 500
 
 
 class Criterion(NamedTuple):
-    """A claim.
+    """A claim."""
 
-    Attributes:
-        claim: In words.
-        met: Whether the numbers bear it out; None where they were not measured.
-        numbers: What was measured.
-    """
-
-    claim: str
-    met: bool | None
-    numbers: str
+    claim: str  # in words
+    met: bool | None  # whether the numbers bear it out; None where they were not measured
+    numbers: str  # what was measured
 
     @property
     def verdict(self) -> str:
@@ -42,11 +38,7 @@ class Criterion(NamedTuple):
 
 
 def evaluate(cells: Cells) -> list[Criterion]:
-    """All claims, in the order of the report.
-
-    Args:
-        cells: The cells of the benchmark by key.
-    """
+    """All claims, in the order of the report."""
     return [
         *(_exact(cells, dtype) for dtype in FASTER),
         _checkpoints(cells),
@@ -207,3 +199,50 @@ def _times(speeds: dict[str, float]) -> str:
 
 def _label(name: str) -> str:
     return c.CONTENDERS[name].label
+
+
+Found = dict[str, dict[str, Any]]
+
+
+def ahead(found: Found) -> list[str]:
+    """One sentence for each peer that is faster, or needs less memory, than all of odeopt's.
+
+    odeopt's are those with numbers that are as good: for the map's gradient the exact ones, for
+    the flow's those whose error is no greater than the peer's.
+    """
+    usable = {name: cell for name, cell in found.items() if not cell["outcome"]}
+    return [text for peer in PEERS if peer in usable for text in _of(peer, usable)]
+
+
+def _of(peer: str, usable: Found) -> list[str]:
+    equals = _equals(peer, usable)
+    label = CONTENDERS[peer].label
+    if not equals:
+        return [f"{label}: none of odeopt's configurations measured here is as accurate"]
+    texts: list[str] = []
+    for what, ratio in (("seconds", _seconds_over), ("peak memory", _bytes_over)):
+        ratios = {name: ratio(usable[peer], usable[name]) for name in equals}
+        best = max(ratios, key=lambda name: ratios[name])
+        if ratios[best] < 1:
+            texts.append(
+                f"{label} is ahead in {what}: {ratios[best]:.2f} of {CONTENDERS[best].label}"
+            )
+    return texts
+
+
+def _equals(peer: str, usable: Found) -> list[str]:
+    mine = [name for name in usable if name.startswith("odeopt")]
+    if CONTENDERS[peer].target == MAP:
+        return [name for name in mine if CONTENDERS[name].target == MAP]
+    error = usable[peer]["errors"]["B"]
+    if error != error:  # noqa: PLR0124  (NaN)
+        return mine
+    return [name for name in mine if usable[name]["errors"]["B"] <= error]
+
+
+def _seconds_over(cell: dict[str, Any], over: dict[str, Any]) -> float:
+    return times(cell["seconds"], over["seconds"])
+
+
+def _bytes_over(cell: dict[str, Any], over: dict[str, Any]) -> float:
+    return cell["live_bytes"] / over["live_bytes"]

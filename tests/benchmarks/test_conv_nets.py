@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.problems import conv_nets, models
-from benchmarks.problems.conv_nets import Choices
+from benchmarks.problems import models
+from benchmarks.problems.models import Choices
 
 MAML_OMNIGLOT = (5, 28, 1, 64, (14, 7, 4, 2), 64)
 MAML_MINI = (5, 84, 3, 32, (42, 21, 10, 5), 800)
@@ -32,7 +32,7 @@ def test_the_shapes_of_the_papers(name):
         maps.append(tuple(x.shape[1:]))
         return torch.relu(x)
 
-    net = conv_nets.NETS[name](ways, Choices(activation=watch))
+    net = models.NETS[name](ways, Choices(activation=watch))
     params, x = net.init(0), inputs(name)
     assert net.apply(params, x).shape == (6, ways)
     if name == "maml-pooled":  # the activation comes before the pooling
@@ -86,7 +86,7 @@ class Maml(nn.Module):
 @pytest.mark.parametrize(("name", "module"), [("imaml-strided", Imaml), ("maml-pooled", Maml)])
 def test_the_function_of_torch_s_own_layers(name, module):
     ways = PAPERS[name][0]
-    net = conv_nets.NETS[name](ways)
+    net = models.NETS[name](ways)
     params, reference = net.init(3), module()
     own = list(reference.parameters())
     assert [leaf.shape for leaf in own] == [leaf.shape for leaf in params.values()]
@@ -103,7 +103,7 @@ def test_padding_as_tensorflow_s_same():
     x[0, 0, 2, 2] = 1.0
     weight, bias = torch.zeros(1, 1, 3, 3), torch.zeros(1)
     weight[0, 0, 2, 2] = 1.0
-    found = conv_nets._same_padding(x, weight, bias, block=0, stride=2)
+    found = models._same_padding(x, weight, bias, block=0, stride=2)
     assert found.shape == (1, 1, 2, 2)
     assert found[0, 0, 0, 0] == 1.0
 
@@ -112,16 +112,16 @@ def test_padding_as_tensorflow_s_same():
 def test_batch_statistics_see_the_other_pictures_and_groups_do_not(name):
     x = inputs(name)
     for norm, alone in (("batch", False), ("group", True)):
-        net = conv_nets.NETS[name](5, Choices(norm=conv_nets.NORMS[norm]))
+        net = models.NETS[name](5, Choices(norm=models.NORMS[norm]))
         params = net.init(0)
         together, apart = net.apply(params, x)[:2], net.apply(params, x[:2])
         assert torch.allclose(together, apart) is alone
 
 
-@pytest.mark.parametrize("activation", list(conv_nets.ACTIVATIONS))
+@pytest.mark.parametrize("activation", list(models.ACTIVATIONS))
 def test_gradients_of_several_tasks_are_those_of_each(activation):
-    choices = Choices(activation=conv_nets.ACTIVATIONS[activation])
-    net = conv_nets.maml_strided(5, choices, filters=4)
+    choices = Choices(activation=models.ACTIVATIONS[activation])
+    net = models.maml_strided(5, choices, filters=4)
     params = net.init(0)
     x, y = torch.rand(3, 5, 1, 28, 28), torch.arange(5)
 
@@ -136,16 +136,16 @@ def test_gradients_of_several_tasks_are_those_of_each(activation):
 
 
 def test_initial_weights():
-    glorot = conv_nets.maml_strided(5).init(0)
+    glorot = models.maml_strided(5).init(0)
     bound = (6 / (9 * 128)) ** 0.5
     weight = glorot["conv2.weight"]
     assert 0.98 * bound < weight.abs().max() <= bound
     assert glorot["conv2.bias"].abs().max() == 0
-    wide = conv_nets.imaml_strided(5).init(0)
+    wide = models.imaml_strided(5).init(0)
     assert 1.70 * bound < wide["conv2.weight"].abs().max() <= 1.73 * bound
     assert wide["conv2.bias"].min() >= 0
     assert 0.045 < wide["conv2.bias"].max() <= 0.05
-    again = conv_nets.imaml_strided(5).init(0)
+    again = models.imaml_strided(5).init(0)
     assert all(torch.equal(wide[name], again[name]) for name in wide)
-    other = conv_nets.imaml_strided(5).init(1)
+    other = models.imaml_strided(5).init(1)
     assert not torch.equal(wide["conv0.weight"], other["conv0.weight"])

@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks.__main__ import default_data
-from benchmarks.problems import class_splits, mini_imagenet, omniglot
-from benchmarks.problems.class_splits import ClassSplit
+from benchmarks.problems import picture_data
 from benchmarks.problems.data_files import BrokenDataError, MissingDataError
-from benchmarks.problems.pictures import EncodedPictures, StoredPictures
+from benchmarks.problems.picture_data import ClassSplit, EncodedPictures, StoredPictures
 
 LISTS = {"train": ["cat", "dog", "eel"], "val": ["fox"], "test": ["gnu", "hen"]}
 NAMES = ("hen", "gnu", "fox", "eel", "dog", "cat")
@@ -37,7 +36,7 @@ def encoded(array):
 
 
 def write_lists(folder, lists=None):
-    with zipfile.ZipFile(folder / mini_imagenet.SPLITS, "w") as archive:
+    with zipfile.ZipFile(folder / picture_data.SPLITS, "w") as archive:
         for part, names in (lists or LISTS).items():
             text = io.StringIO()
             rows = csv.writer(text)
@@ -49,7 +48,7 @@ def write_lists(folder, lists=None):
 def write_file(folder):
     files = [encoded(pixels(label, k)) for label in range(len(NAMES)) for k in range(PER_CLASS)]
     np.savez(
-        folder / mini_imagenet.FILE,
+        folder / picture_data.MINI_IMAGENET_FILE,
         data=np.frombuffer(b"".join(files), np.uint8),
         offsets=np.cumsum([0, *(len(file) for file in files)]),
         label=np.repeat(np.arange(len(NAMES)), PER_CLASS),
@@ -58,10 +57,10 @@ def write_file(folder):
 
 
 def write_pictures(folder, size=84):
-    (folder / mini_imagenet.FOLDER).mkdir()
+    (folder / picture_data.FOLDER).mkdir()
     for label, name in enumerate(NAMES):
         for k in range(PER_CLASS):
-            path = folder / mini_imagenet.FOLDER / f"{name}{k}.jpg"
+            path = folder / picture_data.FOLDER / f"{name}{k}.jpg"
             path.write_bytes(encoded(pixels(label, k, size)))
 
 
@@ -79,7 +78,7 @@ def test_mini_imagenet_by_its_split_file(tmp_path, form):
         write_file(tmp_path)
     else:
         write_pictures(tmp_path, 84 if form == "folder" else 90)
-    found, split = mini_imagenet.load(tmp_path)
+    found, split = picture_data.mini_imagenet(tmp_path)
     assert (found.classes, found.per_class, found.shape) == (6, PER_CLASS, (3, 84, 84))
     for part, names in zip(astuple(split), LISTS.values(), strict=True):
         assert names_of(found, part) == names
@@ -106,30 +105,30 @@ def test_a_picture_is_decoded_once():
 
 def test_what_is_missing_is_said_with_its_origin(tmp_path):
     with pytest.raises(MissingDataError, match=r"--data .*twitter-research"):
-        mini_imagenet.load(None)
+        picture_data.mini_imagenet(None)
     with pytest.raises(MissingDataError, match=r"splits\.zip is not in"):
-        mini_imagenet.load(tmp_path)
+        picture_data.mini_imagenet(tmp_path)
     write_lists(tmp_path)
     with pytest.raises(MissingDataError, match=r"image-net\.org"):
-        mini_imagenet.load(tmp_path)
+        picture_data.mini_imagenet(tmp_path)
     with pytest.raises(MissingDataError, match="brendenlake/omniglot"):
-        omniglot.pictures(tmp_path)
+        picture_data.omniglot(tmp_path)
 
 
 def test_files_that_hold_something_else(tmp_path):
     write_lists(tmp_path, {**LISTS, "test": ["ibex"]})
     write_file(tmp_path)
     with pytest.raises(BrokenDataError, match="'ibex'"):
-        mini_imagenet.load(tmp_path)
-    np.savez(tmp_path / mini_imagenet.FILE, data=np.zeros(3))
+        picture_data.mini_imagenet(tmp_path)
+    np.savez(tmp_path / picture_data.MINI_IMAGENET_FILE, data=np.zeros(3))
     with pytest.raises(BrokenDataError, match="has no offsets, label, wnid"):
-        mini_imagenet.load(tmp_path)
-    (tmp_path / mini_imagenet.SPLITS).write_bytes(b"no archive")
+        picture_data.mini_imagenet(tmp_path)
+    (tmp_path / picture_data.SPLITS).write_bytes(b"no archive")
     with pytest.raises(BrokenDataError, match="cannot be read"):
-        mini_imagenet.load(tmp_path)
-    np.savez(tmp_path / omniglot.FILE, images=np.zeros((3, 20, 28, 28)))
+        picture_data.mini_imagenet(tmp_path)
+    np.savez(tmp_path / picture_data.OMNIGLOT_FILE, images=np.zeros((3, 20, 28, 28)))
     with pytest.raises(BrokenDataError, match=r"float64 .* expected uint8"):
-        omniglot.pictures(tmp_path)
+        picture_data.omniglot(tmp_path)
     with pytest.raises(BrokenDataError, match="cannot be decoded"):
         EncodedPictures(lambda *_: b"no picture", 1, 1, 84).take(
             torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
@@ -139,15 +138,15 @@ def test_files_that_hold_something_else(tmp_path):
 def test_a_folder_that_lacks_pictures(tmp_path):
     write_lists(tmp_path)
     write_pictures(tmp_path)
-    (tmp_path / mini_imagenet.FOLDER / "eel1.jpg").unlink()
+    (tmp_path / picture_data.FOLDER / "eel1.jpg").unlink()
     with pytest.raises(BrokenDataError, match=r"lacks 1 of .* eel1\.jpg"):
-        mini_imagenet.load(tmp_path)
+        picture_data.mini_imagenet(tmp_path)
 
 
 def test_omniglot_by_class(tmp_path):
     images = np.random.default_rng(0).integers(256, size=(5, 20, 28, 28), dtype=np.uint8)
-    np.savez(tmp_path / omniglot.FILE, images=images)
-    found = omniglot.pictures(tmp_path)
+    np.savez(tmp_path / picture_data.OMNIGLOT_FILE, images=images)
+    found = picture_data.omniglot(tmp_path)
     assert isinstance(found, StoredPictures)
     assert (found.classes, found.per_class, found.shape) == (5, 20, (1, 28, 28))
     taken = found.take(torch.tensor([4, 0]), torch.tensor([19, 3]))
@@ -160,24 +159,24 @@ def test_omniglot_by_class(tmp_path):
 )  # fmt: skip
 def test_shuffled_parts_share_no_class(train, validation, test, spare, seed):
     total = train + validation + test + spare
-    split = class_splits.shuffled(total, train, validation, test, seed)
+    split = picture_data.shuffled(total, train, validation, test, seed)
     parts = astuple(split)
     assert [len(part) for part in parts] == [train, validation, test]
     together = [label for part in parts for label in part]
     assert len(set(together)) == len(together)
     assert set(together) <= set(range(total))
-    assert split == class_splits.shuffled(total, train, validation, test, seed)
+    assert split == picture_data.shuffled(total, train, validation, test, seed)
 
 
 def test_parts_that_share_a_class_cannot_be_made():
     with pytest.raises(BrokenDataError, match=r"classes \[1\] are in the split more than once"):
         ClassSplit((0, 1), (), (1, 2))
     with pytest.raises(BrokenDataError, match="more than once"):
-        class_splits.by_lists(["a", "b"], {"train": ["a"], "val": [], "test": ["b", "a"]})
+        picture_data.by_lists(["a", "b"], {"train": ["a"], "val": [], "test": ["b", "a"]})
     with pytest.raises(BrokenDataError, match="for the meta-test"):
         ClassSplit((0, 1), (2,), ())
     with pytest.raises(BrokenDataError, match=r"1200 \+ 0 \+ 423 classes .* there are 1600"):
-        class_splits.shuffled(1600, 1200, 0, 423, 0)
+        picture_data.shuffled(1600, 1200, 0, 423, 0)
 
 
 def real(file):
@@ -188,21 +187,21 @@ def real(file):
 
 
 def test_the_real_omniglot():
-    found = omniglot.pictures(real(omniglot.FILE))
-    assert (found.classes, found.per_class) == (omniglot.CHARACTERS, 20)
+    found = picture_data.omniglot(real(picture_data.OMNIGLOT_FILE))
+    assert (found.classes, found.per_class) == (picture_data.CHARACTERS, 20)
     for sizes in ((1200, 0, 423), (1100, 100, 423)):
-        class_splits.shuffled(found.classes, *sizes, seed=0)
+        picture_data.shuffled(found.classes, *sizes, seed=0)
     whole = found.take(torch.arange(found.classes), torch.zeros(found.classes, dtype=torch.int64))
     assert (whole.float() / 255).mean() > 0.8  # paper is light
 
 
 def test_the_real_mini_imagenet():
-    folder = real(mini_imagenet.FILE)
-    real(mini_imagenet.SPLITS)
-    found, split = mini_imagenet.load(folder)
+    folder = real(picture_data.MINI_IMAGENET_FILE)
+    real(picture_data.SPLITS)
+    found, split = picture_data.mini_imagenet(folder)
     assert (found.classes, found.per_class, found.shape) == (100, 600, (3, 84, 84))
     assert [len(part) for part in astuple(split)] == [64, 16, 20]
-    with np.load(folder / mini_imagenet.FILE) as file:
+    with np.load(folder / picture_data.MINI_IMAGENET_FILE) as file:
         wnid, stored = file["wnid"].tolist(), file["class_split"].tolist()
     for code, part in enumerate(astuple(split)):
         assert sorted(part) == [label for label, own in enumerate(stored) if own == code]

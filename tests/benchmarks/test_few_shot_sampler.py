@@ -11,9 +11,8 @@ import torch
 
 import odeopt
 from benchmarks.problems import few_shot
-from benchmarks.problems.feed import Feed
-from benchmarks.problems.few_shot import Episodes, Handling, TaskShape
-from benchmarks.problems.pictures import StoredPictures
+from benchmarks.problems.few_shot import Episodes, Feed, Handling, TaskShape
+from benchmarks.problems.picture_data import StoredPictures
 
 CLASSES, PER_CLASS = 12, 7
 SHAPE = TaskShape(ways=4, shots=2, queries=3)

@@ -8,9 +8,13 @@ import types
 import pytest
 import torch
 
-from benchmarks.harness.parts import of_parts
-from benchmarks.harness.registry import Preset, Settings
-from benchmarks.harness.runner import IncompleteError, UnknownCellError
+from benchmarks.harness.registry import (
+    Benchmark,
+    IncompleteError,
+    Preset,
+    Settings,
+    UnknownCellError,
+)
 from benchmarks.harness.store import ResultStore
 
 
@@ -40,7 +44,8 @@ def ran(monkeypatch):
 
 
 def run(tmp_path, only=""):
-    benchmark = of_parts("all", "All", "", {"one": "a_part_one", "two": "a_part_two"})
+    parts = {"one": "a_part_one", "two": "a_part_two"}
+    benchmark = Benchmark("all", "", title="All", parts=parts)
     settings = Settings(
         Preset.SMOKE, ResultStore(tmp_path), None, torch.device("cpu"), only
     )  # fmt: skip

@@ -8,7 +8,7 @@ import matplotlib.image
 import pytest
 import torch
 
-from benchmarks.harness import environment, markdown, plots, strict_json
+from benchmarks.harness import markdown, outline, plots, strict_json
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_failed_plot_leaves_the_old_one(tmp_path):
 
 
 def test_the_environment_is_plain_data():
-    found = environment.describe(torch.device("cpu"))
+    found = outline.environment(torch.device("cpu"))
     assert strict_json.loads(strict_json.dumps(found)) == found
     assert found["torch"] == torch.__version__
     assert found["threads"] == torch.get_num_threads()

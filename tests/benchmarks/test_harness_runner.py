@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.harness.runner import Cell, IncompleteError, UnknownCellError, run_cells
+from benchmarks.harness.outline import Cell, run_cells
+from benchmarks.harness.registry import IncompleteError, UnknownCellError
 from benchmarks.harness.store import ResultStore
 
 MARK = "settings"
@@ -138,3 +139,15 @@ def test_nothing_can_be_chosen_where_there_are_no_cells(tmp_path):
     with pytest.raises(UnknownCellError, match="expected none"):
         run_cells("t", [], ResultStore(tmp_path), MARK, "a")
     assert run_cells("t", [], ResultStore(tmp_path), MARK, "") == {}
+
+
+@pytest.mark.parametrize("outcome", ["did not fit", "did not finish"])
+def test_a_cell_is_not_tried_where_a_smaller_one_had_no_numbers(tmp_path, outcome):
+    cells = [
+        Cell("one", lambda: {"outcome": outcome}),
+        Cell("two", lambda: pytest.fail("tried"), {"one": "1 step"}),
+        Cell("three", lambda: {"outcome": ""}, {"two": "2 steps"}),
+    ]
+    values = run_cells("t", cells, ResultStore(tmp_path), MARK, "")
+    assert values["two"] == {"outcome": "not tried", "message": f"1 step {outcome}"}
+    assert values["three"] == {"outcome": ""}

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.problems import classification, digits, models, omniglot
+from benchmarks.problems import classification, models, picture_data
 from benchmarks.problems.data_files import MissingDataError
+from benchmarks.problems.tasks import join, take
 
 
 @given(share=st.floats(0, 1), kind=st.sampled_from(["uniform", "next"]), seed=st.integers(0, 99))
@@ -39,7 +40,7 @@ def test_the_parts_of_digits_share_no_images():
     assert [len(part.y) for part in split] == [100, 50, 597]
     rows = torch.cat([split.train.x, split.validation.x])
     assert rows.shape == (150, 64)
-    whole = digits.images().x.flatten(1)[:1200]
+    whole = classification.images().x.flatten(1)[:1200]
     where = [(whole == row).all(1).nonzero()[0].item() for row in rows]
     assert len(set(where)) == 150
     with pytest.raises(ValueError, match="of 1200"):
@@ -56,20 +57,20 @@ def test_losses_and_accuracy():
     guessed = model.apply(params, part.x).argmax(-1)
     expected = (right == guessed).double().mean()
     assert classification.accuracy(model, params, part) == expected
-    both = classification.join(part, classification.take(part, right == 3))
+    both = join([part, take(part, right == 3)])
     assert len(both.y) == 20 + int((right == 3).sum())
 
 
 def test_drawings_of_a_character_are_shared_out(tmp_path):
     images = np.zeros((3, 20, 28, 28), np.uint8)
     images += np.arange(20, dtype=np.uint8)[None, :, None, None]
-    np.savez(tmp_path / omniglot.FILE, images=images)
-    split = omniglot.split(tmp_path, characters=2, train=12, validation=4, seed=0)
+    np.savez(tmp_path / picture_data.OMNIGLOT_FILE, images=images)
+    split = picture_data.omniglot_split(tmp_path, characters=2, train=12, validation=4, seed=0)
     assert [len(part.y) for part in split] == [24, 8, 8]
-    assert split.train.x.shape == (24, omniglot.PIXELS)
+    assert split.train.x.shape == (24, picture_data.OMNIGLOT_PIXELS)
     assert split.test.y.tolist() == [0] * 4 + [1] * 4
     drawers = torch.cat([part.x[: len(part.y) // 2, 0] for part in split])
     assert len(set(drawers.tolist())) == 20
     assert drawers.min() > 0.9  # paper is 0 and ink 1: these pictures are nearly black
     with pytest.raises(MissingDataError, match="Omniglot"):
-        omniglot.split(tmp_path / "none", 2, 12, 4, 0)
+        picture_data.omniglot_split(tmp_path / "none", 2, 12, 4, 0)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.problems import digits
+from benchmarks.problems import classification
+from benchmarks.problems.tasks import move
 
 
 def rows(batch):
@@ -13,7 +14,7 @@ def rows(batch):
 
 
 def test_all_images():
-    data = digits.images()
+    data = classification.images()
     assert data.x.shape == (1797, 1, 8, 8)
     assert data.x.dtype == torch.float64
     assert (data.x.min(), data.x.max()) == (0, 1)
@@ -22,7 +23,7 @@ def test_all_images():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_task_is_balanced_and_its_batches_are_disjoint(seed):
-    task = digits.task(seed, ways=4, shots=6)
+    task = classification.task(seed, ways=4, shots=6)
     for batch in task:
         assert batch.x.shape == (24, 1, 8, 8)
         assert torch.bincount(batch.y).tolist() == [6] * 4
@@ -30,11 +31,11 @@ def test_a_task_is_balanced_and_its_batches_are_disjoint(seed):
 
 
 def test_labels_name_the_same_digit_in_both_batches():
-    task = digits.task(11)
+    task = classification.task(11)
     everything = dict(
         zip(
-            map(tuple, digits.images().x.flatten(1).tolist()),
-            digits.images().y.tolist(),
+            map(tuple, classification.images().x.flatten(1).tolist()),
+            classification.images().y.tolist(),
             strict=True,
         )
     )
@@ -48,8 +49,8 @@ def test_labels_name_the_same_digit_in_both_batches():
 
 def test_different_seeds_draw_different_classes_and_all_of_them():
     firsts = {
-        digits.images()
-        .y[(digits.images().x == digits.task(s, shots=1).train.x[0]).all((1, 2, 3))]
+        classification.images()
+        .y[(classification.images().x == classification.task(s, shots=1).train.x[0]).all((1, 2, 3))]
         .item()
         for s in range(60)
     }
@@ -57,18 +58,22 @@ def test_different_seeds_draw_different_classes_and_all_of_them():
 
 
 def test_stacked_tasks_are_the_single_ones():
-    stacked = digits.tasks(3, seed=5, ways=3, shots=2)
+    stacked = classification.tasks(3, seed=5, ways=3, shots=2)
     assert stacked.train.x.shape == (3, 6, 1, 8, 8)
     assert stacked.validation.y.shape == (3, 6)
-    torch.testing.assert_close(stacked.validation.x[2], digits.task(7, 3, 2).validation.x)
+    torch.testing.assert_close(stacked.validation.x[2], classification.task(7, 3, 2).validation.x)
 
 
 def test_flat_images_for_the_perceptron():
-    assert digits.flatten(digits.task(0, 5, 2)).train.x.shape == (10, 64)
-    assert digits.flatten(digits.tasks(3, shots=2)).validation.x.shape == (3, 10, 64)
+    assert classification.flatten(classification.task(0, 5, 2)).train.x.shape == (10, 64)
+    assert classification.flatten(classification.tasks(3, shots=2)).validation.x.shape == (
+        3,
+        10,
+        64,
+    )
 
 
 def test_labels_stay_integers():
-    task = digits.task(0).to(torch.device("cpu"), torch.float32)
+    task = move(classification.task(0), torch.device("cpu"), torch.float32)
     assert task.train.x.dtype == torch.float32
     assert task.train.y.dtype == torch.int64

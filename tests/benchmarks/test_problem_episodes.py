@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.problems import alpine, cosmixture
-from benchmarks.problems.episodes import FUNCTIONS, POOL, Regression
-from benchmarks.problems.functions import Standardisation
+from benchmarks.problems.functions import (
+    ALPINE,
+    FUNCTIONS,
+    POOL,
+    Alpine,
+    CosMixture,
+    Regression,
+    Standardisation,
+)
 from benchmarks.problems.tasks import Batch
 
 FAMILIES = ["cosmixture", "alpine"]
@@ -30,8 +36,8 @@ def released(family):
     drawn = np.random.RandomState(100).uniform(size=(200, len(low))) * (high - low) + low
     if family == "alpine":
         shifts = [math.pi + k * math.pi / 12 for (k,) in drawn]
-        return [lambda x, s=s: alpine.evaluate(torch.full((2,), s).double(), x) for s in shifts]
-    return [cosmixture.Function(1.0, c, w * math.pi, phase) for c, phase, w in drawn]
+        return [Alpine(torch.full((2,), s).double()) for s in shifts]
+    return [CosMixture(1.0, c, w * math.pi, phase) for c, phase, w in drawn]
 
 
 def released_points(radius):
@@ -171,12 +177,12 @@ def test_more_shots_keep_the_points_of_fewer(made):
 
 def test_an_unknown_protocol_is_refused():
     with pytest.raises(KeyError, match="printed"):
-        alpine.draw_function("printed", torch.Generator())
+        ALPINE.draw("printed", torch.Generator())
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_alpines_own_standardisation(protocol):
-    scaled = alpine.standardisation(protocol)
+    scaled = ALPINE.standardisation(protocol)
     assert scaled.y_mean.item() == pytest.approx(6.38, abs=0.1)
     assert scaled.y_std.item() == pytest.approx(3.65, abs=0.1)
     assert scaled.x_std.tolist() == pytest.approx([10 / math.sqrt(3)] * 2, rel=0.005)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, vjp, vmap
 
-from benchmarks.problems import digits, losses, models
+from benchmarks.problems import classification, models
 
 
 def test_the_perceptron_computes_what_torch_modules_do():
@@ -29,7 +29,7 @@ def test_the_conv_net_computes_what_torch_modules_do():
     module = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(64, 5)).double()
     names = {"conv0": "0", "conv1": "2", "head": "5"}
     state = {f"{names[k.split('.')[0]]}.{k.split('.')[1]}": v for k, v in parameters.items()}
-    x = digits.task(0).train.x
+    x = classification.task(0).train.x
     torch.testing.assert_close(model.apply(parameters, x), functional_call(module, state, x))
     assert models.count(parameters) == 1573
 
@@ -60,16 +60,17 @@ def hessian_vector_product(loss, parameters, tangent):
 
 
 @pytest.mark.parametrize(
-    ("model", "prepare"), [(models.mlp([64, 8, 5]), digits.flatten), (models.conv_net(5), tuple)]
+    ("model", "prepare"),
+    [(models.mlp([64, 8, 5]), classification.flatten), (models.conv_net(5), tuple)],
 )
 def test_second_derivatives_of_a_batch_of_tasks(model, prepare):
-    task = prepare(digits.tasks(3, shots=2))
+    task = prepare(classification.tasks(3, shots=2))
     parameters = model.init(0)
     tangent = model.init(1)
 
     def product(x, y):
         return hessian_vector_product(
-            lambda p: losses.cross_entropy(model.apply(p, x), y), parameters, tangent
+            lambda p: models.cross_entropy(model.apply(p, x), y), parameters, tangent
         )
 
     together = vmap(product)(task[0].x, task[0].y)
@@ -93,6 +94,6 @@ def test_the_models_map_over_parameters():
 
 def test_half_mean_square():
     prediction, y = torch.tensor([[1.0], [3.0]]), torch.tensor([[0.0], [1.0]])
-    assert losses.half_mean_square(prediction, y).item() == 0.5 * (1 + 4) / 2
+    assert models.half_mean_square(prediction, y).item() == 0.5 * (1 + 4) / 2
     with pytest.raises(ValueError, match=r"\(2, 1\), targets \(2,\)"):
-        losses.half_mean_square(prediction, y[:, 0])
+        models.half_mean_square(prediction, y[:, 0])

@@ -11,12 +11,9 @@ import torch
 from typer.testing import CliRunner
 
 from benchmarks import check_data
-from benchmarks.problems import rating_baselines, rating_downloads, ratings
-from benchmarks.problems.rating_baselines import LABELS
-from benchmarks.problems.rating_downloads import EXPECTED, Expected, compare
-from benchmarks.problems.rating_files import SOURCES, Table
-from benchmarks.problems.rating_tasks import Rated, RatingTasks
-from benchmarks.problems.ratings import Ratings
+from benchmarks.check_data import EXPECTED, Expected, compare
+from benchmarks.problems import ratings
+from benchmarks.problems.ratings import BASELINES, SOURCES, Rated, Ratings, RatingTasks, Table
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +46,8 @@ def test_nobody_may_have_ratings_left():
 def test_baselines_do_not_look_at_held_out_ratings(divided):
     train, test = divided.train_scores(), divided.test()
     hidden = test._replace(held_out=test.held_out._replace(y=torch.zeros_like(test.held_out.y)))
-    one, two = (rating_baselines.predictions(train, t) for t in (test, hidden))
-    assert all(torch.equal(one[name], two[name]) for name in LABELS)
+    one, two = (ratings.baseline_predictions(train, t) for t in (test, hidden))
+    assert all(torch.equal(one[name], two[name]) for name in BASELINES)
 
 
 def table():
@@ -81,9 +78,9 @@ def test_a_file_packed_anew_is_as_expected_but_not_the_same(tmp_path, monkeypatc
     columns = zip(found.user, found.item, found.rating.astype(int), strict=True)
     content = "".join(f"{u}\t{i}\t{r}\t9\n" for u, i, r in columns).encode()
     (tmp_path / SOURCES["movielens-100k"].file).write_bytes(gzip.compress(content))
-    known = replace(expected, unpacked=rating_downloads._digest(content))
+    known = replace(expected, unpacked=check_data._digest(content))
     monkeypatch.setitem(EXPECTED, "movielens-100k", known)
-    finding = rating_downloads.check("movielens-100k", tmp_path)
+    finding = check_data.check("movielens-100k", tmp_path)
     assert (finding.present, finding.wrong, finding.same_file) == (True, (), False)
     result = CliRunner().invoke(check_data.app, ["--data", str(tmp_path)])
     assert result.exit_code == 0

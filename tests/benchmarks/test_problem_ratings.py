@@ -11,7 +11,7 @@ import torch
 from benchmarks.__main__ import default_data
 from benchmarks.problems import models, ratings
 from benchmarks.problems.data_files import MissingDataError
-from benchmarks.problems.rating_files import SOURCES, read
+from benchmarks.problems.ratings import SOURCES, read
 
 USERS, ITEMS = 30, 120
 

@@ -10,12 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.__main__ import default_data
-from benchmarks.collaborative_filtering.sizes import LITERAL
-from benchmarks.problems import rating_baselines, ratings
+from benchmarks.collaborative_filtering.cells import LITERAL
+from benchmarks.problems import ratings
 from benchmarks.problems.data_files import MissingDataError
-from benchmarks.problems.rating_baselines import ITEM_RIDGE, USER_RIDGE
-from benchmarks.problems.rating_tasks import MetaTest, Rated, RatingPool, RatingTasks
-from benchmarks.problems.ratings import ITEMS, Ratings
+from benchmarks.problems.ratings import (
+    ITEM_RIDGE,
+    ITEMS,
+    USER_RIDGE,
+    MetaTest,
+    Rated,
+    RatingPool,
+    Ratings,
+    RatingTasks,
+)
 
 CPU = torch.device("cpu")
 
@@ -148,7 +155,7 @@ def ridge_biases(train):
 def test_baselines_against_a_computation_by_hand():
     train, test = hand_made()
     found = {name: p[0, :, 0].tolist() for name, p in (
-        rating_baselines.predictions(train, test).items()
+        ratings.baseline_predictions(train, test).items()
     )}  # fmt: skip
     assert found["global"] == [0, 0, 0]
     assert found["item"] == pytest.approx([0.5, 1.0, 0.0])
@@ -156,8 +163,8 @@ def test_baselines_against_a_computation_by_hand():
     bias = ridge_biases(train)
     user = (4 - bias[0] - bias[1]) / (2 + USER_RIDGE)
     assert found["biases"] == pytest.approx((bias[[2, 3, 50]] + user).tolist(), rel=1e-9)
-    errors = rating_baselines.errors(train, test)
-    assert set(errors) == set(rating_baselines.LABELS)
+    errors = ratings.baseline_errors(train, test)
+    assert set(errors) == set(ratings.BASELINES)
     assert errors["global"].item() == pytest.approx(math.sqrt(5 / 3))
     assert errors["item"].item() == pytest.approx(math.sqrt((0.25 + 0 + 4) / 3))
 
@@ -184,6 +191,6 @@ def test_the_settings_of_the_tables_on_the_real_ratings(name, least, ten, twenty
         assert len(tasks.train_users) == expected
         test = tasks.test()
         assert 90 <= int(test.evaluated().sum()) <= 100
-        scores = rating_baselines.errors(tasks.train_scores(), test)
+        scores = ratings.baseline_errors(tasks.train_scores(), test)
         means = {key: e[test.evaluated()].mean().item() for key, e in scores.items()}
         assert 0.7 < means["biases"] < min(means["item"], means["user"]) < means["global"] < 1.05

@@ -1,9 +1,11 @@
 """Micro-batches need the memory of one of them, forward and backward."""
 
+from __future__ import annotations
+
 import torch
 
 import odeopt
-from benchmarks.harness.memory import peak_live_bytes
+from benchmarks.harness.costs import peak_live_bytes
 
 WIDTH, EXAMPLES = 64, 4096
 
