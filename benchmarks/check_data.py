@@ -107,7 +107,7 @@ def compare(table: Table, expected: Expected) -> list[str]:
     sizes = (len(users), len(np.unique(table.item)), len(table.rating))
     kept = (~np.isnan(ratings.most_rated(table))).sum(1)
     tasks = tuple(int((kept >= least).sum()) for least in (10, 20))
-    found: dict[str, tuple[object, object]] = {
+    facts: dict[str, tuple[object, object]] = {
         "users, items and ratings": (sizes, expected.counts),
         "different pairs of user and item": (pairs, expected.counts[2]),
         "lowest and highest rating": ((scores[0].item(), scores[-1].item()), expected.scores),
@@ -115,10 +115,10 @@ def compare(table: Table, expected: Expected) -> list[str]:
         "users with 10, and 20, ratings of the 100 most rated items": (tasks, expected.tasks),
     }
     if expected.spread:
-        found["ratings of each value"] = (tuple(spread.tolist()), expected.spread)
+        facts["ratings of each value"] = (tuple(spread.tolist()), expected.spread)
     return [
         f"{what}: {_text(have)}, expected {_text(want)}"
-        for what, (have, want) in found.items()
+        for what, (have, want) in facts.items()
         if have != want
     ]
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import odeopt
+from benchmarks.harness.store import ResultStore
 from benchmarks.problems.models import Parameters, Problem
 from benchmarks.problems.tasks import Batch
 
@@ -27,6 +28,11 @@ class Trained:
     params: Parameters  # the initialisation
     hparams: Any  # what else the method learned
     record: dict[str, Any]  # plain data about the run: the training curve, seconds and failures
+
+
+def checkpoint(store: ResultStore, *depends: object) -> Path:
+    """Where a run keeps its checkpoint: another one whenever what it depends on changes."""
+    return store.cell_path(" ".join(map(str, depends))).with_suffix("")
 
 
 def train(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import odeopt
-from benchmarks.problems.models import Problem
+from benchmarks.problems.models import Parameters, Problem
+from benchmarks.problems.tasks import Task
 
 PAPER = ("a-maml", "maml", "maml-1", "fomaml", "reptile", "imaml-gd")
 """The methods of the paper's figures and tables."""
@@ -66,3 +69,10 @@ def build(name: str, problem: Problem, inner: Inner, **settings: Any) -> odeopt.
     if name.startswith("imaml"):
         own["stationarity"] = None
     return factory(problem.loss, **own, **settings)
+
+
+def gradient_of(
+    method: odeopt.Method, params: Parameters, tasks: Task
+) -> Callable[[], odeopt.MetaGradient]:
+    """The meta-gradient of a method on stacked tasks, ready to be computed."""
+    return partial(method, params, odeopt.TaskBatch(*tasks), method.init_hparams(params))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -25,30 +25,16 @@ from benchmarks.accuracy_vs_checkpoints.targets import (
     flat,
 )
 from benchmarks.comparison import cosine, distance
+from benchmarks.cost.updates import Line, lines
 from benchmarks.harness import costs, markdown, outline, plots
 from benchmarks.harness.outline import Cell, Cells
 from benchmarks.harness.registry import Settings
 from benchmarks.problems.tasks import move
 
-FEW = 50
 
-
-class Entry(NamedTuple):
-    """A row of a table."""
-
-    label: str  # for reports
-    method: str  # a name of `benchmarks.methods`
-    states: int | None = None  # that A-MAML keeps at most; as many as steps where None
-
-
-def entries() -> tuple[Entry, ...]:
+def entries() -> tuple[Line, ...]:
     """Every method, A-MAML twice."""
-    found: list[Entry] = []
-    for name in (*methods.PAPER, *methods.OTHERS):
-        found.append(Entry(methods.LABELS[name], name))
-        if name == "a-maml":
-            found.append(Entry(f"{methods.LABELS[name]}, {FEW} states", name, FEW))
-    return tuple(found)
+    return tuple(line for line in lines() if line.compile is None and not line.is_peer)
 
 
 def cells(settings: Settings, sizes: Sizes) -> list[Cell]:
@@ -65,12 +51,12 @@ def cells(settings: Settings, sizes: Sizes) -> list[Cell]:
     return chosen
 
 
-def key(problem: str, t1: float, entry: Entry) -> str:
+def key(problem: str, t1: float, entry: Line) -> str:
     """The key of a cell."""
     return f"{problem} T={t1:g} {entry.label}"
 
 
-def _compute(entry: Entry, t1: float, targets: Targets, repeats: int) -> dict[str, Any]:
+def _compute(entry: Line, t1: float, targets: Targets, repeats: int) -> dict[str, Any]:
     """Errors and costs, with `failure` and no numbers where there is no gradient.
 
     Where a guard refuses the gradient, `failure` names its error and the numbers are those of
@@ -93,7 +79,7 @@ def _compute(entry: Entry, t1: float, targets: Targets, repeats: int) -> dict[st
 
 
 def _numbers(
-    entry: Entry, t1: float, inputs: Inputs, sought: dict[str, Target], repeats: int,
+    entry: Line, t1: float, inputs: Inputs, sought: dict[str, Target], repeats: int,
     safety: odeopt.Safety,
 ) -> dict[str, Any]:  # fmt: skip
     run = _call(entry, t1, inputs, safety)
@@ -119,15 +105,13 @@ def _numbers(
 
 
 def _call(
-    entry: Entry, t1: float, inputs: Inputs, safety: odeopt.Safety
+    entry: Line, t1: float, inputs: Inputs, safety: odeopt.Safety
 ) -> Callable[[], odeopt.MetaGradient]:
     steps = round(t1 / LR)
     states = steps if entry.states is None else min(entry.states, steps)
     inner = methods.Inner(LR, steps, states)
     method = methods.build(entry.method, inputs.problem, inner, safety=safety)
-    hparams = method.init_hparams(inputs.params)
-    batch = odeopt.TaskBatch(inputs.tasks.train, inputs.tasks.validation)
-    return partial(method, inputs.params, batch, hparams)
+    return methods.gradient_of(method, inputs.params, inputs.tasks)
 
 
 NAME = "accuracy-vs-checkpoints --only methods"
@@ -159,16 +143,18 @@ def section(results: Cells, problem: str, settings: Settings, sizes: Sizes) -> s
     if picture:
         parts.append(f"![1 - cosine against T]({picture})")
     for t1 in sizes.horizons:
-        rows = [_row(entry, results[key(problem, t1, entry)]) for entry in entries()]
-        own = _reference_error(results, problem, t1)
+        own = {entry: results[key(problem, t1, entry)] for entry in entries()}
+        rows = [_row(entry, cell) for entry, cell in own.items()]
+        known = [c["flow"]["reference_error"] for c in own.values() if "flow" in c]
+        error = markdown.scientific(known[0]) if known else "unknown"
         parts.append(
-            f"**T = {t1:g}** ({round(t1 / LR)} steps; error of the flow's reference: {own})\n\n"
+            f"**T = {t1:g}** ({round(t1 / LR)} steps; error of the flow's reference: {error})\n\n"
             + markdown.table(HEADERS, rows).rstrip()
         )
     return "\n\n".join(parts)
 
 
-def _row(entry: Entry, cell: dict[str, Any]) -> list[markdown.Entry]:
+def _row(entry: Line, cell: dict[str, Any]) -> list[markdown.Entry]:
     """The row of a method; one that is refused is marked, with its error's name."""
     label = f"{entry.label} ({cell['failure']})" if cell["failure"] else entry.label
     if "own" not in cell:
@@ -181,12 +167,6 @@ def _row(entry: Entry, cell: dict[str, Any]) -> list[markdown.Entry]:
         label, *numbers, cell["gradient_evaluations"], cell["hvps"], cell["stored_states"],
         f"{cell['live_bytes'] / 1024:.0f}", f"{cell['seconds']:.3g}",
     ]  # fmt: skip
-
-
-def _reference_error(results: Cells, problem: str, t1: float) -> str:
-    own = [results[key(problem, t1, entry)] for entry in entries()]
-    known = [cell["flow"]["reference_error"] for cell in own if "flow" in cell]
-    return markdown.scientific(known[0]) if known else "unknown"
 
 
 def _plot(results: Cells, problem: str, settings: Settings, sizes: Sizes) -> str:

@@ -156,9 +156,7 @@ def flat(params: object) -> Tensor:
 
 
 def _flat_gradient(method: odeopt.Method, sources: Inputs) -> Tensor:
-    hparams = method.init_hparams(sources.params)
-    batch = odeopt.TaskBatch(sources.tasks.train, sources.tasks.validation)
-    return flat(method(sources.params, batch, hparams).grads.params)
+    return flat(methods.gradient_of(method, sources.params, sources.tasks)().grads.params)
 
 
 def _rk4(field: odeopt.Field, steps: int) -> odeopt.ODEOptimizer:
@@ -191,7 +189,7 @@ def _regularised_flow(sources: Inputs, t1: float, steps: int) -> Tensor:
     field = odeopt.RegularizedFlow(inner, STRENGTH)
     opt = _rk4(field, steps)
     method = odeopt.InnerLoop(opt, outer, odeopt.TimeGrid.uniform(t1, steps))
-    batch = odeopt.TaskBatch(sources.tasks.train, sources.tasks.validation)
+    batch = odeopt.TaskBatch(*sources.tasks)
     grads = method(sources.params, batch, sources.params).grads
     return flat(grads.params) + flat(grads.hparams)
 

@@ -33,7 +33,7 @@ from odeopt.testing import relative_error
 class Sizes:
     """The sizes of a run."""
 
-    rules: tuple[str, ...]  # names of `training.RULES`
+    rules: tuple[str, ...]  # names of `RULES`
     seeds: int  # repetitions, each with other examples
     steps: int  # steps of a training
     batch: int  # examples of a minibatch
@@ -97,7 +97,7 @@ class Training:
     """Trainings of the network on a split, in float32."""
 
     split: Split  # the examples
-    rule: str  # A name of `RULES`
+    rule: str  # a name of `RULES`
     steps: int  # of one training
     batch: int  # examples of a minibatch
     compile: str | None  # how kernels are run
@@ -132,7 +132,7 @@ class Training:
         """The validation loss after a training, its gradient, and what both cost."""
         knots = choice.knots.detach().requires_grad_()
         rates = self.rates(knots)
-        result = self.opt.value_and_grad(_outer_loss)(
+        result = self.opt.value_and_grad(_loss)(
             self.start(seed), self.stream(seed), odeopt.TimeGrid.from_lr(rates.detach()),
             self.split.validation, choice.decays,
         )  # fmt: skip
@@ -155,19 +155,14 @@ class Training:
             params = self.train(choice, seed)
         except odeopt.DivergenceError:
             return float("inf")
-        return _outer_loss(params, self.split.validation, None).item()
+        return _loss(params, self.split.validation, None).item()
 
 
 _mean_loss = classification.mean_loss(MODEL)
 
 
-def _loss(params: Parameters, batch: Batch, logs: Parameters) -> Tensor:
+def _loss(params: Parameters, batch: Batch, logs: Parameters | None) -> Tensor:
     del logs  # they act through the rule
-    return _mean_loss(params, batch)
-
-
-def _outer_loss(params: Parameters, batch: Batch, logs: Parameters | None) -> Tensor:
-    del logs
     return _mean_loss(params, batch)
 
 

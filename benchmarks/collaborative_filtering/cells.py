@@ -27,7 +27,7 @@ MADE_UP = "made-up"
 class Setting:
     """One column of a table of the paper."""
 
-    data: str  # A name in `SOURCES`, or `MADE_UP`
+    data: str  # a name in `SOURCES`, or `MADE_UP`
     shots: int  # ratings to adapt to
     validation: int  # ratings for validation in meta-training
     steps: int  # steps of gradient descent; MAML takes a tenth
@@ -137,11 +137,6 @@ def _load(name: str, folder: Path | None, at_least: int) -> ratings.Ratings:
     return ratings.made_up() if name == MADE_UP else ratings.load(name, folder, at_least)
 
 
-def _checkpoint(settings: Settings, sizes: Sizes, cell: str) -> Path:
-    """Where a run keeps its checkpoint: another one whenever what it computes changes."""
-    return settings.store.cell_path(f"{cell} {REVISION} {sizes}").with_suffix("")
-
-
 def _baselines(settings: Settings, sizes: Sizes, setting: Setting, name: str) -> dict[str, Any]:
     """The baselines, the network without meta-training, and what there is to be evaluated."""
     del name
@@ -167,7 +162,7 @@ def _method(settings: Settings, sizes: Sizes, setting: Setting, name: str) -> di
     inner = Inner(LR, steps, states=steps, compile=sizes.compile)
     method = methods.build(name, PROBLEM, inner, on_failure="skip")
     params = move(PROBLEM.model.init(SEED), device, DTYPE)
-    folder = _checkpoint(settings, sizes, key(setting, name))
+    folder = meta_training.checkpoint(settings.store, key(setting, name), REVISION, sizes)
     pool = RatingPool(data, META_BATCH, SEED, device, DTYPE)
     trained = meta_training.train(method, params, pool, sizes.updates, folder)
     test = move(data.test(), device, DTYPE)

@@ -99,7 +99,7 @@ class Line:
 
     name: str  # for keys, and to find it by
     label: str  # for reports
-    method: str  # A name of `benchmarks.methods` or of `PEERS`
+    method: str  # a name of `benchmarks.methods` or of `PEERS`
     states: int | None = None  # how many states A-MAML keeps at most; all of them where None
     compile: str | None = None  # how kernels are run
 
@@ -194,13 +194,8 @@ def _method(line: Line, steps: int) -> odeopt.Method:
 
 
 def _call(method: odeopt.Method, own: Inputs) -> Callable[[], Tensor]:
-    hparams = method.init_hparams(own.params)
-    batch = odeopt.TaskBatch(own.tasks.train, own.tasks.validation)
-
-    def run() -> Tensor:
-        return tree.flat(method(own.params, batch, hparams).grads.params)
-
-    return run
+    run = methods.gradient_of(method, own.params, own.tasks)
+    return lambda: tree.flat(run().grads.params)
 
 
 WANTED = {"times_as_fast": 5.0, "share_of_memory": 0.1, "cosine": 0.999}

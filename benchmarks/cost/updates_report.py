@@ -34,7 +34,9 @@ def run(settings: Settings) -> None:
     done = outline.compute(settings, NAME, REVISION, sizes, cells(settings, sizes))
     results, lines = done.cells, measured_lines(sizes)
     lacking = [f"- {one.label}: the package is not installed" for one in lines if not one.installed]
-    tables = {title: show for title, show in _TABLES.items() if _is_measured(title, settings)}
+    tables = dict(_TABLES)
+    if settings.device.type != "cpu":
+        del tables[_RESIDENT]
     sections = [
         _head(sizes),
         *(_table(title, show, results, lines, sizes) for title, show in tables.items()),
@@ -108,10 +110,6 @@ _TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     ),
     _RESIDENT: lambda cell: f"{cell['resident_bytes'] / MIB:.1f}",
 }
-
-
-def _is_measured(title: str, settings: Settings) -> bool:
-    return title != _RESIDENT or settings.device.type == "cpu"
 
 
 def _table(

@@ -16,7 +16,7 @@ import odeopt
 from benchmarks import budget, meta_training, methods
 from benchmarks.comparison import distance
 from benchmarks.few_shot_images.sizes import Contender, Kinks, Setting, Sizes, Tasks, problem
-from benchmarks.few_shot_images.training import Metered, Training
+from benchmarks.few_shot_images.training import Metered, train
 from benchmarks.harness.outline import Cell
 from benchmarks.harness.registry import Settings
 from benchmarks.methods import Inner
@@ -176,9 +176,9 @@ def build(
 
 
 def folder(settings: Settings, sizes: Sizes, setting: Setting, one: Contender) -> Path:
-    """Where a run keeps its checkpoint: another one whenever what it computes changes."""
+    """Where a run keeps its checkpoint."""
     what = (key(setting, one.name), REVISION, setting.protocol, setting.length, setting.looks)
-    return settings.store.cell_path(f"{what} {sizes.compile}").with_suffix("")
+    return meta_training.checkpoint(settings.store, what, sizes.compile)
 
 
 def _untrained(settings: Settings, sizes: Sizes, setting: Setting) -> dict[str, Any]:
@@ -200,10 +200,7 @@ def _trained(settings: Settings, sizes: Sizes, setting: Setting, one: Contender)
     feed = Feed(tasks.training(), settings.device, DTYPE)
     method = build(setting, one, inner(setting, one, sizes), sizes.flow_compile)
     price = partial(budget.of_update, one.method, outer=setting.queries / setting.shots)
-    training = Training(
-        Metered(method, feed, price, place), initial(settings, setting), place,
-        setting.protocol.clip,
-    )  # fmt: skip
+    metered, start = Metered(method, feed, price, place), initial(settings, setting)
     adapt = _descent(setting, one, sizes)
     if one.method in OWN:
         adapt = build(setting, one, inner(setting, one, sizes, test=True)).adapt
@@ -213,7 +210,8 @@ def _trained(settings: Settings, sizes: Sizes, setting: Setting, one: Contender)
         seen = accuracies(settings, setting, sees, setting.looks, adapt, params, hparams)
         return {"accuracy": seen}
 
-    trained = training.run(setting.length, SHARES, look)
+    clip = setting.protocol.clip
+    trained = train(metered, start, place, setting.length, SHARES, look, clip)
     test = tasks.test(tested_together(settings, tasks, sizes.tests))
     end = accuracies(settings, setting, test, sizes.tests, adapt, trained.params, trained.hparams)
     record = {**trained.record, "sampling_seconds": feed.waited}

@@ -86,14 +86,14 @@ def slug(setting: Setting) -> str:
     return re.sub(r"[^a-z0-9]+", "-", setting.name.lower()).strip("-")
 
 
-def missing(results: Cells, asked: Sequence[Cell]) -> str:
+def missing(results: Cells, wanted: Sequence[Cell]) -> str:
     """Which cells have not been computed."""
-    absent = [cell.key for cell in asked if cell.key not in results]
+    absent = [cell.key for cell in wanted if cell.key not in results]
     if not absent:
         return ""
     listed = "\n".join(f"- {key}" for key in absent)
     return (
-        f"**This report is not complete: {len(absent)} of {len(asked)} cells have not been"
+        f"**This report is not complete: {len(absent)} of {len(wanted)} cells have not been"
         f" computed.** The same command goes on with them.\n\n{listed}"
     )
 

@@ -30,7 +30,7 @@ class Protocol:
     # for meta-training, validation and the meta-test; None for the split's file
     classes: tuple[int, int, int] | None
     handling: Handling  # what is done to the pictures
-    net: str  # A name in `conv_nets.NETS`
+    net: str  # a name in `models.NETS`
     lr: float  # the inner learning rate
     steps: int  # inner steps in meta-training
     test_steps: int  # steps of gradient descent at the meta-test
@@ -92,7 +92,7 @@ BUDGET: dict[str, Protocol] = {
 class Contender:
     """A method, and how long its inner loop is."""
 
-    method: str  # A name in `odeopt.METHODS`
+    method: str  # a name in `odeopt.METHODS`
     horizon: float | None = None  # T, in place of the protocol's learning rate times steps
 
     @property
@@ -112,7 +112,7 @@ class Length:
     """When meta-training ends: at whichever comes first."""
 
     updates: int  # meta-updates
-    evaluations: float = math.inf  # gradient evaluations per task of the meta-batch (see `costs`)
+    evaluations: float = math.inf  # gradient evaluations per task of the meta-batch (see `budget`)
 
     def part(self, share: float) -> Length:
         """The first part of it."""
@@ -123,15 +123,15 @@ class Length:
 class Setting:
     """One table of the report."""
 
-    data: str  # A data set
+    data: str  # a data set
     protocol: Protocol  # how it is used
     ways: int  # classes of a task
     shots: int  # training pictures of each
     contenders: tuple[Contender, ...]  # who is trained
     length: Length  # how long each of them is
     looks: int  # tasks at each look at the accuracy during meta-training
-    norm: str = "batch"  # A name in `conv_nets.NORMS`
-    activation: str = "relu"  # A name in `conv_nets.ACTIVATIONS`
+    norm: str = "batch"  # a name in `models.NORMS`
+    activation: str = "relu"  # a name in `models.ACTIVATIONS`
 
     @property
     def name(self) -> str:
@@ -152,7 +152,7 @@ class Setting:
 class Kinks:
     """The measurement of what a kinked activation does to the gradient."""
 
-    activations: tuple[str, ...]  # names in `conv_nets.ACTIVATIONS`
+    activations: tuple[str, ...]  # names in `models.ACTIVATIONS`
     steps: tuple[int, ...]  # steps of Runge-Kutta 4 over the horizon, each twice the one before
     tasks: int  # how many tasks
 

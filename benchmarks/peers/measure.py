@@ -41,7 +41,7 @@ MOST_STATES = 20_000
 class Aim:
     """A point at which gradients are computed."""
 
-    problem: str  # A key of `problems.PROBLEMS`
+    problem: str  # a key of `problems.PROBLEMS`
     tasks: int  # how many
     steps: int  # of gradient descent
     device: str  # where to compute
@@ -106,7 +106,7 @@ FIRST, TIME, MEMORY = "first", "time", "memory"
 class Job(NamedTuple):
     """What a process measures."""
 
-    contender: str  # A key of `CONTENDERS`
+    contender: str  # a key of `CONTENDERS`
     aim: Aim  # the point
     dtype: str  # "float32" or "float64"
     targets: str  # the file with the targets

@@ -52,7 +52,7 @@ class Limits:
 class Point:
     """One table: a problem, a horizon and who takes part."""
 
-    problem: str  # A key of `problems.PROBLEMS`
+    problem: str  # a key of `problems.PROBLEMS`
     steps: int  # of gradient descent
     tasks: int  # how many
     contenders: tuple[str, ...] = ALL  # keys of `CONTENDERS`

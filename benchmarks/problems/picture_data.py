@@ -262,7 +262,7 @@ def mini_imagenet(directory: Path | None) -> MiniImageNet:
 
 def _lists(path: Path) -> dict[str, dict[str, list[str]]]:
     """The file names of each class of each part."""
-    found: dict[str, dict[str, list[str]]] = {}
+    files: dict[str, dict[str, list[str]]] = {}
     try:
         with zipfile.ZipFile(path) as archive:
             for part in PARTS:
@@ -270,10 +270,10 @@ def _lists(path: Path) -> dict[str, dict[str, list[str]]]:
                 text = archive.read(f"{part}.csv").decode()
                 for row in csv.DictReader(io.StringIO(text)):
                     members[row["label"]].append(row["filename"])
-                found[part] = dict(members)
+                files[part] = dict(members)
     except (zipfile.BadZipFile, KeyError, UnicodeDecodeError) as error:
         raise BrokenDataError(f"{path} cannot be read: {error}. {SPLITS_ORIGIN}") from error
-    return found
+    return files
 
 
 def _from_folder(folder: Path, lists: dict[str, dict[str, list[str]]]) -> MiniImageNet:

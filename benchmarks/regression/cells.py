@@ -90,8 +90,8 @@ def cells(settings: Settings, sizes: Sizes) -> list[Cell]:
 
 
 def folder(settings: Settings, sizes: Sizes, cell: str) -> Path:
-    """Where a run keeps its checkpoint: another one whenever what it computes changes."""
-    return settings.store.cell_path(f"{cell} {REVISION} {sizes}").with_suffix("")
+    """Where a run keeps its checkpoint."""
+    return meta_training.checkpoint(settings.store, cell, REVISION, sizes)
 
 
 def key(setting: Setting, seed: int, name: str) -> str:

@@ -1,7 +1,5 @@
 """Micro-batches need the memory of one of them, forward and backward."""
 
-from __future__ import annotations
-
 import torch
 
 import odeopt
