@@ -22,7 +22,7 @@ LOGGED = 50
 
 
 @dataclass(frozen=True)
-class Trained:
+class Initialisation:
     """A learned initialisation."""
 
     params: Parameters  # the initialisation
@@ -41,7 +41,7 @@ def train(
     tasks: Callable[[int], Any],
     updates: int,
     folder: Path | None,
-) -> Trained:
+) -> Initialisation:
     """Learn an initialisation with Adam, 1e-3, going on from the checkpoint in the folder."""
     learner = odeopt.MetaLearner(
         method, params, tasks, folder=folder, checkpoint_every=100, show_progress=False
@@ -53,7 +53,7 @@ def train(
         warnings.simplefilter("ignore", odeopt.OdeoptWarning)
         stopped = fit(learner, updates)
     record = {**record_of(learner), "seconds_here": time.perf_counter() - begin, "stopped": stopped}
-    return Trained(learner.params, learner.hparams, record)
+    return Initialisation(learner.params, learner.hparams, record)
 
 
 def record_of(learner: odeopt.MetaLearner) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def ratings_case(data: Path) -> Case:
     )
 
 
-class Measured(NamedTuple):
+class StartGradients(NamedTuple):
     """Gradients of shape [starts, d] and what they cost."""
 
     gradients: Tensor
@@ -120,13 +120,13 @@ class Starts:
         self._states, self._tasks = stack([case.inputs(seed, device) for seed in seeds])
         self.flow = cache(self._flow)
 
-    def gradients(self, opt: odeopt.ODEOptimizer, grid: odeopt.TimeGrid) -> Measured:
+    def gradients(self, opt: odeopt.ODEOptimizer, grid: odeopt.TimeGrid) -> StartGradients:
         """The gradient of each start's own validation loss w.r.t. its own initialisation."""
         states = {name: leaf.detach().requires_grad_() for name, leaf in self._states.items()}
         sol = opt.solve(take(self._states, 0), self._tasks.train, grid, tasks=True, state=states)
         losses = torch.func.vmap(self.case.problem.loss)(sol.params, self._tasks.validation)
         gradients = torch.autograd.grad(losses.sum(), list(states.values()))
-        return Measured(torch.cat([leaf.flatten(1) for leaf in gradients], dim=1), sol.stats)
+        return StartGradients(torch.cat([leaf.flatten(1) for leaf in gradients], dim=1), sol.stats)
 
     def _flow(self, t1: float, steps: int | None = None) -> tuple[Tensor, float]:
         """The gradient of the flow by RK4 and its exact adjoint, and its own error.

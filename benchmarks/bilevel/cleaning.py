@@ -17,7 +17,7 @@ from torch import Tensor
 
 import odeopt
 from benchmarks import budget
-from benchmarks.bilevel.descent import Evaluated, descend
+from benchmarks.bilevel.descent import Evaluation, descend
 from benchmarks.harness import markdown, outline
 from benchmarks.harness.outline import Cell, Run
 from benchmarks.harness.plots import Curve, Labels, curves
@@ -201,11 +201,11 @@ def learn(problem: Problem, training: Training, updates: int) -> Choice:
     examples = problem.train
     call = training.scored.value_and_grad(training.outer_loss)
 
-    def evaluate(leaves: list[Tensor], update: int) -> Evaluated:
+    def evaluate(leaves: list[Tensor], update: int) -> Evaluation:
         start, stream = training.start(examples, update), training.stream(examples, update)
         result = call(start, stream, training.grid(), problem.validation, *leaves)
         spent = budget.spent(result.stats)
-        return Evaluated(result.value.item(), [result.grads.hparams], spent)
+        return Evaluation(result.value.item(), [result.grads.hparams], spent)
 
     scores = torch.zeros_like(examples.y, dtype=examples.x.dtype)
     end = descend([scores], evaluate, updates, UPDATE_SIZE, training.steps, clip=None)

@@ -22,7 +22,7 @@ RULE = (
 """The same for reports."""
 
 
-class Evaluated(NamedTuple):
+class Evaluation(NamedTuple):
     """One training."""
 
     value: float  # the outer loss after it
@@ -40,7 +40,7 @@ class Descent(NamedTuple):
 
 
 def descend(
-    start: Sequence[Tensor], evaluate: Callable[[list[Tensor], int], Evaluated], updates: int,
+    start: Sequence[Tensor], evaluate: Callable[[list[Tensor], int], Evaluation], updates: int,
     size: float, wasted: int, clip: float | None = LONGEST,
 ) -> Descent:  # fmt: skip
     """Adam, with the cuts and returns of `RULE`.
@@ -73,7 +73,7 @@ class _Trainings(odeopt.outer.OuterObjective):
     """The outer loss as a function of the variables, with what was seen of it."""
 
     def __init__(
-        self, start: Sequence[Tensor], evaluate: Callable[[list[Tensor], int], Evaluated]
+        self, start: Sequence[Tensor], evaluate: Callable[[list[Tensor], int], Evaluation]
     ) -> None:
         self.best, self.lowest = list(start), float("inf")
         self.values: list[float] = []

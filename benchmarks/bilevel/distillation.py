@@ -19,7 +19,7 @@ from torch.nn import functional
 import odeopt
 from benchmarks import budget
 from benchmarks.bilevel import descent
-from benchmarks.bilevel.descent import Evaluated
+from benchmarks.bilevel.descent import Evaluation
 from benchmarks.harness import markdown, outline
 from benchmarks.harness.outline import Cell, Run
 from benchmarks.harness.plots import Curve, Labels, curves, save
@@ -83,14 +83,14 @@ class Training:
         """Random parameters."""
         return move(MODEL.init(seed), self.split.train.x.device, self.split.train.x.dtype)
 
-    def value_and_grad(self, images: Images, seed: int) -> Evaluated:
+    def value_and_grad(self, images: Images, seed: int) -> Evaluation:
         """The loss of the real images after a training, and its gradient."""
         result = self.opt.value_and_grad(_outer_loss)(
             self.start(seed), (), self._grid(images), self.split.train, images[:2]
         )
         x, labels = result.grads.hparams
         log_lr = result.grads.dt.sum().to(x) * images.log_lr.exp()  # one rate for all steps
-        return Evaluated(result.value.item(), Images(x, labels, log_lr), self.cost(result.stats))
+        return Evaluation(result.value.item(), Images(x, labels, log_lr), self.cost(result.stats))
 
     def cost(self, stats: odeopt.Stats) -> int:
         """In gradients of ten images: of the training, and of the loss of the real images."""
@@ -175,7 +175,7 @@ def distil(training: Training, updates: int) -> Outcome:
     Every update has its own initialisation. The given images are those of the lowest loss seen.
     """
 
-    def evaluate(leaves: list[Tensor], update: int) -> Evaluated:
+    def evaluate(leaves: list[Tensor], update: int) -> Evaluation:
         return training.value_and_grad(Images(*leaves), update)
 
     begin = mean_images(training.split.train, log(FIRST_RATE))

@@ -17,7 +17,7 @@ from torch import Tensor
 import odeopt
 from benchmarks import budget
 from benchmarks.bilevel import descent
-from benchmarks.bilevel.descent import Evaluated
+from benchmarks.bilevel.descent import Evaluation
 from benchmarks.harness import markdown, outline
 from benchmarks.harness.outline import Cell, Run
 from benchmarks.harness.plots import Labels, Series, loglog
@@ -193,9 +193,9 @@ def by_gradient(training: Training, updates: int, per_entry: bool) -> Outcome:
     def leaves(choice: Choice) -> list[Tensor]:
         return [choice.knots, *choice.decays.values()]
 
-    def evaluate(variables: list[Tensor], update: int) -> Evaluated:
+    def evaluate(variables: list[Tensor], update: int) -> Evaluation:
         value, gradient, stats = training.value_and_grad(choice(variables), update)
-        return Evaluated(value, leaves(gradient), budget.spent(stats))
+        return Evaluation(value, leaves(gradient), budget.spent(stats))
 
     end = descent.descend(leaves(begin), evaluate, updates, UPDATE_SIZE, training.steps)
     details = {"validation losses": end.values, "validation loss": min(end.values)}

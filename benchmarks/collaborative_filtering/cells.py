@@ -16,7 +16,7 @@ from benchmarks.harness.registry import Preset, Settings
 from benchmarks.methods import Inner, Problem
 from benchmarks.problems import models, ratings
 from benchmarks.problems.models import Parameters
-from benchmarks.problems.ratings import SOURCES, MetaTest, Rated, RatingPool, RatingTasks
+from benchmarks.problems.ratings import SOURCES, MetaTest, RatingBatch, RatingPool, RatingTasks
 from benchmarks.problems.tasks import Batch, move
 
 MADE_UP = "made-up"
@@ -185,7 +185,7 @@ def _descend(
     return meta_training.adapt_by_descent(PROBLEM, params, support, LR, setting.steps, sizes.every)
 
 
-def error(params: Parameters, rated: Rated) -> Tensor:
+def error(params: Parameters, rated: RatingBatch) -> Tensor:
     """The nRMSE of one user: ratings are in units of the training users' standard deviation."""
     return rated.error(PROBLEM.model.apply(params, rated.x))
 

@@ -16,7 +16,7 @@ from typing_extensions import override
 import odeopt
 from benchmarks.few_shot_images.sizes import Length
 from benchmarks.harness.store import ResultStore
-from benchmarks.meta_training import Trained, fit, record_of
+from benchmarks.meta_training import Initialisation, fit, record_of
 from benchmarks.problems.models import Parameters
 from odeopt.outer.method import TaskData
 from odeopt.tools import files
@@ -89,7 +89,7 @@ class Metered(odeopt.Method):
 def train(
     metered: Metered, params: Parameters, folder: Path, length: Length, shares: Iterable[float],
     look: Callable[[Parameters, Any], dict[str, Any]], clip: float | None = None,
-) -> Trained:  # fmt: skip
+) -> Initialisation:  # fmt: skip
     """Meta-training in a folder, from which it goes on where it was stopped.
 
     Args:
@@ -143,7 +143,7 @@ def train(
     reach(length)
     spent = metered.spent(learner.updates)
     record = {"spent": spent, "looks": looks, "seconds_here": seconds, "stopped": stopped}
-    return Trained(learner.params, learner.hparams, record_of(learner) | record)
+    return Initialisation(learner.params, learner.hparams, record_of(learner) | record)
 
 
 class _ReachedError(Exception):

@@ -113,7 +113,7 @@ class Job(NamedTuple):
     memory_gib: float  # memory beyond what is in use after the warm-up
 
 
-class Measured:
+class Subject:
     """Answers requests about one contender."""
 
     def __init__(self, job: Job) -> None:
@@ -161,14 +161,14 @@ class Measured:
         return self._runner.run(self._runner.steps)
 
 
-_OPEN: list[Measured] = []
+_OPEN: list[Subject] = []
 """The one of this process."""
 
 
 def answer(job: Job, request: str) -> dict[str, Any]:
     """The answer to a request about a job, which is the same each time."""
     if not _OPEN:
-        _OPEN.append(Measured(job))
+        _OPEN.append(Subject(job))
     return _OPEN[0].answer(request)
 
 
@@ -228,7 +228,7 @@ def compute(point: Point, limits: Limits, device: str, cache: str) -> dict[str, 
 
     Returns:
         "contenders": for each an `outcome`, "" where there are numbers, and these: `seconds`, of
-        all rounds, or of the first run where that took too long; and what `Measured` answers.
+        all rounds, or of the first run where that took too long; and what `Subject` answers.
     """
     with TemporaryDirectory() as folder, ExitStack() as running:
         path = str(Path(folder) / "targets.pt")

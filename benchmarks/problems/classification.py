@@ -70,7 +70,7 @@ class Split(NamedTuple):
     test: Batch
 
 
-class Corrupted(NamedTuple):
+class Labels(NamedTuple):
     """Labels, and which of them are wrong."""
 
     y: Tensor
@@ -93,7 +93,7 @@ def split_digits(train: int, validation: int, seed: int) -> Split:
     return Split(take(mine, first), take(mine, second), test)
 
 
-def corrupt(y: Tensor, share: float, kind: str, classes: int, seed: int) -> Corrupted:
+def corrupt(y: Tensor, share: float, kind: str, classes: int, seed: int) -> Labels:
     """Labels of which a share, drawn at random, is replaced by wrong ones.
 
     They are any other of so many classes ("uniform"), or always the following one ("next").
@@ -106,7 +106,7 @@ def corrupt(y: Tensor, share: float, kind: str, classes: int, seed: int) -> Corr
     highest = classes if kind == "uniform" else 2
     shift = torch.zeros_like(y)
     shift[chosen] = torch.randint(1, highest, (count,), generator=generator)
-    return Corrupted((y + shift) % classes, shift > 0)
+    return Labels((y + shift) % classes, shift > 0)
 
 
 def example_losses(model: Model, params: Parameters, batch: Batch) -> Tensor:

@@ -39,7 +39,7 @@ class Handling:
     inverted: bool = False  # whether x becomes 1 - x
 
 
-class Drawn(NamedTuple):
+class PixelBatch(NamedTuple):
     """The pictures of a meta-batch in main memory, as bytes."""
 
     pixels: Tensor  # [tasks, ways, shots + queries, channels, height, width]
@@ -74,7 +74,7 @@ class Episodes:
         self._pictures, self._classes = pictures, torch.tensor(list(classes))
         self.tasks, self._seed = tasks, seed
 
-    def draw(self, index: int) -> Drawn:
+    def draw(self, index: int) -> PixelBatch:
         """The pictures of a meta-batch."""
         ways, number = self.shape.ways, self.shape.shots + self.shape.queries
         source = generator(self._seed, index)
@@ -83,9 +83,11 @@ class Episodes:
         pixels = self._pictures.take(classes[..., None].expand_as(which), which)
         if self.handling.rotated:
             pixels = rotate(pixels, torch.randint(TURNS, classes.shape, generator=source))
-        return Drawn(pixels, tuple(f"classes {row}" for row in classes.tolist()))
+        return PixelBatch(pixels, tuple(f"classes {row}" for row in classes.tolist()))
 
-    def finish(self, drawn: Drawn, device: torch.device, dtype: torch.dtype) -> odeopt.TaskBatch:
+    def finish(
+        self, drawn: PixelBatch, device: torch.device, dtype: torch.dtype
+    ) -> odeopt.TaskBatch:
         """The tasks on a device: x in [0, 1], labels 0 to ways - 1, sorted by class."""
         pixels = drawn.pixels.to(device, non_blocking=True).to(dtype) / 255
         if self.handling.inverted:
@@ -133,7 +135,7 @@ class Feed:
         self._episodes, self._device, self._dtype = episodes, device, dtype
         self._ahead = (2 if device.type == "cuda" else 0) if ahead is None else ahead
         self._pool = ThreadPoolExecutor(1) if self._ahead else None
-        self._coming: dict[int, Future[Drawn]] = {}
+        self._coming: dict[int, Future[PixelBatch]] = {}
         self.waited = 0.0
 
     def __call__(self, index: int) -> odeopt.TaskBatch:
@@ -150,8 +152,8 @@ class Feed:
         self.waited += perf_counter() - begin
         return batch
 
-    def _draw(self, index: int) -> Drawn:
+    def _draw(self, index: int) -> PixelBatch:
         drawn = self._episodes.draw(index)
         if self._device.type != "cuda":
             return drawn
-        return Drawn(drawn.pixels.pin_memory(), drawn.names)
+        return PixelBatch(drawn.pixels.pin_memory(), drawn.names)

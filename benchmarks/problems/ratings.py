@@ -222,7 +222,7 @@ def _batch(ratings: Ratings, user: int, items: Tensor) -> Batch:
 _TEST, _TRAIN = 1, 2
 
 
-class Rated(NamedTuple):
+class RatingBatch(NamedTuple):
     """Ratings of several users, padded where one has fewer than another."""
 
     x: Tensor  # one-hot items, shape [users, n, 100]
@@ -238,8 +238,8 @@ class Rated(NamedTuple):
 class MetaTest(NamedTuple):
     """The test users: ratings to adapt to, and all their others."""
 
-    support: Rated
-    held_out: Rated
+    support: RatingBatch
+    held_out: RatingBatch
 
     def batch(self) -> Batch:
         """The ratings to adapt to, without their mask: none is padded."""
@@ -340,8 +340,8 @@ def _one_hot(items: Tensor) -> Tensor:
     return torch.eye(ITEMS, dtype=torch.float64)[items]
 
 
-def _rated(items: Tensor, y: Tensor) -> Rated:
-    return Rated(_one_hot(items), y.nan_to_num(0.0).unsqueeze(-1), ~y.isnan())
+def _rated(items: Tensor, y: Tensor) -> RatingBatch:
+    return RatingBatch(_one_hot(items), y.nan_to_num(0.0).unsqueeze(-1), ~y.isnan())
 
 
 USER_RIDGE, ITEM_RIDGE = 5.0, 25.0
@@ -398,7 +398,7 @@ def item_biases(train: Tensor) -> Tensor:
     return item
 
 
-def user_biases(support: Rated, item: Tensor) -> Tensor:
+def user_biases(support: RatingBatch, item: Tensor) -> Tensor:
     """The bias of each test user, given those of items, shape [users, 1, 1]."""
     residuals = (support.y - support.x @ item.unsqueeze(-1)).squeeze(-1) * support.known
     return (residuals.sum(1) / (support.known.sum(1) + USER_RIDGE)).reshape(-1, 1, 1)

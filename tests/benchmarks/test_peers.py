@@ -142,7 +142,7 @@ class Inside:
 
     def ask(self, function, job, request, limit):
         assert function is measure.answer
-        self._measured = self._measured or measure.Measured(job)
+        self._measured = self._measured or measure.Subject(job)
         return self._measured.answer(request)
 
 

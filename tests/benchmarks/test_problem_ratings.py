@@ -26,7 +26,7 @@ from benchmarks.problems.ratings import (
     SOURCES,
     USER_RIDGE,
     MetaTest,
-    Rated,
+    RatingBatch,
     RatingPool,
     Ratings,
     RatingTasks,
@@ -170,7 +170,7 @@ def test_padding_is_zero_and_last_and_no_longer_than_needed(divided):
 
 def test_the_error_of_several_predictions_at_once():
     y = torch.tensor([[[1.0], [-2.0]], [[3.0], [0.0]]])
-    rated = Rated(torch.zeros(2, 2, 100), y, torch.tensor([[True, True], [True, False]]))
+    rated = RatingBatch(torch.zeros(2, 2, 100), y, torch.tensor([[True, True], [True, False]]))
     found = rated.error(torch.stack([y, torch.zeros_like(y)]))
     assert found.tolist() == [[0, 0], pytest.approx([2.5**0.5, 3.0])]
 
@@ -331,7 +331,7 @@ def test_a_user_without_enough_ratings_is_replaced_and_one_with_none_left_is_cou
 
 def test_padding_does_not_count():
     x, y = torch.zeros(1, 4, ITEMS), torch.tensor([[[1.0], [2.0], [0.0], [0.0]]])
-    rated = Rated(x, y, torch.tensor([[True, True, False, False]]))
+    rated = RatingBatch(x, y, torch.tensor([[True, True, False, False]]))
     prediction = torch.tensor([[[0.0], [0.0], [50.0], [-9.0]]])
     assert rated.error(prediction).tolist() == pytest.approx([math.sqrt(2.5)])
 
@@ -346,7 +346,7 @@ def hand_made():
 
     def rated(items, y):
         targets = torch.tensor(y, dtype=torch.float64).reshape(1, -1, 1)
-        return Rated(one_hot[items].unsqueeze(0), targets, torch.ones(1, len(items)).bool())
+        return RatingBatch(one_hot[items].unsqueeze(0), targets, torch.ones(1, len(items)).bool())
 
     return train, MetaTest(rated([0, 1], [1.0, 3.0]), rated([2, 3, 50], [0.0, 1.0, 2.0]))
 
