@@ -11,11 +11,10 @@ import torch
 import typer
 
 from benchmarks import catalogue
-from benchmarks.harness import registry
-from benchmarks.harness.registry import Benchmark, Preset, Settings
-from benchmarks.harness.runner import IncompleteError, UnknownCellError
+from benchmarks.harness.registry import IncompleteError, Preset, Settings, UnknownCellError
 from benchmarks.harness.store import ResultStore
 from benchmarks.problems.data_files import BrokenDataError, MissingDataError
+from odeopt.tools.keywords import unknown
 
 app = typer.Typer(add_completion=False)
 
@@ -37,14 +36,21 @@ def main(
     only: Annotated[str, typer.Option(help="Compute cells whose key contains this only.")] = "",
 ) -> None:
     """Run a benchmark, resuming an interrupted one, or list them all."""
-    benchmarks = registry.load(catalogue.BENCHMARKS)
+    benchmarks = {benchmark.name: benchmark for benchmark in catalogue.BENCHMARKS}
     if name is None:
-        _list(benchmarks)
+        width = max(map(len, benchmarks), default=0)
+        lines = [f"{one.name:<{width}}  {one.summary}" for one in benchmarks.values()]
+        typer.echo("\n".join(lines) or "no benchmarks are registered")
         return
-    benchmark = _find(name, benchmarks)
-    _check_preset(preset, benchmark)
-    _check_device(device)
-    store = ResultStore(results or Path("results") / benchmark.name)
+    if name not in benchmarks:
+        _fail(unknown("benchmark", [name], list(benchmarks)), code=2)
+    benchmark = benchmarks[name]
+    if preset not in benchmark.presets:
+        known = ", ".join(benchmark.presets)
+        _fail(f"{name} has no preset {preset.value!r}; it has {known}", code=2)
+    if device is Device.CUDA and not torch.cuda.is_available():
+        _fail("this machine has no CUDA device that torch can use", code=2)
+    store = ResultStore(results or Path("results") / name)
     settings = Settings(preset, store, data or default_data(), torch.device(device.value), only)
     try:
         benchmark.run(settings)
@@ -64,33 +70,6 @@ def default_data() -> Path | None:
         return Path(named)
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     return beside if beside.is_dir() else None
-
-
-def _list(benchmarks: tuple[Benchmark, ...]) -> None:
-    if not benchmarks:
-        typer.echo("no benchmarks are registered")
-        return
-    width = max(len(benchmark.name) for benchmark in benchmarks)
-    for benchmark in benchmarks:
-        typer.echo(f"{benchmark.name:<{width}}  {benchmark.summary}")
-
-
-def _find(name: str, benchmarks: tuple[Benchmark, ...]) -> Benchmark:
-    try:
-        return registry.find(name, benchmarks)
-    except registry.UnknownBenchmarkError as error:
-        _fail(str(error), code=2)
-
-
-def _check_preset(preset: Preset, benchmark: Benchmark) -> None:
-    if preset not in benchmark.presets:
-        known = ", ".join(benchmark.presets)
-        _fail(f"{benchmark.name} has no preset {preset.value!r}; it has {known}", code=2)
-
-
-def _check_device(device: Device) -> None:
-    if device is Device.CUDA and not torch.cuda.is_available():
-        _fail("this machine has no CUDA device that torch can use", code=2)
 
 
 def _fail(message: str, code: int) -> NoReturn:

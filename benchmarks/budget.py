@@ -21,3 +21,25 @@ RULE = (
 def spent(stats: odeopt.Stats) -> int:
     """What a solve or a meta-gradient cost."""
     return stats.gradient_evaluations + HVP * stats.hvps
+
+
+UPDATE_RULE = (
+    "The currency is the gradient on one task's training pictures. A Hessian-vector product counts"
+    f" as {HVP} of them; the gradient of the validation loss as one per training picture's"
+    " worth of validation pictures; Reptile's gradients are on both sets. COMLN's flow happens in"
+    " the outputs, so that a meta-update costs it one and a third gradients on the training"
+    " pictures, and one on the validation pictures; ANIL's gradients count in full, although the"
+    " last layer's part of one is cheaper. Replayed and rejected steps count."
+)
+"""The same for reports."""
+
+
+def of_update(method: str, stats: odeopt.Stats, outer: float) -> float:
+    """Gradient evaluations per task of one meta-update.
+
+    There are `outer` validation pictures per training picture.
+    """
+    if method == "comln":  # the features once without a gradient, a third, and once with it
+        return 4 / 3 + outer
+    inner = spent(stats)
+    return inner * (1 + outer) if method == "reptile" else inner + outer

@@ -1,15 +1,64 @@
-"""The registered benchmarks, in the order in which they are listed."""
+"""The benchmarks, in the order in which they are listed."""
 
 from __future__ import annotations
 
-BENCHMARKS: tuple[str, ...] = (
-    "benchmarks.accuracy_vs_checkpoints:BENCHMARK",
-    "benchmarks.regression:BENCHMARK",
-    "benchmarks.collaborative_filtering:BENCHMARK",
-    "benchmarks.few_shot_images:BENCHMARK",
-    "benchmarks.cost:BENCHMARK",
-    "benchmarks.bilevel:BENCHMARK",
-    "benchmarks.peers:BENCHMARK",
-    "benchmarks.tolerance:BENCHMARK",
+from benchmarks.harness.registry import COMMON, Benchmark, Preset
+
+BENCHMARKS = (
+    Benchmark(
+        "accuracy-vs-checkpoints",
+        "gradient error against kept states, evaluations and seconds (paper: Tables 4, 5), by"
+        " method",
+        title="Accuracy of the gradient",
+        parts={
+            "checkpoints": "benchmarks.accuracy_vs_checkpoints.report",
+            "methods": "benchmarks.accuracy_vs_checkpoints.quality",
+        },
+    ),
+    Benchmark(
+        "regression",
+        "meta-learned regression of CosMixture and Alpine functions (paper: Figure 2)",
+        "benchmarks.regression.report",
+    ),
+    Benchmark(
+        "collaborative-filtering",
+        "few-shot prediction of a user's ratings (paper: Tables 1 and 2)",
+        "benchmarks.collaborative_filtering.report",
+    ),
+    Benchmark(
+        "few-shot-images",
+        "few-shot classification of Omniglot and mini-ImageNet (paper: Table 3)",
+        "benchmarks.few_shot_images.report",
+        (*COMMON, Preset.BUDGET),
+    ),
+    Benchmark(
+        "cost",
+        "memory and seconds of an update (paper: Figs. 3, 4), of long loops and of a transformer",
+        title="Memory and time of a meta-gradient",
+        parts={
+            "updates": "benchmarks.cost.updates_report",
+            "long-loops": "benchmarks.cost.long_loops_report",
+            "transformer": "benchmarks.cost.transformer_report",
+        },
+    ),
+    Benchmark(
+        "bilevel",
+        "wrong labels, hyperparameters and synthetic images, against search with the same budget",
+        title="Bilevel problems by the gradient through training",
+        parts={
+            "cleaning": "benchmarks.bilevel.cleaning",
+            "hyperparameters": "benchmarks.bilevel.hyperparameters",
+            "distillation": "benchmarks.bilevel.distillation",
+        },
+    ),
+    Benchmark(
+        "peers",
+        "the same meta-gradient by odeopt, other packages, by hand and by bare kernels",
+        "benchmarks.peers.report",
+    ),
+    Benchmark(
+        "tolerance",
+        "from_tolerance and estimate_error against the true error, on random problems",
+        "benchmarks.tolerance.report",
+    ),
 )
-"""Import strings `package.module:NAME`, each naming a `harness.registry.Benchmark`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,27 +13,26 @@ import torch
 from torch import Tensor
 
 import odeopt
-from benchmarks.methods import Problem
-from benchmarks.problems.models import Parameters
-from benchmarks.problems.tasks import Batch, Task
+from benchmarks.harness.store import ResultStore
+from benchmarks.problems.models import Parameters, Problem
+from benchmarks.problems.tasks import Batch
 
 LOGGED = 50
 """How many points of the training curve are kept."""
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A learned initialisation.
+class Initialisation:
+    """A learned initialisation."""
 
-    Attributes:
-        params: The initialisation.
-        hparams: What else the method learned.
-        record: Plain data about the run: the training curve, seconds and failures.
-    """
+    params: Parameters  # the initialisation
+    hparams: Any  # what else the method learned
+    record: dict[str, Any]  # plain data about the run: the training curve, seconds and failures
 
-    params: Parameters
-    hparams: Any
-    record: dict[str, Any]
+
+def checkpoint(store: ResultStore, *depends: object) -> Path:
+    """Where a run keeps its checkpoint: another one whenever what it depends on changes."""
+    return store.cell_path(" ".join(map(str, depends))).with_suffix("")
 
 
 def train(
@@ -42,7 +41,7 @@ def train(
     tasks: Callable[[int], Any],
     updates: int,
     folder: Path | None,
-) -> Trained:
+) -> Initialisation:
     """Learn an initialisation with Adam, 1e-3, going on from the checkpoint in the folder."""
     learner = odeopt.MetaLearner(
         method, params, tasks, folder=folder, checkpoint_every=100, show_progress=False
@@ -52,32 +51,30 @@ def train(
     begin = time.perf_counter()
     with warnings.catch_warnings():  # failed tasks are counted in the record
         warnings.simplefilter("ignore", odeopt.OdeoptWarning)
-        stopped = _fit(learner, updates)
+        stopped = fit(learner, updates)
+    record = {**record_of(learner), "seconds_here": time.perf_counter() - begin, "stopped": stopped}
+    return Initialisation(learner.params, learner.hparams, record)
+
+
+def record_of(learner: odeopt.MetaLearner) -> dict[str, Any]:
+    """The training curve, the seconds and the failures of all updates."""
     history = learner.history()
     stride = max(1, len(history) // LOGGED)
-    record = {
+    return {
         "updates": learner.updates,
         "curve": [[step.update, step.value] for step in history[::stride]],
         "seconds": sum(step.seconds for step in history),
-        "seconds_here": time.perf_counter() - begin,
         "failed_tasks": sum(len(step.failed) for step in history),
-        "stopped": stopped,
     }
-    return Trained(learner.params, learner.hparams, record)
 
 
-def _fit(learner: odeopt.MetaLearner, updates: int) -> str:
-    """Why the run ended early; empty if it did not."""
+def fit(learner: odeopt.MetaLearner, updates: int) -> str:
+    """Why training up to an update ended early; empty if it did not."""
     try:
         learner.fit(updates)
     except odeopt.OdeoptError as error:
         return f"update {learner.updates}: {type(error).__name__}: {error}"
     return ""
-
-
-def pool(tasks: Task, batch_size: int, seed: int) -> odeopt.TaskPool:
-    """Meta-batches of stacked tasks."""
-    return odeopt.TaskPool(tasks.train, tasks.validation, batch_size, seed)
 
 
 def spread(params: Parameters, tasks: int) -> Parameters:
@@ -108,21 +105,21 @@ def adapt_by_adam(
 
     Tasks are stacked: Adam treats every entry by itself, so that they do not mix.
     """
+
+    def snapshot() -> Parameters:
+        return {name: leaf.detach().clone() for name, leaf in leaves.items()}
+
     leaves = {k: x.requires_grad_() for k, x in spread(params, support.x.shape[0]).items()}
     optimizer = torch.optim.Adam(list(leaves.values()), lr=lr, weight_decay=weight_decay)
     losses = torch.func.vmap(problem.loss)
-    found = [_snapshot(leaves)]
+    states = [snapshot()]
     for epoch in range(1, epochs + 1):
         optimizer.zero_grad()
         losses(leaves, support).sum().backward()
         optimizer.step()
         if epoch % every == 0:
-            found.append(_snapshot(leaves))
-    return found
-
-
-def _snapshot(leaves: Parameters) -> Parameters:
-    return {name: leaf.detach().clone() for name, leaf in leaves.items()}
+            states.append(snapshot())
+    return states
 
 
 def evaluate(
@@ -131,3 +128,12 @@ def evaluate(
     """The score of each task at each state, shape [states, tasks]."""
     with torch.no_grad():
         return torch.stack([torch.func.vmap(score)(state, test) for state in states])
+
+
+def ended_early(reasons: Mapping[str, str]) -> str:
+    """The runs that ended early, of whatever names, with why; empty where none did."""
+    lines = [f"- {name}: {why}" for name, why in reasons.items() if why]
+    return "Runs that ended early:\n\n" + "\n".join(lines) if lines else ""
+
+
+TOO_SHORT = "This preset is far too short to compare methods by; it shows that they all train."

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 import odeopt
-from benchmarks.problems.models import Model, Parameters
-from benchmarks.problems.tasks import Batch
+from benchmarks.problems.models import Parameters, Problem
+from benchmarks.problems.tasks import Task
 
 PAPER = ("a-maml", "maml", "maml-1", "fomaml", "reptile", "imaml-gd")
 """The methods of the paper's figures and tables."""
@@ -33,47 +32,29 @@ LABELS = {
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A model and the loss of its outputs against targets."""
-
-    model: Model
-    output_loss: Callable[[Tensor, Tensor], Tensor]
-
-    def loss(self, params: Parameters, batch: Batch) -> Tensor:
-        """The loss of parameters on a batch."""
-        return self.output_loss(self.model.apply(params, batch.x), batch.y)
-
-
-@dataclass(frozen=True)
 class Inner:
-    """The inner optimisation that the methods stand for: gradient descent.
-
-    Attributes:
-        lr: Its learning rate.
-        steps: Its steps.
-        states: How many states A-MAML keeps.
-        compile: How kernels are run.
-    """
+    """The inner optimisation that the methods stand for: gradient descent."""
 
     lr: float
     steps: int
-    states: int
-    compile: str | None = None
+    states: int  # that A-MAML keeps
+    compile: str | None = None  # how kernels are run
 
 
 def build(name: str, problem: Problem, inner: Inner, **settings: Any) -> odeopt.Method:
-    """A registered method, with the settings of the paper where it states them.
-
-    Args:
-        name: A name in `odeopt.METHODS`.
-        problem: The model and its loss.
-        inner: The inner optimisation.
-        **settings: Passed on to the method, e.g. on_failure.
-    """
+    """A method of `odeopt.METHODS`, with those settings that the paper states, and others."""
     factory = odeopt.METHODS.get(name)
     settings = {"compile": inner.compile, **settings}
     if name == "comln":
-        return _comln(factory, problem, inner, settings)
+        weight, bias = problem.model.head
+        return factory(
+            lambda params, batch: problem.model.features(params, batch.x),
+            lambda outputs, batch: problem.output_loss(outputs, batch.y),
+            weight=weight,
+            bias=bias,
+            initial_horizon=inner.lr * inner.steps,
+            **settings,
+        )
     own: dict[str, Any] = {"lr": inner.lr, "steps": inner.steps}
     if name == "maml-1":
         own = {"lr": inner.lr}
@@ -90,15 +71,8 @@ def build(name: str, problem: Problem, inner: Inner, **settings: Any) -> odeopt.
     return factory(problem.loss, **own, **settings)
 
 
-def _comln(
-    factory: Callable[..., odeopt.Method], problem: Problem, inner: Inner, settings: Any
-) -> odeopt.Method:
-    weight, bias = problem.model.head
-    return factory(
-        lambda params, batch: problem.model.features(params, batch.x),
-        lambda outputs, batch: problem.output_loss(outputs, batch.y),
-        weight=weight,
-        bias=bias,
-        initial_horizon=inner.lr * inner.steps,
-        **settings,
-    )
+def gradient_of(
+    method: odeopt.Method, params: Parameters, tasks: Task
+) -> Callable[[], odeopt.MetaGradient]:
+    """The meta-gradient of a method on stacked tasks, ready to be computed."""
+    return partial(method, params, odeopt.TaskBatch(*tasks), method.init_hparams(params))

@@ -1,27 +1,42 @@
-"""Work-precision: error against memory, evaluations and seconds, for every adjoint and schedule."""
+"""Work-precision: error against memory, evaluations and seconds."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import product
 from statistics import median
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import odeopt
-from benchmarks.accuracy_vs_checkpoints.cases import Case, cosmixture_case, digits_cases
-from benchmarks.accuracy_vs_checkpoints.sizes import Sizes
+from benchmarks.accuracy_vs_checkpoints.cases import Case, Sizes, cosmixture_case, digits_cases
+from benchmarks.comparison import cosine, distance
+from benchmarks.harness import markdown, plots
+from benchmarks.harness.costs import once
+from benchmarks.harness.outline import Cell, Cells
 from benchmarks.harness.registry import Preset, Settings
-from benchmarks.harness.runner import Cell
 from odeopt.tools.tree import ravel
 
 T1 = 5.0
 DESCENT = 500
 """Steps of gradient descent with learning rate 0.01: target A."""
+
+TARGETS = {
+    "descent": f"(A) the gradient of {DESCENT} steps of gradient descent",
+    "flow": "(B) the gradient of the flow",
+}
+METRICS = {"error": "relative L2 error", "cosine": "1 - cosine"}
+AXES = {
+    "stored_bytes": "kept states, bytes",
+    "work": "gradient evaluations + Hessian-vector products",
+    "gradient_units": "time, in gradient evaluations",
+}
 
 
 @dataclass(frozen=True)
@@ -35,22 +50,13 @@ class Configuration:
     checkpoints: Any
 
 
-class Targets(NamedTuple):
-    """The gradient of the discrete map (A) and of the flow (B), flat."""
-
-    descent: Tensor
-    flow: Tensor
-
-
 def configurations(sizes: Sizes) -> list[Configuration]:
     """Every adjoint and schedule, at several sizes."""
-    found = [
+    return [
         _descent("discrete, every state", odeopt.DiscreteAdjoint(), odeopt.Every(1)),
         _descent("first order", odeopt.FirstOrderAdjoint(), odeopt.Every(1)),
+        *(one for n in sizes.precision_steps for one in _of_size(n)),
     ]
-    for n in sizes.precision_steps:
-        found += _of_size(n)
-    return found
 
 
 def _descent(family: str, adjoint: Any, checkpoints: Any) -> Configuration:
@@ -58,31 +64,29 @@ def _descent(family: str, adjoint: Any, checkpoints: Any) -> Configuration:
 
 
 def _of_size(n: int) -> list[Configuration]:
+    exact, every, rk4 = odeopt.DiscreteAdjoint(), odeopt.Every(1), odeopt.RK4()
     dormand_prince = odeopt.DormandPrince(rtol=1e-9, atol=1e-11)
-    modified, fourth = (
-        odeopt.ContinuousAdjoint(odeopt.ModifiedEuler()),
-        odeopt.ContinuousAdjoint(odeopt.RK4()),
+    euler, modified, midpoint, fourth = (
+        odeopt.ContinuousAdjoint(solver)
+        for solver in (odeopt.Euler(), odeopt.ModifiedEuler(), odeopt.Midpoint(), rk4)
     )
     tolerance = 10.0 / n**3
     adaptive = odeopt.Adaptive(rtol=tolerance, atol=tolerance * 1e-2)
+    graded = odeopt.Graded(n)
     return [
-        _descent("discrete, binomial", odeopt.DiscreteAdjoint(), odeopt.Binomial(n)),
-        _descent("discrete, every k-th", odeopt.DiscreteAdjoint(), odeopt.Density(n)),
-        _descent("truncated", odeopt.TruncatedAdjoint(n), odeopt.Every(1)),
-        Configuration("RK4, discrete", n, odeopt.RK4(), odeopt.DiscreteAdjoint(), odeopt.Every(1)),
-        Configuration("adaptive, discrete", 1, adaptive, odeopt.DiscreteAdjoint(), odeopt.Every(1)),
-        Configuration("DP5, Euler", n, dormand_prince,
-                      odeopt.ContinuousAdjoint(odeopt.Euler()), odeopt.Every(1)),
-        Configuration("DP5, modified Euler", n, dormand_prince, modified, odeopt.Every(1)),
-        Configuration("DP5, midpoint", n, dormand_prince,
-                      odeopt.ContinuousAdjoint(odeopt.Midpoint()), odeopt.Every(1)),
-        Configuration("DP5, modified Euler, graded", 512, dormand_prince, modified,
-                      odeopt.Graded(n)),
-        Configuration("DP5, RK4 + Hermite", n, dormand_prince, fourth, odeopt.Every(1)),
-        Configuration("DP5, RK4 + Hermite, graded", 512, dormand_prince, fourth, odeopt.Graded(n)),
-        Configuration("RK4, backsolve", n, odeopt.RK4(), odeopt.BacksolveAdjoint(),
-                      odeopt.Every(1)),
-    ]  # fmt: skip
+        _descent("discrete, binomial", exact, odeopt.Binomial(n)),
+        _descent("discrete, every k-th", exact, odeopt.Density(n)),
+        _descent("truncated", odeopt.TruncatedAdjoint(n), every),
+        Configuration("RK4, discrete", n, rk4, exact, every),
+        Configuration("adaptive, discrete", 1, adaptive, exact, every),
+        Configuration("DP5, Euler", n, dormand_prince, euler, every),
+        Configuration("DP5, modified Euler", n, dormand_prince, modified, every),
+        Configuration("DP5, midpoint", n, dormand_prince, midpoint, every),
+        Configuration("DP5, modified Euler, graded", 512, dormand_prince, modified, graded),
+        Configuration("DP5, RK4 + Hermite", n, dormand_prince, fourth, every),
+        Configuration("DP5, RK4 + Hermite, graded", 512, dormand_prince, fourth, graded),
+        Configuration("RK4, backsolve", n, rk4, odeopt.BacksolveAdjoint(), every),
+    ]
 
 
 def inputs(preset: Preset) -> list[Case]:
@@ -92,30 +96,32 @@ def inputs(preset: Preset) -> list[Case]:
 
 def cells(settings: Settings, sizes: Sizes) -> list[Cell]:
     """One cell per problem and configuration."""
-    found: list[Cell] = []
+    chosen: list[Cell] = []
     for case in inputs(settings.preset):
         targets = cache(partial(_targets, case, settings.device))
         for index, one in enumerate(configurations(sizes)):
             compute = partial(_compute, case, one, targets, settings.device, sizes.repeats)
-            found.append(Cell(f"precision {case.name} {index} {one.family}", compute))
-    return found
+            chosen.append(Cell(f"precision {case.name} {index} {one.family}", compute))
+    return chosen
 
 
 def _call(case: Case, one: Configuration, device: torch.device) -> Callable[[], odeopt.Result]:
-    opt = odeopt.ODEOptimizer(
-        odeopt.GradientFlow(case.loss), one.solver, one.adjoint, one.checkpoints
-    )
-    task = case.task(0).to(device, torch.float64)
-    params = {name: leaf.to(device) for name, leaf in case.parameters(0).items()}
+    loss = case.problem.loss
+    flow = odeopt.GradientFlow(loss)
+    opt = odeopt.ODEOptimizer(flow, one.solver, one.adjoint, one.checkpoints)
+    params, task = case.inputs(0, device)
     grid = odeopt.TimeGrid.uniform(T1, one.steps)
-    return partial(opt.value_and_grad(case.loss), params, task.train, grid, task.validation)
+    return partial(opt.value_and_grad(loss), params, task.train, grid, task.validation)
 
 
-def _targets(case: Case, device: torch.device) -> Targets:
-    exact, every = odeopt.DiscreteAdjoint(), odeopt.Every(1)
-    descent = Configuration("", DESCENT, odeopt.Euler(), exact, every)
-    flow = Configuration("", 512, odeopt.RK4(), exact, every)
-    return Targets(*(_flat(_call(case, one, device)()) for one in (descent, flow)))
+def _targets(case: Case, device: torch.device) -> dict[str, Tensor]:
+    """The gradient of the discrete map (A) and of the flow (B), flat."""
+    exact = odeopt.DiscreteAdjoint(), odeopt.Every(1)
+    exactly = {
+        "descent": Configuration("", DESCENT, odeopt.Euler(), *exact),
+        "flow": Configuration("", 512, odeopt.RK4(), *exact),
+    }
+    return {name: _flat(_call(case, one, device)()) for name, one in exactly.items()}
 
 
 def _flat(result: odeopt.Result) -> Tensor:
@@ -125,11 +131,11 @@ def _flat(result: odeopt.Result) -> Tensor:
 def _compute(
     case: Case,
     one: Configuration,
-    targets: Callable[[], Targets],
+    targets: Callable[[], dict[str, Tensor]],
     device: torch.device,
     repeats: int,
 ) -> dict[str, Any]:
-    target = targets()
+    sought = targets()
     call = _call(case, one, device)
     cell: dict[str, Any] = {"family": one.family, "case": case.name}
     begin = perf_counter()
@@ -137,58 +143,96 @@ def _compute(
         result = call()
     except odeopt.OdeoptError as error:
         return {**cell, "guard": f"{type(error).__name__}: {error}"}
-    found, stats = _flat(result), result.stats
+    gradient, stats = _flat(result), result.stats
     return {
         **cell,
         "guard": "",
-        **{f"error {name}": _error(found, t) for name, t in target._asdict().items()},
-        **{f"cosine {name}": _cosine(found, t) for name, t in target._asdict().items()},
+        **{f"error {name}": distance(gradient, target) for name, target in sought.items()},
+        **{f"cosine {name}": cosine(gradient, target) for name, target in sought.items()},
         "stored_bytes": stats.stored_bytes,
         "stored_states": stats.stored_states,
         "gradient_evaluations": stats.gradient_evaluations,
         "hvps": stats.hvps,
-        **_time(perf_counter() - begin, call, _gradient(case, device), repeats, device),
+        **_time(perf_counter() - begin, call, case, repeats, device),
     }
 
 
-def _error(found: Tensor, target: Tensor) -> float:
-    return ((found - target).norm() / target.norm()).item()
-
-
-def _cosine(found: Tensor, target: Tensor) -> float:
-    return torch.nn.functional.cosine_similarity(found, target, dim=0).item()
-
-
-def _gradient(case: Case, device: torch.device) -> Callable[[], object]:
-    task = case.task(0).to(device, torch.float64)
-    params = {name: leaf.to(device) for name, leaf in case.parameters(0).items()}
-    return partial(torch.func.grad(case.loss), params, task.train)
-
-
 def _time(
-    first: float,
-    call: Callable[[], object],
-    unit: Callable[[], object],
-    repeats: int,
-    device: torch.device,
+    first: float, call: Callable[[], object], case: Case, repeats: int, device: torch.device
 ) -> dict[str, float]:
     """Median seconds, the first run included, and in units of one gradient measured beside."""
-    seconds, units = [first], [_shortest(unit, device)]
+    params, task = case.inputs(0, device)
+    gradient = partial(torch.func.grad(case.problem.loss), params, task.train)
+
+    def unit() -> float:
+        return min(once(gradient, device) for _ in range(20))
+
+    seconds, units = [first], [unit()]
     for _ in range(repeats - 1):
-        seconds.append(_once(call, device))
-        units.append(_shortest(unit, device))
+        seconds.append(once(call, device))
+        units.append(unit())
     return {"seconds": median(seconds), "gradient_units": median(seconds) / median(units)}
 
 
-def _shortest(unit: Callable[[], object], device: torch.device) -> float:
-    return min(_once(unit, device) for _ in range(20))
+def section(results: Cells, settings: Settings, sizes: Sizes) -> str:
+    """Plots and tables for each problem and target."""
+    parts = [_INTRODUCTION]
+    families = [one.family for one in configurations(sizes)]
+    for case in inputs(settings.preset):
+        own = [results[f"precision {case.name} {i} {name}"] for i, name in enumerate(families)]
+        for target, words in TARGETS.items():
+            parts.append(f"### {case.name}: {words}")
+            for (axis, label), metric in product(AXES.items(), METRICS):
+                file = _plot(own, settings, case.name, target, axis, metric)
+                parts.append(f"![{METRICS[metric]} against {label}]({file})")
+        parts.append(markdown.table(_HEADERS, [_row(cell) for cell in own]))
+    return "\n\n".join(parts)
 
 
-def _once(call: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    begin = perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return perf_counter() - begin
+def _plot(
+    cells: list[dict[str, Any]], settings: Settings, case: str, target: str, axis: str, metric: str
+) -> str:
+    """Draws one diagram; the name of the file."""
+    lines: list[plots.Series] = []
+    for family in dict.fromkeys(cell["family"] for cell in cells):
+        own = [cell for cell in cells if cell["family"] == family and not cell["guard"]]
+        x = [max(float(_work(cell) if axis == "work" else cell[axis]), 1.0) for cell in own]
+        y = [cell[f"{metric} {target}"] for cell in own]
+        lines.append(plots.Series(family, x, [1 - v for v in y] if metric == "cosine" else y))
+    labels = plots.Labels(f"{case}, T = {T1:g}: {TARGETS[target]}", AXES[axis], METRICS[metric])
+    parts = (re.sub(r"[^a-z0-9]+", "-", p.lower()).strip("-") for p in (case, target, axis, metric))
+    file = "-".join(["precision", *parts]) + ".png"
+    plots.loglog(settings.store.directory / file, labels, lines)
+    return file
+
+
+def _work(cell: dict[str, Any]) -> int:
+    return cell["gradient_evaluations"] + cell["hvps"]
+
+
+def _row(cell: dict[str, Any]) -> list[Any]:
+    if cell["guard"]:
+        return [cell["family"], "unstable", *[""] * 9]
+    quality = [
+        value
+        for target in TARGETS
+        for value in (float(cell[f"error {target}"]), f"{cell[f'cosine {target}']:.6f}")
+    ]
+    counts = ("stored_states", "stored_bytes", "gradient_evaluations", "hvps")
+    seconds = f"{cell['seconds']:.2f}", f"{cell['gradient_units']:.0f}"
+    return [cell["family"], *quality, *(cell[count] for count in counts), *seconds]
+
+
+_HEADERS = [
+    "configuration", "error A", "cosine A", "error B", "cosine B", "states", "bytes", "gradients",
+    "HVPs", "seconds", "in gradients",
+]  # fmt: skip
+
+_INTRODUCTION = f"""## Work and precision
+
+One task, T = {T1:g}, float64. Two targets that must not be mixed: (A) the gradient of the discrete
+map, {DESCENT} steps of gradient descent with learning rate {T1 / DESCENT:g}, and (B) the gradient
+of the flow that gradient descent approximates. Exact adjoints of gradient descent have no error
+to A whatever they keep; they are as far from B as gradient descent itself is from the flow.
+Time is the median of the repeats, also in units of one gradient evaluation measured in between;
+the counts of gradients and Hessian-vector products do not depend on the machine."""

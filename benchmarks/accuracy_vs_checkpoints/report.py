@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.accuracy_vs_checkpoints import (
-    diagrams,
-    fields,
-    horizons,
-    inputs,
-    precision,
-    rules,
-    table4,
-    table5,
-)
-from benchmarks.accuracy_vs_checkpoints.sizes import SIZES, Sizes
+from benchmarks.accuracy_vs_checkpoints import horizons, precision, registered, tables
+from benchmarks.accuracy_vs_checkpoints.cases import SIZES, Sizes
 from benchmarks.harness import outline
+from benchmarks.harness.outline import Cell
 from benchmarks.harness.registry import Settings
-from benchmarks.harness.runner import Cell
 
 NAME = "accuracy-vs-checkpoints --only checkpoints"
 REVISION = 1
@@ -28,27 +19,25 @@ def run(settings: Settings) -> None:
     """Compute what is missing and write the report, the plots and `results.json`."""
     sizes = SIZES[settings.preset]
     chosen = _cells(settings, sizes)
-    done = outline.compute_alone(settings, NAME, REVISION, sizes, chosen, torch.float64)
+    done = outline.compute(settings, NAME, REVISION, sizes, chosen, torch.float64)
     results = done.cells
     sections = [
-        table4.section(results, sizes),
-        table5.section(results, settings, sizes),
-        horizons.section(results, sizes),
-        inputs.section(results, settings, sizes),
-        diagrams.section(results, settings, sizes),
-        fields.section(results),
-        rules.section(results),
+        tables.section_4(results, sizes),
+        tables.section_5(results, settings, sizes),
+        horizons.horizon_section(results, sizes),
+        horizons.input_section(results, settings, sizes),
+        precision.section(results, settings, sizes),
+        *registered.sections(results),
     ]
     outline.write(settings, "Accuracy against checkpoints", done, sections)
 
 
 def _cells(settings: Settings, sizes: Sizes) -> list[Cell]:
     return [
-        *table4.cells(settings, sizes),
-        *table5.cells(settings, sizes),
-        *fields.cells(settings),
-        *rules.cells(settings),
+        *tables.cells_4(settings, sizes),
+        *tables.cells_5(settings, sizes),
+        *registered.cells(settings),
         *precision.cells(settings, sizes),
-        *inputs.cells(settings, sizes),
-        *horizons.cells(settings, sizes),
+        *horizons.input_cells(settings, sizes),
+        *horizons.horizon_cells(settings, sizes),
     ]

@@ -22,37 +22,26 @@ RULE = (
 """The same for reports."""
 
 
-class Evaluated(NamedTuple):
-    """One training.
+class Evaluation(NamedTuple):
+    """One training."""
 
-    Attributes:
-        value: The outer loss after it.
-        gradient: Of it.
-        spent: What both cost (`benchmarks.budget`).
-    """
-
-    value: float
-    gradient: Sequence[Tensor]
-    spent: int
+    value: float  # the outer loss after it
+    gradient: Sequence[Tensor]  # of it
+    spent: int  # what both cost (`benchmarks.budget`)
 
 
 class Descent(NamedTuple):
-    """What was found.
+    """The end of a descent."""
 
-    Attributes:
-        best: The variables of the lowest value seen.
-        values: Of all updates, infinite where a training or its gradient diverged.
-        spent: In all.
-    """
-
-    best: list[Tensor]
-    values: list[float]
-    spent: int
+    best: list[Tensor]  # the variables of the lowest value seen
+    values: list[float]  # of all updates, infinite where a training or its gradient diverged
+    spent: int  # in all
+    path: list[list[Tensor]]  # the variables after each update
 
 
 def descend(
-    start: Sequence[Tensor], evaluate: Callable[[list[Tensor], int], Evaluated], updates: int,
-    size: float, wasted: int,
+    start: Sequence[Tensor], evaluate: Callable[[list[Tensor], int], Evaluation], updates: int,
+    size: float, wasted: int, clip: float | None = LONGEST,
 ) -> Descent:  # fmt: skip
     """Adam, with the cuts and returns of `RULE`.
 
@@ -62,43 +51,43 @@ def descend(
         updates: How many.
         size: Adam's learning rate.
         wasted: What a training that diverges costs.
+        clip: The norm that gradients are cut to; None to leave them.
     """
     trainings = _Trainings(start, evaluate)
     while len(trainings.values) < updates:
         adam = partial(torch.optim.Adam, lr=size)
         loop = odeopt.outer.OuterLoop(
-            trainings, {"variables": trainings.best}, adam, clip=LONGEST, show_progress=False
+            trainings, {"variables": trainings.best}, adam, clip=clip, show_progress=False
         )
         try:
             loop.fit(updates - len(trainings.values))
         except odeopt.DivergenceError:
-            trainings.note_divergence(wasted)
+            trainings.values.append(float("inf"))
+            trainings.spent += wasted
             size /= 2
-    return Descent(trainings.best, trainings.values, trainings.spent)
+        trainings.path.append([leaf.clone() for leaf in loop.learned["variables"]])
+    return Descent(trainings.best, trainings.values, trainings.spent, trainings.path[1:])
 
 
 class _Trainings(odeopt.outer.OuterObjective):
     """The outer loss as a function of the variables, with what was seen of it."""
 
     def __init__(
-        self, start: Sequence[Tensor], evaluate: Callable[[list[Tensor], int], Evaluated]
+        self, start: Sequence[Tensor], evaluate: Callable[[list[Tensor], int], Evaluation]
     ) -> None:
         self.best, self.lowest = list(start), float("inf")
         self.values: list[float] = []
+        self.path: list[list[Tensor]] = []
         self.spent = 0
         self._evaluate = evaluate
 
     @override
     def gradient(self, learned: Mapping[str, Any], drawn: None) -> odeopt.outer.OuterGradient:
         now = [leaf.clone() for leaf in learned["variables"]]
-        found = self._evaluate(now, len(self.values))
-        self.values.append(found.value)
-        self.spent += found.spent
-        if found.value < self.lowest:
-            self.best, self.lowest = now, found.value
-        return odeopt.outer.OuterGradient(found.value, {"variables": list(found.gradient)})
-
-    def note_divergence(self, cost: int) -> None:
-        """A training has diverged, at some cost."""
-        self.values.append(float("inf"))
-        self.spent += cost
+        self.path.append(now)
+        training = self._evaluate(now, len(self.values))
+        self.values.append(training.value)
+        self.spent += training.spent
+        if training.value < self.lowest:
+            self.best, self.lowest = now, training.value
+        return odeopt.outer.OuterGradient(training.value, {"variables": list(training.gradient)})

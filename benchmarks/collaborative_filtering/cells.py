@@ -1,7 +1,8 @@
-"""One cell: a method trained on one setting and tested on new users, or the baselines there."""
+"""A method trained on one setting and tested on new users, or the baselines there."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,96 @@ import torch
 from torch import Tensor
 
 from benchmarks import meta_training, methods
-from benchmarks.collaborative_filtering.sizes import MADE_UP, Setting, Sizes
-from benchmarks.harness.registry import Settings
-from benchmarks.harness.runner import Cell
+from benchmarks.harness.outline import Cell
+from benchmarks.harness.registry import Preset, Settings
 from benchmarks.methods import Inner, Problem
-from benchmarks.problems import losses, rating_baselines, ratings
+from benchmarks.problems import models, ratings
 from benchmarks.problems.models import Parameters
-from benchmarks.problems.rating_tasks import MetaTest, Rated, RatingPool, RatingTasks
-from benchmarks.problems.tasks import Batch
+from benchmarks.problems.ratings import SOURCES, MetaTest, RatingBatch, RatingPool, RatingTasks
+from benchmarks.problems.tasks import Batch, move
 
-PROBLEM = Problem(ratings.MODEL, losses.half_mean_square)
+MADE_UP = "made-up"
+"""The name of ratings generated here, for a smoke run without data."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One column of a table of the paper."""
+
+    data: str  # a name in `SOURCES`, or `MADE_UP`
+    shots: int  # ratings to adapt to
+    validation: int  # ratings for validation in meta-training
+    steps: int  # steps of gradient descent; MAML takes a tenth
+    at_least: int = 10  # how many of the most rated items a retained user rated at least
+
+    @property
+    def split(self) -> str:
+        """The data set and the setting, without the steps."""
+        return f"{self.data} {self.shots}shot-{self.validation}val"
+
+    @property
+    def name(self) -> str:
+        """As it stands in reports and cell keys."""
+        return f"{self.split} {self.steps} steps"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a run."""
+
+    settings: tuple[Setting, ...]  # the columns
+    methods: tuple[str, ...]  # names of methods
+    updates: int  # meta-updates
+    tests: int  # users for the meta-test
+    epochs: int  # epochs of the meta-test with Adam
+    every: int  # steps between two points of a curve
+    compile: str | None  # how kernels are run
+
+
+LITERAL = ("movielens-100k", 20)
+"""The paper's words taken literally: the classic data set, users with at least 20 ratings."""
+
+_DATA = (("movielens-small-2016", 10), LITERAL, ("movielens-1m", 10), ("jester-1", 10))
+_SHOTS = ((10, 15), (20, 30))
+_ALL = (*methods.PAPER, *methods.OTHERS)
+
+SIZES = {
+    Preset.SMOKE: Sizes(
+        (Setting("movielens-small-2016", 10, 15, 10),),
+        ("a-maml", "maml", "comln"), 2, 10, 4, 5, None,
+    ),
+    Preset.QUICK: Sizes(
+        (Setting("movielens-small-2016", 10, 15, 50),), _ALL, 100, 100, 100, 10, "trace"
+    ),
+    Preset.PAPER: Sizes(
+        tuple(
+            Setting(data, shots, validation, steps, at_least)
+            for data, at_least in _DATA
+            for steps in (50, 100)
+            for shots, validation in _SHOTS
+        ),
+        methods.PAPER, 2000, 100, 500, 5, "inductor",
+    ),
+}  # fmt: skip
+"""An update of the six methods takes about 0.2 s in all with "inductor" on one core, so that the
+preset "paper" takes about an hour in two processes, with --only 10shot and --only 20shot. With
+the paper's 5000 updates it would be two and a half."""
+
+
+def resolve(preset: Preset, folder: Path | None) -> Sizes:
+    """The sizes of a preset; a smoke run takes made-up ratings where its data is not there."""
+    sizes = SIZES[preset]
+    if preset is not Preset.SMOKE:
+        return sizes
+    settings = tuple(
+        s if folder is not None and (folder / SOURCES[s.data].file).is_file()
+        else replace(s, data=MADE_UP)
+        for s in sizes.settings
+    )  # fmt: skip
+    return replace(sizes, settings=settings)
+
+
+PROBLEM = Problem(ratings.MODEL, models.half_mean_square)
 LR = 0.01
 META_BATCH = 5
 DTYPE = torch.float32
@@ -36,10 +117,7 @@ def cells(settings: Settings, sizes: Sizes) -> list[Cell]:
     return [
         Cell(key(setting, name), partial(compute, settings, sizes, setting, name))
         for setting in sizes.settings
-        for (name, compute) in (
-            (BASELINES, _baselines),
-            *((name, _method) for name in sizes.methods),
-        )
+        for (name, compute) in ((BASELINES, _baselines), *((n, _method) for n in sizes.methods))
     ]
 
 
@@ -59,19 +137,13 @@ def _load(name: str, folder: Path | None, at_least: int) -> ratings.Ratings:
     return ratings.made_up() if name == MADE_UP else ratings.load(name, folder, at_least)
 
 
-def _checkpoint(settings: Settings, sizes: Sizes, cell: str) -> Path:
-    """Where a run keeps its checkpoint: another one whenever what it computes changes."""
-    return settings.store.cell_path(f"{cell} {REVISION} {sizes}").with_suffix("")
-
-
 def _baselines(settings: Settings, sizes: Sizes, setting: Setting, name: str) -> dict[str, Any]:
     """The baselines, the network without meta-training, and what there is to be evaluated."""
     del name
     data = divided(setting, sizes, settings.data)
-    test, device = data.test(), settings.device
-    scores = rating_baselines.errors(data.train_scores(), test)
-    params = {k: v.to(device, DTYPE) for k, v in PROBLEM.model.init(SEED).items()}
-    moved = test.to(device, DTYPE)
+    test = data.test()
+    scores = ratings.baseline_errors(data.train_scores(), test)
+    params, moved = move((PROBLEM.model.init(SEED), test), settings.device, DTYPE)
     states = _descend(params, moved.batch(), setting, sizes)
     return {
         "errors": {k: _of_evaluated(e, test) for k, e in scores.items()},
@@ -89,11 +161,11 @@ def _method(settings: Settings, sizes: Sizes, setting: Setting, name: str) -> di
     steps = max(1, setting.steps // 10) if name in methods.TENTH else setting.steps
     inner = Inner(LR, steps, states=steps, compile=sizes.compile)
     method = methods.build(name, PROBLEM, inner, on_failure="skip")
-    params = {k: v.to(device, DTYPE) for k, v in PROBLEM.model.init(SEED).items()}
-    folder = _checkpoint(settings, sizes, key(setting, name))
+    params = move(PROBLEM.model.init(SEED), device, DTYPE)
+    folder = meta_training.checkpoint(settings.store, key(setting, name), REVISION, sizes)
     pool = RatingPool(data, META_BATCH, SEED, device, DTYPE)
     trained = meta_training.train(method, params, pool, sizes.updates, folder)
-    test = data.test().to(device, DTYPE)
+    test = move(data.test(), device, DTYPE)
     support = test.batch()
     descent = _descend(trained.params, support, setting, sizes)
     epochs = sizes.epochs
@@ -113,7 +185,7 @@ def _descend(
     return meta_training.adapt_by_descent(PROBLEM, params, support, LR, setting.steps, sizes.every)
 
 
-def error(params: Parameters, rated: Rated) -> Tensor:
+def error(params: Parameters, rated: RatingBatch) -> Tensor:
     """The nRMSE of one user: ratings are in units of the training users' standard deviation."""
     return rated.error(PROBLEM.model.apply(params, rated.x))
 

@@ -1,8 +1,10 @@
-"""One cell: a method trained in one setting and tested on new classes."""
+"""A method trained in one setting and tested on new classes; and what kinks do."""
 
 from __future__ import annotations
 
 import math
+import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,19 +13,93 @@ import torch
 from torch import Tensor
 
 import odeopt
-from benchmarks import meta_training, methods
-from benchmarks.few_shot_images import costs, kinks
-from benchmarks.few_shot_images.data import Tasks
-from benchmarks.few_shot_images.nets import problem
-from benchmarks.few_shot_images.sizes import Contender, Setting, Sizes
-from benchmarks.few_shot_images.training import Metered, Training
+from benchmarks import budget, meta_training, methods
+from benchmarks.comparison import distance
+from benchmarks.few_shot_images.sizes import Contender, Kinks, Setting, Sizes, Tasks, problem
+from benchmarks.few_shot_images.training import Metered, train
+from benchmarks.harness.outline import Cell
 from benchmarks.harness.registry import Settings
-from benchmarks.harness.runner import Cell
-from benchmarks.methods import Inner, Problem
-from benchmarks.problems.feed import Feed
-from benchmarks.problems.few_shot import Episodes
-from benchmarks.problems.models import Parameters
-from benchmarks.problems.tasks import Batch
+from benchmarks.methods import Inner
+from benchmarks.problems.few_shot import Episodes, Feed
+from benchmarks.problems.models import Parameters, Problem
+from benchmarks.problems.tasks import Batch, move, stack
+from odeopt.solver import Solver
+from odeopt.tools.tree import ravel
+
+WIDTHS = (1e-3, 1e-5, 1e-7)
+"""Of the central differences, relative to the norm of the initialisation."""
+
+
+def kink_key(activation: str) -> str:
+    """The key of a cell."""
+    return f"kinks {activation}"
+
+
+def _compute(settings: Settings, setting: Setting, sizes: Kinks, activation: str) -> dict[str, Any]:
+    """Distances between gradients of the mean validation loss, relative, in float64."""
+    smooth = _Flow(settings, replace(setting, activation=activation), sizes.tasks)
+    few, steps = setting.protocol.steps, sizes.steps
+    with warnings.catch_warnings():  # of kinks, which are what is measured
+        warnings.simplefilter("ignore", odeopt.OdeoptWarning)
+        flows = [smooth.gradient(odeopt.RK4(), n) for n in steps]
+        best = flows[-1]
+        return {
+            "horizon": smooth.horizon,
+            "descent_steps": few,
+            "descent": distance(smooth.gradient(odeopt.Euler(), few), best),
+            "coarser": [distance(flow, best) for flow in flows[:-1]],
+            "a_maml": [distance(smooth.a_maml(states), best) for states in (few, steps[-1])],
+            "differences": [smooth.mismatch(best, width, steps[-1]) for width in WIDTHS],
+        }
+
+
+class _Flow:
+    """Tasks, a net and an initialisation, and gradients through their flow."""
+
+    def __init__(self, settings: Settings, setting: Setting, tasks: int) -> None:
+        protocol = setting.protocol
+        episodes = Tasks(setting, settings.data).test(tasks)
+        self._batch = episodes.finish(episodes.draw(0), settings.device, torch.float64)
+        self._problem, self.horizon = problem(setting), protocol.lr * protocol.steps
+        self._params = move(self._problem.model.init(0), settings.device, torch.float64)
+        self._start, self._layout = ravel(self._params, "params")
+
+    def gradient(self, solver: Solver, steps: int) -> Tensor:
+        """By the exact adjoint of a solver."""
+        return self._flat(self._loop(solver, steps))
+
+    def a_maml(self, states: int) -> Tensor:
+        """By A-MAML on so many states, with a tight forward solve; NaN where it is refused."""
+        inner = methods.Inner(self.horizon / states, states, states)
+        solver = odeopt.DormandPrince(rtol=1e-5, atol=1e-7)
+        method = methods.build("a-maml", self._problem, inner, solver=solver)
+        try:
+            return self._flat(method)
+        except odeopt.StabilityError:
+            return torch.full_like(self._start, torch.nan)
+
+    def mismatch(self, gradient: Tensor, width: float, steps: int) -> float:
+        """How far the slope along the gradient is from a central difference, relative to that."""
+        loop = self._loop(odeopt.RK4(), steps)
+        direction = gradient / gradient.norm()
+        reach = width * self._start.norm()
+        ahead, behind = (
+            loop.evaluate(
+                self._layout.unflatten(self._start + sign * reach * direction), self._batch
+            ).mean()
+            for sign in (1, -1)
+        )
+        slope = (ahead - behind) / (2 * reach)
+        return (abs(gradient.norm() - slope) / abs(slope)).item()
+
+    def _loop(self, solver: Solver, steps: int) -> odeopt.InnerLoop:
+        loss = self._problem.loss
+        opt = odeopt.ODEOptimizer(odeopt.GradientFlow(loss), solver)
+        return odeopt.InnerLoop(opt, loss, odeopt.TimeGrid.uniform(self.horizon, steps))
+
+    def _flat(self, method: odeopt.Method) -> Tensor:
+        return ravel(method(self._params, self._batch).grads.params, "gradient")[0]
+
 
 DTYPE = torch.float32
 SEED = 0
@@ -48,14 +124,17 @@ REVISION = 1
 
 def cells(settings: Settings, sizes: Sizes) -> list[Cell]:
     """The kinks, then one cell per setting for the untrained net and one per contender."""
-    found = [] if sizes.kinks is None else kinks.cells(settings, sizes.settings[0], sizes.kinks)
+    chosen: list[Cell] = []
+    if sizes.kinks is not None:
+        measure = partial(_compute, settings, sizes.settings[0], sizes.kinks)
+        chosen = [Cell(kink_key(name), partial(measure, name)) for name in sizes.kinks.activations]
     for setting in sizes.settings:
-        found.append(Cell(key(setting, UNTRAINED), partial(_untrained, settings, sizes, setting)))
-        found += [
+        chosen.append(Cell(key(setting, UNTRAINED), partial(_untrained, settings, sizes, setting)))
+        chosen += [
             Cell(key(setting, one.name), partial(_trained, settings, sizes, setting, one))
             for one in setting.contenders
         ]
-    return found
+    return chosen
 
 
 def key(setting: Setting, name: str) -> str:
@@ -65,8 +144,7 @@ def key(setting: Setting, name: str) -> str:
 
 def initial(settings: Settings, setting: Setting) -> Parameters:
     """The initialisation that meta-training starts with."""
-    params = problem(setting).model.init(SEED)
-    return {name: leaf.to(settings.device, DTYPE) for name, leaf in params.items()}
+    return move(problem(setting).model.init(SEED), settings.device, DTYPE)
 
 
 def inner(setting: Setting, one: Contender, sizes: Sizes, test: bool = False) -> Inner:
@@ -98,19 +176,19 @@ def build(
 
 
 def folder(settings: Settings, sizes: Sizes, setting: Setting, one: Contender) -> Path:
-    """Where a run keeps its checkpoint: another one whenever what it computes changes."""
+    """Where a run keeps its checkpoint."""
     what = (key(setting, one.name), REVISION, setting.protocol, setting.length, setting.looks)
-    return settings.store.cell_path(f"{what} {sizes.compile}").with_suffix("")
+    return meta_training.checkpoint(settings.store, what, sizes.compile)
 
 
 def _untrained(settings: Settings, sizes: Sizes, setting: Setting) -> dict[str, Any]:
     tasks = Tasks(setting, settings.data)
     adapt = _descent(setting, Contender("maml"), sizes)
     test = tasks.test(tested_together(settings, tasks, sizes.tests))
-    found = accuracies(settings, setting, test, sizes.tests, adapt, initial(settings, setting), ())
+    params = initial(settings, setting)
     split = tasks.split
     return {
-        "accuracy": found,
+        "accuracy": accuracies(settings, setting, test, sizes.tests, adapt, params, ()),
         "classes": [len(split.train), len(split.validation), len(split.test)],
         "shared_classes": len(set(split.train) & (set(split.test) | set(split.validation))),
     }
@@ -121,23 +199,23 @@ def _trained(settings: Settings, sizes: Sizes, setting: Setting, one: Contender)
     place = folder(settings, sizes, setting, one)
     feed = Feed(tasks.training(), settings.device, DTYPE)
     method = build(setting, one, inner(setting, one, sizes), sizes.flow_compile)
-    price = partial(costs.of_update, one.method, outer=setting.queries / setting.shots)
-    training = Training(
-        Metered(method, feed, price, place), initial(settings, setting), place,
-        setting.protocol.clip,
-    )  # fmt: skip
-    adapt = _adaptation(setting, one, sizes)
+    price = partial(budget.of_update, one.method, outer=setting.queries / setting.shots)
+    metered, start = Metered(method, feed, price, place), initial(settings, setting)
+    adapt = _descent(setting, one, sizes)
+    if one.method in OWN:
+        adapt = build(setting, one, inner(setting, one, sizes, test=True)).adapt
     sees = tasks.looks(tested_together(settings, tasks, setting.looks))
 
     def look(params: Parameters, hparams: Any) -> dict[str, Any]:
-        found = accuracies(settings, setting, sees, setting.looks, adapt, params, hparams)
-        return {"accuracy": found}
+        seen = accuracies(settings, setting, sees, setting.looks, adapt, params, hparams)
+        return {"accuracy": seen}
 
-    trained = training.run(setting.length, SHARES, look)
+    clip = setting.protocol.clip
+    trained = train(metered, start, place, setting.length, SHARES, look, clip)
     test = tasks.test(tested_together(settings, tasks, sizes.tests))
-    found = accuracies(settings, setting, test, sizes.tests, adapt, trained.params, trained.hparams)
+    end = accuracies(settings, setting, test, sizes.tests, adapt, trained.params, trained.hparams)
     record = {**trained.record, "sampling_seconds": feed.waited}
-    return {"training": record, "accuracy": found}
+    return {"training": record, "accuracy": end}
 
 
 def accuracies(
@@ -145,13 +223,13 @@ def accuracies(
     params: Parameters, hparams: Any,
 ) -> list[float]:  # fmt: skip
     """The accuracy on each of so many tasks; chance where the adaptation diverged."""
-    feed, found = Feed(episodes, settings.device, DTYPE), list[float]()
+    feed, seen = Feed(episodes, settings.device, DTYPE), list[float]()
     score = partial(accuracy, problem(setting))
     for index in range(math.ceil(count / episodes.tasks)):
         batch = feed(index)
         adapted = adapt(params, batch.train, hparams)
-        found += meta_training.evaluate(score, [adapted], batch.validation)[0].tolist()
-    return found[:count]
+        seen += meta_training.evaluate(score, [adapted], batch.validation)[0].tolist()
+    return seen[:count]
 
 
 def accuracy(problem: Problem, params: Parameters, batch: Batch) -> Tensor:
@@ -159,15 +237,8 @@ def accuracy(problem: Problem, params: Parameters, batch: Batch) -> Tensor:
     return (problem.model.apply(params, batch.x).argmax(-1) == batch.y).to(batch.x.dtype).mean()
 
 
-def _adaptation(setting: Setting, one: Contender, sizes: Sizes) -> Any:
-    """How a contender is tested: `adapt(params, support, hparams)`."""
-    if one.method in OWN:
-        return build(setting, one, inner(setting, one, sizes, test=True)).adapt
-    return _descent(setting, one, sizes)
-
-
 def _descent(setting: Setting, one: Contender, sizes: Sizes) -> Any:
-    """Gradient descent from the learned initialisation."""
+    """Gradient descent from the learned initialisation: `adapt(params, support, hparams)`."""
     chosen, tested = inner(setting, one, sizes, test=True), problem(setting)
 
     def adapt(params: Parameters, support: Batch, hparams: Any) -> Parameters:
@@ -191,10 +262,10 @@ def _descend_alone(
     grid = odeopt.TimeGrid.from_lr(chosen.lr, chosen.steps)
     try:
         with torch.no_grad():
-            found = opt.solve(params, Batch(x, support.y[0]), grid).params
+            adapted = opt.solve(params, Batch(x, support.y[0]), grid).params
     except odeopt.DivergenceError:
-        found = {name: torch.full_like(leaf, torch.nan) for name, leaf in params.items()}
-    return {name: leaf[None] for name, leaf in found.items()}
+        adapted = {name: torch.full_like(leaf, torch.nan) for name, leaf in params.items()}
+    return stack([adapted])
 
 
 def tested_together(settings: Settings, tasks: Tasks, count: int) -> int:

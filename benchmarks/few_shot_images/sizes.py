@@ -1,35 +1,99 @@
-"""How large each preset is."""
+"""The papers' protocols, which are never mixed; the settings, their nets and their tasks."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
+import torch
+from torch import Generator
+
 from benchmarks import methods
-from benchmarks.few_shot_images.protocols import (
-    BUDGET,
-    MADE_UP,
-    MINI_IMAGENET,
-    OMNIGLOT,
-    PAPERS,
-    Protocol,
-)  # fmt: skip
 from benchmarks.harness.registry import Preset
-from benchmarks.problems import omniglot
+from benchmarks.methods import Problem
+from benchmarks.problems import models, picture_data
+from benchmarks.problems.few_shot import Episodes, Handling, TaskShape
+from benchmarks.problems.picture_data import ClassSplit, Pictures, StoredPictures
+
+OMNIGLOT, MINI_IMAGENET = "omniglot", "mini-imagenet"
+MADE_UP = "made-up"
+"""Pictures that are drawn here, for a smoke run without data."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A way to divide classes, to draw tasks and to train on them."""
+
+    name: str  # as it stands in reports
+    # for meta-training, validation and the meta-test; None for the split's file
+    classes: tuple[int, int, int] | None
+    handling: Handling  # what is done to the pictures
+    net: str  # a name in `models.NETS`
+    lr: float  # the inner learning rate
+    steps: int  # inner steps in meta-training
+    test_steps: int  # steps of gradient descent at the meta-test
+    tasks: int  # tasks of a meta-batch
+    # validation pictures per class in meta-training; None for as many as shots. At the meta-test
+    # there are always as many.
+    queries: int | None = None
+    strength: float = 2.0  # the proximal weight of iMAML
+    clip: float | None = None  # the largest norm of a meta-gradient; None for no limit
+
+
+_IMAML = Protocol(
+    "imaml", (1200, 0, 423), Handling(rotated=True), "imaml-strided",
+    lr=0.1, steps=16, test_steps=16, tasks=32,
+)  # fmt: skip
+_MAML = Protocol(
+    "maml", (1100, 100, 423), Handling(rotated=True, inverted=True), "maml-strided",
+    lr=0.4, steps=1, test_steps=10, tasks=32,
+)  # fmt: skip
+_MINI = Protocol(
+    "maml", None, Handling(), "maml-pooled",
+    lr=0.01, steps=5, test_steps=10, tasks=4, queries=15, strength=0.5, clip=10.0,
+)  # fmt: skip
+
+PAPERS: dict[tuple[str, str, int], Protocol] = {
+    ("imaml", OMNIGLOT, 5): _IMAML,
+    ("imaml", OMNIGLOT, 20): replace(_IMAML, steps=25, test_steps=25),
+    ("imaml", MINI_IMAGENET, 5): replace(
+        _MINI, name="imaml", lr=0.1, steps=10, test_steps=10, clip=None
+    ),
+    ("maml", OMNIGLOT, 5): _MAML,
+    ("maml", OMNIGLOT, 20): replace(_MAML, lr=0.1, steps=5, tasks=16),
+    ("maml", MINI_IMAGENET, 5): _MINI,
+}
+"""The protocols by name, data set and ways.
+
+What no source states: iMAML's rate, meta-batch and number of updates for 20 ways (taken from 5
+ways), and all of its mini-ImageNet protocol, whose code was not released. There its strength and
+steps are those of a public reimplementation, its net and task shape MAML's. MAML clips each entry
+of a mini-ImageNet meta-gradient to +-10; here its norm is limited.
+"""
+
+HORIZON_STEPS = 5
+"""Steps of gradient descent in the small-budget comparison: T = 0.5 at a rate of 0.1."""
+
+_SHORT = {"lr": 0.1, "steps": HORIZON_STEPS, "test_steps": HORIZON_STEPS, "queries": None}
+
+BUDGET: dict[str, Protocol] = {
+    OMNIGLOT: replace(_IMAML, name="imaml, short", tasks=2, **_SHORT),
+    MINI_IMAGENET: replace(_MINI, name="maml, short", tasks=2, clip=None, **_SHORT),
+    MADE_UP: replace(
+        _IMAML, name="imaml, short", classes=(8, 0, 6), tasks=2, **_SHORT
+    ),
+}  # fmt: skip
+"""What a small budget leaves of them: short inner loops, small meta-batches, one query each."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A method, and how long its inner loop is.
+    """A method, and how long its inner loop is."""
 
-    Attributes:
-        method: A name in `odeopt.METHODS`.
-        horizon: T, in place of the protocol's learning rate times steps.
-    """
-
-    method: str
-    horizon: float | None = None
+    method: str  # a name in `odeopt.METHODS`
+    horizon: float | None = None  # T, in place of the protocol's learning rate times steps
 
     @property
     def name(self) -> str:
@@ -45,15 +109,10 @@ class Contender:
 
 @dataclass(frozen=True)
 class Length:
-    """When meta-training ends: at whichever comes first.
+    """When meta-training ends: at whichever comes first."""
 
-    Attributes:
-        updates: Meta-updates.
-        evaluations: Gradient evaluations per task of the meta-batch (see `costs`).
-    """
-
-    updates: int
-    evaluations: float = math.inf
+    updates: int  # meta-updates
+    evaluations: float = math.inf  # gradient evaluations per task of the meta-batch (see `budget`)
 
     def part(self, share: float) -> Length:
         """The first part of it."""
@@ -62,29 +121,17 @@ class Length:
 
 @dataclass(frozen=True)
 class Setting:
-    """One table of the report.
+    """One table of the report."""
 
-    Attributes:
-        data: A data set.
-        protocol: How it is used.
-        ways: Classes of a task.
-        shots: Training pictures of each.
-        contenders: Who is trained.
-        length: How long each of them is.
-        looks: Tasks at each look at the accuracy during meta-training.
-        norm: A name in `conv_nets.NORMS`.
-        activation: A name in `conv_nets.ACTIVATIONS`.
-    """
-
-    data: str
-    protocol: Protocol
-    ways: int
-    shots: int
-    contenders: tuple[Contender, ...]
-    length: Length
-    looks: int
-    norm: str = "batch"
-    activation: str = "relu"
+    data: str  # a data set
+    protocol: Protocol  # how it is used
+    ways: int  # classes of a task
+    shots: int  # training pictures of each
+    contenders: tuple[Contender, ...]  # who is trained
+    length: Length  # how long each of them is
+    looks: int  # tasks at each look at the accuracy during meta-training
+    norm: str = "batch"  # a name in `models.NORMS`
+    activation: str = "relu"  # a name in `models.ACTIVATIONS`
 
     @property
     def name(self) -> str:
@@ -103,36 +150,22 @@ class Setting:
 
 @dataclass(frozen=True)
 class Kinks:
-    """The measurement of what a kinked activation does to the gradient.
+    """The measurement of what a kinked activation does to the gradient."""
 
-    Attributes:
-        activations: Names in `conv_nets.ACTIVATIONS`.
-        steps: Steps of Runge-Kutta 4 over the horizon, each twice the one before.
-        tasks: How many tasks.
-    """
-
-    activations: tuple[str, ...]
-    steps: tuple[int, ...]
-    tasks: int
+    activations: tuple[str, ...]  # names in `models.ACTIVATIONS`
+    steps: tuple[int, ...]  # steps of Runge-Kutta 4 over the horizon, each twice the one before
+    tasks: int  # how many tasks
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of a run.
+    """The sizes of a run."""
 
-    Attributes:
-        settings: The tables.
-        tests: Tasks of the meta-test.
-        compile: How kernels are run in meta-training.
-        flow_compile: The same for COMLN, whose flow consists of many small operations.
-        kinks: See `Kinks`; None to leave it out.
-    """
-
-    settings: tuple[Setting, ...]
-    tests: int
-    compile: str | None
-    flow_compile: str | None
-    kinks: Kinks | None
+    settings: tuple[Setting, ...]  # the tables
+    tests: int  # tasks of the meta-test
+    compile: str | None  # how kernels are run in meta-training
+    flow_compile: str | None  # the same for COMLN, whose flow consists of many small operations
+    kinks: Kinks | None  # see `Kinks`; None to leave it out
 
 
 TESTS = 600
@@ -201,9 +234,88 @@ SIZES = {
 def resolve(preset: Preset, folder: Path | None) -> Sizes:
     """The sizes of a preset; a smoke run takes made-up pictures where its data is not there."""
     sizes = SIZES[preset]
-    if preset is not Preset.SMOKE or (folder is not None and (folder / omniglot.FILE).is_file()):
+    if preset is not Preset.SMOKE or (
+        folder is not None and (folder / picture_data.OMNIGLOT_FILE).is_file()
+    ):
         return sizes
     settings = tuple(
         replace(setting, data=MADE_UP, protocol=BUDGET[MADE_UP]) for setting in sizes.settings
     )
     return replace(sizes, settings=settings)
+
+
+def problem(setting: Setting) -> Problem:
+    """The net that the protocol names, with the setting's normalisation and activation."""
+    activation = models.ACTIVATIONS[setting.activation]
+    choices = models.Choices(models.NORMS[setting.norm], activation)
+    net = models.NETS[setting.protocol.net](setting.ways, choices)
+    return Problem(net, models.cross_entropy)
+
+
+SPLIT_SEED, TRAIN_SEED, LOOK_SEED, TEST_SEED = 0, 1, 2, 3
+"""The same tasks for every method."""
+
+
+@cache
+def load(data: str, folder: Path | None) -> tuple[Pictures, ClassSplit | None]:
+    """Pictures, and their split where the data set has one of its own."""
+    if data == MADE_UP:
+        return made_up(), None
+    if data == MINI_IMAGENET:
+        return picture_data.mini_imagenet(folder)
+    return picture_data.omniglot(folder), None
+
+
+def made_up(classes: int = 14, per_class: int = 6) -> StoredPictures:
+    """A random pattern for each class, and noise on it."""
+    source = Generator().manual_seed(0)
+    patterns = 200 * (torch.rand(classes, 1, 1, 28, 28, generator=source) < 0.3)
+    noise = torch.randint(56, (classes, per_class, 1, 28, 28), generator=source)
+    return StoredPictures((patterns + noise).to(torch.uint8))
+
+
+def divide(pictures: Pictures, split: ClassSplit | None, protocol: Protocol) -> ClassSplit:
+    """The classes of each part under a protocol."""
+    if split is not None:
+        return split
+    assert protocol.classes is not None, "only data sets with a split of their own have none"
+    return picture_data.shuffled(pictures.classes, *protocol.classes, SPLIT_SEED)
+
+
+class Tasks:
+    """The tasks of a setting; the classes of each part, and the pixels in a row of a picture."""
+
+    def __init__(self, setting: Setting, folder: Path | None) -> None:
+        self._setting = setting
+        self._pictures, split = load(setting.data, folder)
+        self.split = divide(self._pictures, split, setting.protocol)
+        self.pixels = self._pictures.shape[-1]
+
+    def training(self) -> Episodes:
+        """Meta-batches for meta-training."""
+        setting = self._setting
+        shape = TaskShape(setting.ways, setting.shots, setting.queries)
+        return self._episodes(self.split.train, shape, setting.protocol.tasks, TRAIN_SEED)
+
+    def looks(self, tasks: int) -> Episodes:
+        """Tasks for looks during training.
+
+        On validation classes, or, where a protocol has none, on those of the test, by which
+        nothing is chosen.
+        """
+        return self._held_out(self.split.validation or self.split.test, tasks, LOOK_SEED)
+
+    def test(self, tasks: int) -> Episodes:
+        """Tasks for the meta-test, `tasks` in each batch."""
+        return self._held_out(self.split.test, tasks, TEST_SEED)
+
+    def _held_out(self, classes: tuple[int, ...], tasks: int, seed: int) -> Episodes:
+        """As many validation pictures as training pictures, as in the papers' tests."""
+        shots = self._setting.shots
+        return self._episodes(classes, TaskShape(self._setting.ways, shots, shots), tasks, seed)
+
+    def _episodes(
+        self, classes: tuple[int, ...], shape: TaskShape, tasks: int, seed: int
+    ) -> Episodes:
+        handling = self._setting.protocol.handling
+        return Episodes(self._pictures, classes, shape, tasks, seed, handling)

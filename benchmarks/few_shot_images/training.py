@@ -16,7 +16,7 @@ from typing_extensions import override
 import odeopt
 from benchmarks.few_shot_images.sizes import Length
 from benchmarks.harness.store import ResultStore
-from benchmarks.meta_training import LOGGED, Trained
+from benchmarks.meta_training import Initialisation, fit, record_of
 from benchmarks.problems.models import Parameters
 from odeopt.outer.method import TaskData
 from odeopt.tools import files
@@ -29,13 +29,9 @@ COSTS = "costs.jsonl"
 
 
 class Metered(odeopt.Method):
-    """A method that writes down what each meta-update costs.
+    """A method that writes into a folder what each meta-update costs.
 
-    Args:
-        method: The method.
-        tasks: Meta-batches by the update's index.
-        price: `price(stats)`, gradient evaluations per task.
-        folder: Where the costs are written.
+    `price(stats)` is in gradient evaluations per task.
     """
 
     def __init__(
@@ -69,13 +65,13 @@ class Metered(odeopt.Method):
     def __call__(
         self, params: PyTree, task_batch: TaskData, hparams: PyTree = None
     ) -> odeopt.MetaGradient:
-        found = self._method(params, task_batch, hparams)
-        cost = self._price(found.stats)
+        result = self._method(params, task_batch, hparams)
+        cost = self._price(result.stats)
         if self._costs.get(self._update) != cost:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps([self._update, cost]) + "\n")
         self._costs[self._update] = cost
-        return found
+        return result
 
     @override
     def adapt(self, params: PyTree, train: PyTree, hparams: PyTree = None) -> PyTree:
@@ -90,99 +86,64 @@ class Metered(odeopt.Method):
         return self._method.init_hparams(params, hparams)
 
 
-class Training:
+def train(
+    metered: Metered, params: Parameters, folder: Path, length: Length, shares: Iterable[float],
+    look: Callable[[Parameters, Any], dict[str, Any]], clip: float | None = None,
+) -> Initialisation:  # fmt: skip
     """Meta-training in a folder, from which it goes on where it was stopped.
 
     Args:
         metered: The method and its meta-batches.
         params: The initialisation to start with.
         folder: Where the checkpoint, the log and the looks are.
+        length: When training ends.
+        shares: Of the length, rising, at which there is a look.
+        look: `look(params, hparams)`, plain data to be kept. One that was made in an earlier
+            piece of the run is not made again.
         clip: The largest norm of a meta-gradient; None for no limit.
     """
+    goal, stopped, seconds = Length(0, 0.0), "", 0.0
 
-    def __init__(
-        self, metered: Metered, params: Parameters, folder: Path, clip: float | None = None
-    ) -> None:
-        self._metered, self._folder = metered, folder
-        self._learner = odeopt.MetaLearner(
-            metered, params, metered.tasks, clip=clip, folder=folder, show_progress=False,
-            checkpoint_every=CHECKPOINT_EVERY, callback=self._watch,
-        )  # fmt: skip
-        self._learner.restore()
-        self._goal, self.stopped, self.seconds = Length(0, 0.0), "", 0.0
+    def is_there() -> bool:
+        done = learner.updates
+        return done >= goal.updates or metered.spent(done) >= goal.evaluations
 
-    def run(
-        self,
-        length: Length,
-        shares: Iterable[float],
-        look: Callable[[Parameters, Any], dict[str, Any]],
-    ) -> Trained:
-        """Train, with a look at shares of the length.
-
-        A look that was made in an earlier piece of the run is not made again.
-
-        Args:
-            length: When training ends.
-            shares: Of the length, rising.
-            look: `look(params, hparams)`, plain data to be kept.
-        """
-        looks, kept = [], ResultStore(self._folder)
-        for share in shares:
-            key = f"look {share:g}"
-            found = kept.get(key, "")
-            if found is None:
-                self._reach(length.part(share))
-                spent = self._metered.spent(self._learner.updates)
-                found = {"updates": self._learner.updates, "spent": spent}
-                found |= look(self._learner.params, self._learner.hparams)
-                found = kept.put(key, "", found)
-            looks.append(found)
-        self._reach(length)
-        return Trained(self._learner.params, self._learner.hparams, self._record(looks))
-
-    def _reach(self, goal: Length) -> None:
-        """Update until a length is reached, or an update fails."""
-        self._goal = goal
-        begin = time.perf_counter()
-        with warnings.catch_warnings():  # failed tasks are counted in the record
-            warnings.simplefilter("ignore", odeopt.OdeoptWarning)
-            if not self._there() and not self.stopped:
-                self.stopped = self._fit()
-        self.seconds += time.perf_counter() - begin
-
-    def _fit(self) -> str:
-        """Why training ended early; empty if it did not."""
-        failure = ""
-        try:
-            with suppress(_ReachedError):
-                self._learner.fit(self._goal.updates)
-        except odeopt.OdeoptError as error:
-            failure = f"update {self._learner.updates}: {type(error).__name__}: {error}"
-        self._learner.save()
-        return failure
-
-    def _watch(self, step: odeopt.Step) -> None:
+    def watch(step: odeopt.Step) -> None:
         del step
-        if self._there():
+        if is_there():
             raise _ReachedError
 
-    def _there(self) -> bool:
-        done = self._learner.updates
-        return done >= self._goal.updates or self._metered.spent(done) >= self._goal.evaluations
+    learner = odeopt.MetaLearner(
+        metered, params, metered.tasks, clip=clip, folder=folder, show_progress=False,
+        checkpoint_every=CHECKPOINT_EVERY, callback=watch,
+    )  # fmt: skip
+    learner.restore()
 
-    def _record(self, looks: list[dict[str, Any]]) -> dict[str, Any]:
-        history = self._learner.history()
-        stride = max(1, len(history) // LOGGED)
-        return {
-            "updates": self._learner.updates,
-            "spent": self._metered.spent(self._learner.updates),
-            "curve": [[step.update, step.value] for step in history[::stride]],
-            "looks": looks,
-            "seconds": sum(step.seconds for step in history),
-            "seconds_here": self.seconds,
-            "failed_tasks": sum(len(step.failed) for step in history),
-            "stopped": self.stopped,
-        }
+    def reach(part: Length) -> None:
+        """Update until a part of the length is reached, or an update fails."""
+        nonlocal goal, stopped, seconds
+        goal, begin = part, time.perf_counter()
+        with warnings.catch_warnings():  # failed tasks are counted in the record
+            warnings.simplefilter("ignore", odeopt.OdeoptWarning)
+            if not is_there() and not stopped:
+                with suppress(_ReachedError):
+                    stopped = fit(learner, goal.updates)
+                learner.save()
+        seconds += time.perf_counter() - begin
+
+    looks, kept = [], ResultStore(folder)
+    for share in shares:
+        key = f"look {share:g}"
+        seen = kept.get(key, "")
+        if seen is None:
+            reach(length.part(share))
+            seen = {"updates": learner.updates, "spent": metered.spent(learner.updates)}
+            seen = kept.put(key, "", seen | look(learner.params, learner.hparams))
+        looks.append(seen)
+    reach(length)
+    spent = metered.spent(learner.updates)
+    record = {"spent": spent, "looks": looks, "seconds_here": seconds, "stopped": stopped}
+    return Initialisation(learner.params, learner.hparams, record_of(learner) | record)
 
 
 class _ReachedError(Exception):
@@ -194,10 +155,10 @@ def _read(path: Path) -> Iterable[tuple[int, float]]:
     if not path.exists():
         files.write_text(path, "")
         return []
-    found: list[tuple[int, float]] = []
+    pairs: list[tuple[int, float]] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         with suppress(json.JSONDecodeError):
             update, cost = json.loads(line)
-            found.append((update, cost))
-    files.write_text(path, "".join(json.dumps(pair) + "\n" for pair in found))
-    return found
+            pairs.append((update, cost))
+    files.write_text(path, "".join(json.dumps(pair) + "\n" for pair in pairs))
+    return pairs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import fmean, pstdev
 
 Entry = str | int | float
 """A table entry: floats are formatted with `scientific`, the others as they are."""
@@ -26,15 +27,14 @@ def with_spread(mean: float, spread: float) -> str:
     return f"{scientific(mean)} ± {scientific(spread)}"
 
 
+def mean(values: Sequence[float]) -> str:
+    """The mean to three decimals and, where there are several, the standard deviation."""
+    spread = f" ± {pstdev(values):.3f}" if len(values) > 1 else ""
+    return f"{fmean(values):.3f}{spread}"
+
+
 def table(headers: Sequence[str], rows: Sequence[Sequence[Entry]]) -> str:
-    """A pipe table, its columns but the first aligned to the right.
-
-    Args:
-        headers: One title per column.
-        rows: The entries, as many in each row as there are headers.
-
-    Returns:
-        The lines of the table with a final newline.
+    """A pipe table, its columns but the first aligned to the right, with a final newline.
 
     Raises:
         ValueError: A row has another number of entries than the headers.

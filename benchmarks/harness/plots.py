@@ -1,4 +1,4 @@
-"""Line plots on two logarithmic axes, drawn without a display."""
+"""Plots, drawn without a display: logarithmic lines, learning curves, intervals."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from odeopt.tools import files
 # which is too pale for thin lines on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+STYLES = [style for style in ("-", "--", ":") for _ in PALETTE]
+"""Lines of the same colour have different styles."""
+
 INSIDE_LEGEND = 4
 """With more lines than this the legend stands beside the axes."""
 
@@ -30,7 +33,7 @@ class Series:
     label: str
     x: Sequence[float]
     y: Sequence[float]
-    style: str = "-"
+    style: str | None = None  # chosen by its place where None
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,33 @@ class Slope:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """One method: a line and, where it is known, the end point that was published for it."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    spread: Sequence[float] = ()
+    published: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A value and half the width of its interval."""
+
+    label: str
+    value: float
+    half_width: float
+    emphasised: bool = False
+
+
+@dataclass(frozen=True)
 class Labels:
     """The texts of a plot."""
 
     title: str
     x: str
-    y: str
+    y: str = ""
 
 
 def loglog(
@@ -57,20 +81,31 @@ def loglog(
 ) -> Path:
     """Draw lines on logarithmic axes and save them as a PNG file, atomically.
 
-    Args:
-        path: The file, replaced if it is there.
-        labels: Title and axis labels.
-        series: The measured lines, each with its own colour and marker.
-        slopes: Reference lines for orders of convergence or growth.
+    Each line has its own colour and marker; slopes are reference lines for orders of convergence
+    or growth.
 
     Returns:
         The path written.
     """
     wide = len(series) + len(slopes) > INSIDE_LEGEND
-    figure = Figure(figsize=(8.4 if wide else 6.0, 4.4), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    _draw(axes, series, slopes)
-    _decorate(axes, labels)
+    figure, axes = _axes(labels, 8.4 if wide else 6.0, 4.4)
+    looks = zip(series, cycle(PALETTE), cycle(MARKERS), cycle(STYLES), strict=False)
+    for line, colour, marker, style in looks:
+        pairs = [
+            (x, y)
+            for x, y in zip(line.x, line.y, strict=True)
+            if math.isfinite(x) and math.isfinite(y) and x > 0 and y > 0
+        ]
+        axes.plot(
+            [x for x, _ in pairs], [y for _, y in pairs], label=line.label, color=colour,
+            linestyle=style if line.style is None else line.style, marker=marker, ms=4.5, lw=1.4,
+        )  # fmt: skip
+    for slope in slopes:
+        x0, y0 = slope.start
+        y_end = y0 * (slope.x_end / x0) ** slope.exponent
+        axes.plot([x0, slope.x_end], [y0, y_end], ":", label=slope.label, color="0.45", lw=1.2)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
     if wide:
         figure.legend(loc="outside right upper", frameon=False, fontsize="small")
     else:
@@ -78,37 +113,57 @@ def loglog(
     return save(figure, path)
 
 
-def _draw(axes: Axes, series: Sequence[Series], slopes: Sequence[Slope]) -> None:
-    for line, colour, marker in zip(series, cycle(PALETTE), cycle(MARKERS), strict=False):
-        x, y = _drawable(line)
-        axes.plot(
-            x, y, label=line.label, linestyle=line.style, color=colour, marker=marker,
-            ms=4.5, lw=1.4,
-        )  # fmt: skip
-    for slope in slopes:
-        x0, y0 = slope.start
-        y_end = y0 * (slope.x_end / x0) ** slope.exponent
-        axes.plot([x0, slope.x_end], [y0, y_end], ":", label=slope.label, color="0.45", lw=1.2)
+def curves(path: Path, labels: Labels, lines: Sequence[Curve], bottom: float | None = 0) -> Path:
+    """Draw learning curves, with the spread around them, and save them as a PNG file, atomically.
+
+    Published end points are crosses at the right edge, in the colour of their method. The y axis
+    begins at `bottom`, or where the curves choose if that is None.
+
+    Returns:
+        The path written.
+    """
+    figure, axes = _axes(labels, 7.6, 4.4)
+    for line, colour, style in zip(lines, cycle(PALETTE), cycle(STYLES), strict=False):
+        axes.plot(line.x, line.y, style, label=line.label, color=colour, lw=1.5)
+        if line.spread:
+            low = [y - s for y, s in zip(line.y, line.spread, strict=True)]
+            high = [y + s for y, s in zip(line.y, line.spread, strict=True)]
+            axes.fill_between(line.x, low, high, color=colour, alpha=0.08, lw=0)
+        if line.published is not None:
+            axes.plot(line.x[-1] * 1.02, line.published, "x", color=colour, ms=7, mew=1.8)
+    axes.set_ylim(bottom=bottom)
+    figure.legend(loc="outside right upper", frameon=False, fontsize="small")
+    return save(figure, path)
 
 
-def _drawable(series: Series) -> tuple[list[float], list[float]]:
-    pairs = [
-        (x, y)
-        for x, y in zip(series.x, series.y, strict=True)
-        if math.isfinite(x) and math.isfinite(y) and x > 0 and y > 0
-    ]
-    return [x for x, _ in pairs], [y for _, y in pairs]
+def intervals(path: Path, labels: Labels, rows: Sequence[Row]) -> Path:
+    """Draw values with their intervals from top to bottom, and save them as a PNG file, atomically.
+
+    Returns:
+        The path written.
+    """
+    figure, axes = _axes(labels, 6.4, 1.2 + 0.27 * len(rows))
+    for place, row in enumerate(rows):
+        colour = PALETTE[1] if row.emphasised else PALETTE[0]
+        axes.errorbar(
+            row.value, place, xerr=row.half_width, fmt="o", color=colour, ms=4.5, capsize=3
+        )
+    axes.set_yticks(range(len(rows)), [row.label for row in rows])
+    axes.invert_yaxis()
+    return save(figure, path)
 
 
-def _decorate(axes: Axes, labels: Labels) -> None:
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+def _axes(labels: Labels, width: float, height: float) -> tuple[Figure, Axes]:
+    """Empty axes with their texts."""
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
     axes.set_title(labels.title, fontsize="medium")
     axes.set_xlabel(labels.x)
     axes.set_ylabel(labels.y)
-    axes.grid(which="major", color="0.88", lw=0.7)
+    axes.grid(which="major", color="0.9", lw=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
 
 
 def save(figure: Figure, path: Path) -> Path:

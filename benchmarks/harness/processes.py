@@ -8,13 +8,12 @@ import traceback
 from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from types import TracebackType
 from typing import Any
 from unittest import mock
 
 import torch
 
-from benchmarks.harness import memory
+from benchmarks.harness import costs
 
 DID_NOT_FIT = "did not fit"
 DID_NOT_FINISH = "did not finish"
@@ -31,10 +30,8 @@ class ChildError(RuntimeError):
 class Child:
     """A process that stays and calls functions, so that several can be measured in turn.
 
-    It begins anew (nothing of this process's memory is there) and ends with the context.
-
-    Args:
-        variables: Of its environment, besides this process's.
+    It begins anew (nothing of this process's memory is there), with further variables in its
+    environment, and ends with the context.
     """
 
     def __init__(self, variables: dict[str, str] | None = None) -> None:
@@ -49,10 +46,7 @@ class Child:
         theirs.close()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.join()
         self._connection.close()
@@ -62,32 +56,27 @@ class Child:
     ) -> dict[str, Any]:
         """What a function of a module returns, or `outcome` and `message` if the process ended.
 
-        Args:
-            function: It and its arguments are pickled.
-            args: See above.
-            limit: Seconds after which the process is ended.
+        It and its arguments are pickled; after `limit` seconds the process is ended.
 
         Raises:
             ChildError: The function raised an error, or the process ended, not for want of memory.
         """
+        name = f"{function.__module__}.{function.__qualname__}"
         try:
             self._connection.send((function, args))
             if not self._connection.poll(limit):
                 self._process.kill()
                 return {"outcome": DID_NOT_FINISH, "message": f"more than {limit:g} seconds"}
-            trouble, found = self._connection.recv()
+            trouble, answer = self._connection.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
-            return self._after_exit(function)
+            self._process.join()
+            code = self._process.exitcode or 0
+            if -code in _OUT_OF_MEMORY:
+                return {"outcome": DID_NOT_FIT, "message": f"ended by signal {-code}"}
+            raise ChildError(f"the process of {name} ended with status {code}") from None
         if trouble:
-            raise ChildError(f"{_name(function)} failed:\n{trouble[-2000:]}")
-        return found
-
-    def _after_exit(self, function: Callable[..., Any]) -> dict[str, Any]:
-        self._process.join()
-        code = self._process.exitcode or 0
-        if -code in _OUT_OF_MEMORY:
-            return {"outcome": DID_NOT_FIT, "message": f"ended by signal {-code}"}
-        raise ChildError(f"the process of {_name(function)} ended with status {code}")
+            raise ChildError(f"{name} failed:\n{trouble[-2000:]}")
+        return answer
 
 
 def run(
@@ -113,33 +102,11 @@ def _serve(connection: Connection) -> None:
         connection.send(answer)
 
 
-def _name(function: Callable[..., Any]) -> str:
-    return f"{function.__module__}.{function.__qualname__}"
-
-
 def guarded(numbers: Callable[[], dict[str, Any]], gib: float) -> dict[str, Any]:
-    """The numbers with `outcome` "", or `outcome` and `message` where memory ran out.
-
-    Args:
-        numbers: What is measured.
-        gib: The limit, for the message.
-    """
+    """The numbers with `outcome` "", or `outcome` and `message` where they need more memory."""
     try:
         return {"outcome": "", **numbers()}
     except (MemoryError, RuntimeError) as error:
-        if not memory.is_out_of_memory(error):
+        if not costs.is_out_of_memory(error):
             raise
         return {"outcome": DID_NOT_FIT, "message": f"more than {gib:g} GiB"}
-
-
-def after_failure(smaller: dict[str, Any] | None, what: str) -> dict[str, Any] | None:
-    """The result of a cell that is not tried, where a smaller one had no numbers.
-
-    Args:
-        smaller: The result of the smaller one.
-        what: Names the smaller one, for the message.
-    """
-    outcome = (smaller or {}).get("outcome")
-    if outcome in (DID_NOT_FIT, DID_NOT_FINISH):
-        return {"outcome": NOT_TRIED, "message": f"{what} {outcome}"}
-    return None

@@ -1,9 +1,11 @@
-"""What a benchmark is, and how one is found by its name."""
+"""What a benchmark is: modules that are given settings and write a report."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
@@ -11,7 +13,23 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness.store import ResultStore
-from odeopt.tools.keywords import unknown
+
+HEADING = re.compile(r"^(#+ )", re.MULTILINE)
+PICTURE = re.compile(r"(!\[[^\]]*\]\()(?!https?:)")
+
+
+class IncompleteError(RuntimeError):
+    """Cells were left out on request, so that there is no report yet."""
+
+    def __init__(self, stored: int, total: int) -> None:
+        super().__init__(
+            f"{stored} of {total} cells are stored; run the command without --only for the others"
+            " and the report"
+        )
+
+
+class UnknownCellError(LookupError):
+    """Cells were asked for that the benchmark does not have."""
 
 
 class Preset(StrEnum):
@@ -32,67 +50,89 @@ COMMON = (Preset.SMOKE, Preset.QUICK, Preset.PAPER)
 
 @dataclass(frozen=True)
 class Settings:
-    """What a benchmark is given.
-
-    Attributes:
-        preset: The size of the run.
-        store: Where its cells and its reports go.
-        data: The folder of the data sets, None where there is none.
-        device: Where to compute.
-        only: Compute cells whose key contains this text only.
-    """
+    """What a benchmark is given."""
 
     preset: Preset
-    store: ResultStore
-    data: Path | None
+    store: ResultStore  # of its cells and its reports
+    data: Path | None  # the folder of the data sets, None where there is none
     device: torch.device
-    only: str = ""
+    only: str = ""  # compute cells whose key contains this text only
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A named benchmark; `run` writes its reports into the store of its settings."""
+    """A named benchmark: a module, or several parts whose reports are put together.
+
+    A module's `run(settings)` writes `report.md`. It is imported when it runs, so that child
+    processes start without its plots. `--only PART` computes one of the parts.
+    """
 
     name: str
     summary: str
-    run: Callable[[Settings], None]
+    module: str = ""
     presets: tuple[Preset, ...] = COMMON
+    title: str = ""  # of the report of several parts
+    parts: Mapping[str, str] = field(default_factory=dict[str, str])  # their modules by name
+
+    def run(self, settings: Settings) -> None:
+        """Write the reports.
+
+        Raises:
+            UnknownCellError: `settings.only` names nothing that there is.
+            IncompleteError: It left cells out.
+        """
+        if not self.parts:
+            return _run(self.module, settings)
+        alone = settings.only in self.parts
+        chosen = {settings.only: self.parts[settings.only]} if alone else self.parts
+        only = "" if alone else settings.only
+        unknown: list[UnknownCellError] = []
+        missing: list[IncompleteError] = []
+        for part, module in chosen.items():
+            try:
+                _run(module, replace(settings, store=_store(settings, part), only=only))
+            except UnknownCellError as error:
+                unknown.append(error)
+            except IncompleteError as error:
+                missing.append(error)
+        if len(unknown) == len(chosen):
+            raise UnknownCellError(f"{unknown[0]} The parts are {', '.join(self.parts)}.")
+        if missing:
+            raise missing[0]
+        return self._join(settings)
+
+    def _join(self, settings: Settings) -> None:
+        """Write one report from those of the parts that have been computed."""
+        paths = {part: _store(settings, part).directory / "report.md" for part in self.parts}
+        texts = {part: path.read_text("utf-8") for part, path in paths.items() if path.is_file()}
+        lacking = [part for part in self.parts if part not in texts]
+        titles = {part: text.splitlines()[0].removeprefix("# ") for part, text in texts.items()}
+        contents = "\n".join(f"- {title} (`--only {part}`)" for part, title in titles.items())
+        head = f"# {self.title}\n\nThe parts of `python -m benchmarks {self.name}`:\n\n{contents}"
+        if lacking:
+            head += f"\n\nNot computed yet: {', '.join(lacking)}."
+        # each a level further down, its pictures found from one folder up
+        below = [
+            PICTURE.sub(rf"\g<1>{part}/", HEADING.sub(r"#\1", text)) for part, text in texts.items()
+        ]
+        settings.store.write_text("report.md", "\n\n".join([head, *below]))
 
 
-class UnknownBenchmarkError(LookupError):
-    """A benchmark was asked for that is not registered."""
+def _run(module: str, settings: Settings) -> None:
+    with _settings_of_torch():
+        import_module(module).run(settings)
 
 
-def load(imports: Sequence[str]) -> tuple[Benchmark, ...]:
-    """Import the benchmarks named by strings `package.module:NAME`.
-
-    Raises:
-        TypeError: A string names something else than a `Benchmark`.
-        ValueError: Two benchmarks have the same name.
-    """
-    benchmarks = tuple(_resolve(entry) for entry in imports)
-    names = [benchmark.name for benchmark in benchmarks]
-    if len(set(names)) < len(names):
-        raise ValueError(f"two benchmarks have the same name: {', '.join(sorted(names))}")
-    return benchmarks
+@contextmanager
+def _settings_of_torch() -> Generator[None]:
+    """Set back the default dtype and the number of threads, which a module may choose."""
+    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_num_threads(threads)
 
 
-def find(name: str, benchmarks: Sequence[Benchmark]) -> Benchmark:
-    """The benchmark of a name.
-
-    Raises:
-        UnknownBenchmarkError: There is none; the message lists those that are there.
-    """
-    for benchmark in benchmarks:
-        if benchmark.name == name:
-            return benchmark
-    known = [benchmark.name for benchmark in benchmarks]
-    raise UnknownBenchmarkError(unknown("benchmark", [name], known))
-
-
-def _resolve(entry: str) -> Benchmark:
-    module, _, attribute = entry.partition(":")
-    found = getattr(import_module(module), attribute)
-    if not isinstance(found, Benchmark):
-        raise TypeError(f"{entry} is not a Benchmark but {type(found).__name__}")
-    return found
+def _store(settings: Settings, part: str) -> ResultStore:
+    return ResultStore(settings.store.directory / part)

@@ -13,11 +13,7 @@ from odeopt.tools import files
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
-    """A short hash of everything that a stored result depends on besides its key.
-
-    Args:
-        settings: Plain data such as the preset, the code version and the dtype's name.
-    """
+    """A short hash of everything, plain data, that a stored result depends on besides its key."""
     return _digest(strict_json.dumps(dict(settings)))
 
 

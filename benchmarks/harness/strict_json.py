@@ -17,8 +17,7 @@ _NONFINITE = ("nan", "inf", "-inf")
 def dumps(value: Any) -> str:
     """Serialise plain data: dictionaries with string keys, lists, strings, numbers, None.
 
-    Args:
-        value: The data; tuples become lists.
+    Tuples become lists.
 
     Returns:
         Indented JSON with sorted keys and a final newline.

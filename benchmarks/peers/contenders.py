@@ -1,10 +1,339 @@
-"""Who takes part."""
+"""Who takes part: odeopt, other packages, and loops by hand."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad, vjp, vmap
+
 import odeopt
-from benchmarks.peers import by_hand, ours, packages
-from benchmarks.peers.runner import FLOW, MAP, Contender
+from benchmarks.cost import peers
+from benchmarks.peers.problems import FLOW, MAP, Contender, Network, Outcome, Problem, Runner, Setup
+from benchmarks.problems.models import Parameters
+from benchmarks.problems.tasks import Batch, each
+from odeopt.adjoint.base import Adjoint
+from odeopt.checkpoint.base import CheckpointSchedule
+from odeopt.engine.compile import Compiled, record
+from odeopt.solver.base import Solver
+
+Make = Callable[[Setup, float | None], Runner]
+Grid = Callable[[int], odeopt.TimeGrid]
+
+
+FASTEST = "the fastest backend"
+
+
+def descent(
+    checkpoints: Callable[[int], CheckpointSchedule] | None = None,
+    compile: str | None = FASTEST,
+) -> Make:
+    """The exact gradient of gradient descent; its setting is the number of steps.
+
+    Args:
+        checkpoints: The schedule for a number of steps; every state without it.
+        compile: How kernels are run.
+    """
+
+    def make(setup: Setup, setting: float | None) -> Runner:
+        steps = setup.steps if setting is None else round(setting)
+        schedule = None if checkpoints is None else checkpoints(steps)
+        field = odeopt.GradientFlow(setup.problem.loss)
+        backend = _backend(setup, compile)
+        opt = odeopt.ODEOptimizer(field, checkpoints=schedule, compile=backend)
+        lr = setup.t1 / steps
+        return _runner(setup.problem, opt, steps, lambda n: odeopt.TimeGrid.from_lr(lr, n))
+
+    return make
+
+
+def flow(
+    adjoint: Callable[[], Adjoint],
+    solver: Callable[[], Solver],
+    compile: str | None = FASTEST,
+) -> Make:
+    """The gradient of the flow by fixed steps; its setting is the number of steps."""
+
+    def make(setup: Setup, setting: float | None) -> Runner:
+        steps = setting or math.ceil(setup.t1 / setup.problem.flow_step(setup.t1) - 1e-9)
+        steps = max(1, round(steps))
+        field = odeopt.GradientFlow(setup.problem.loss)
+        backend = _backend(setup, compile)
+        opt = odeopt.ODEOptimizer(field, solver(), adjoint(), compile=backend)
+        part = setup.t1 / steps
+        return _runner(setup.problem, opt, steps, lambda n: odeopt.TimeGrid.uniform(n * part, n))
+
+    return make
+
+
+def stabilised(setup: Setup, setting: float | None) -> Runner:
+    """The gradient of the flow by chosen steps; the setting is rtol."""
+    rtol = setting or 3e-2
+    solver = odeopt.StabilizedRK(rtol, rtol * 1e-2)
+    field = odeopt.GradientFlow(setup.problem.loss)
+    opt = odeopt.ODEOptimizer(field, solver, compile=_backend(setup, FASTEST))
+    part = setup.t1 / setup.steps
+    return _runner(setup.problem, opt, setup.steps, lambda n: odeopt.TimeGrid.uniform(n * part, 1))
+
+
+def fastest_backend(device: torch.device) -> str:
+    """The backend that compiles the fastest kernels for a device."""
+    return "inductor-cpu" if device.type == "cpu" else "inductor"
+
+
+def _backend(setup: Setup, compile: str | None) -> str | None:
+    return fastest_backend(setup.problem.device) if compile == FASTEST else compile
+
+
+def binomial(steps: int) -> CheckpointSchedule:
+    """About 2 sqrt(N) kept states, with which no step is replayed twice."""
+    return odeopt.Binomial(max(2, 2 * math.isqrt(steps)))
+
+
+def density(steps: int) -> CheckpointSchedule:
+    """Intervals of about sqrt(N) steps."""
+    return odeopt.Density(max(1, math.isqrt(steps)))
+
+
+def _runner(problem: Problem, opt: odeopt.ODEOptimizer, steps: int, grid: Grid) -> Runner:
+    call = opt.value_and_grad(problem.loss, tasks=True)
+    layout = problem.raveled()[1]
+
+    def run(count: int) -> Outcome:
+        inputs = problem.tasks.train, grid(count), problem.tasks.validation
+        result = call(problem.params, *inputs)
+        counts = ("gradient_evaluations", "hvps", "replayed_steps", "stored_states",
+                  "compile_seconds")  # fmt: skip
+        return Outcome(
+            layout.flatten(result.grads.params, "gradient"),
+            {name: getattr(result.stats, name) for name in counts},
+        )
+
+    return Runner(steps, run)
+
+
+def unrolled_by(package: Callable[..., Any]) -> Make:
+    """`higher.innerloop_ctx` or `torchopt.MetaSGD`, task by task; the setting is the steps."""
+
+    def make(setup: Setup, setting: float | None) -> Runner:
+        problem, (steps, lr) = setup.problem, _steps(setup, setting)
+        network: nn.Module = Network(problem)
+        loss: peers.NetworkLoss = Network.__call__
+        if problem.name == "mlp":  # the perceptron as everybody builds it
+            network, loss = peers.module(problem.params), peers.half_mean_square_of
+        tasks = peers.trainings(problem.tasks)
+        return Runner(steps, lambda n: Outcome(package(network, loss, tasks, n, lr=lr)()))
+
+    return make
+
+
+MOST_STEPS = 1000
+"""Of torchdiffeq, besides twice as many as those of gradient descent."""
+
+
+class _Flow(nn.Module):
+    """The velocity of all tasks, [tasks, d], through which autograd can differentiate."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__()
+        layout = problem.raveled()[1]
+        x, targets = problem.tasks.train
+
+        def slope(y: Tensor, x: Tensor, targets: Tensor) -> Tensor:
+            return grad(lambda u: problem.loss(layout.unflatten(u), Batch(x, targets)))(y)
+
+        self._velocity = lambda y: -vmap(slope)(y, x, targets)
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """The velocity, which does not depend on time."""
+        del t
+        return self._velocity(y)
+
+
+def torchdiffeq(setup: Setup, setting: float | None) -> Runner:
+    """`odeint_adjoint` of Dormand-Prince, tasks stacked; the setting is rtol."""
+    package: Any = import_module("torchdiffeq")
+    problem, rtol = setup.problem, setting or 1e-3
+    flow, part = _Flow(problem), setup.t1 / setup.steps
+    flat, layout = problem.raveled()
+
+    def outer(y: Tensor, x: Tensor, targets: Tensor) -> Tensor:
+        return problem.loss(layout.unflatten(y), Batch(x, targets))
+
+    def run(count: int) -> Outcome:
+        start = flat.detach().requires_grad_()
+        times = torch.tensor([0.0, count * part], dtype=start.dtype, device=start.device)
+        limit = {"max_num_steps": MOST_STEPS + 2 * setup.steps}
+        end = package.odeint_adjoint(
+            flow, start.expand(problem.count, -1), times, rtol=rtol, atol=rtol * 1e-2,
+            method="dopri5", options=dict(limit), adjoint_params=(),
+            adjoint_options={"norm": "seminorm", **limit},
+        )[-1]  # fmt: skip
+        value = vmap(outer)(end, *problem.tasks.validation).mean()
+        return Outcome(torch.autograd.grad(value, start)[0])
+
+    return Runner(setup.steps, run)
+
+
+def _steps(setup: Setup, setting: float | None) -> tuple[int, float]:
+    steps = setup.steps if setting is None else round(setting)
+    return steps, setup.t1 / steps
+
+
+def unrolled(setup: Setup, setting: float | None) -> Runner:
+    """`torch.autograd` through the loop, task by task."""
+    problem, (steps, lr) = setup.problem, _steps(setup, setting)
+    tasks = each(problem.tasks)
+
+    def descend(y: Parameters, train: Batch, count: int) -> Parameters:
+        for _ in range(count):
+            slopes = torch.autograd.grad(
+                problem.loss(y, train), list(y.values()), create_graph=True
+            )
+            y = {name: y[name] - lr * slope for name, slope in zip(y, slopes, strict=True)}
+        return y
+
+    def run(count: int) -> Outcome:
+        total: Tensor | None = None
+        for train, validation in tasks:
+            start = {name: leaf.detach().requires_grad_() for name, leaf in problem.params.items()}
+            value = problem.loss(descend(start, train, count), validation)
+            grads = torch.autograd.grad(value / problem.count, list(start.values()))
+            flat = torch.cat([leaf.flatten() for leaf in grads])
+            total = flat if total is None else total + flat
+        assert total is not None, "there is a task"
+        return Outcome(total)
+
+    return Runner(steps, run)
+
+
+class Functions(NamedTuple):
+    """A problem on flat states of all tasks, [tasks, d], without compilation."""
+
+    start: Tensor  # the initial states
+    step: Callable[..., Tensor]  # `step(dt, y, x, targets)`, one step of gradient descent
+    # `pull(dt, y, lam, x, targets)`, its transpose, and the gradient w.r.t. dt.
+    pull: Callable[..., tuple[Tensor, Tensor]]
+    outer: Callable[[Tensor], Tensor]  # `outer(y)`, the gradient of the mean validation loss
+
+
+def functions(problem: Problem) -> Functions:
+    """The parts of a loop over steps."""
+    start, layout = problem.raveled()
+
+    def slope(y: Tensor, x: Tensor, targets: Tensor) -> Tensor:
+        return grad(lambda u: problem.loss(layout.unflatten(u), Batch(x, targets)))(y)
+
+    def step(dt: Tensor, y: Tensor, x: Tensor, targets: Tensor) -> Tensor:
+        return y - dt * slope(y, x, targets)
+
+    def pull(
+        dt: Tensor, y: Tensor, lam: Tensor, x: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        value, pullback = vjp(lambda u: slope(u, x, targets), y)[:2]
+        return lam - dt * pullback(lam)[0], -(lam * value).sum()
+
+    def outer(y: Tensor) -> Tensor:
+        return vmap(slope)(y, *problem.tasks.validation) / problem.count
+
+    return Functions(
+        start.expand(problem.count, -1).contiguous(),
+        vmap(step, in_dims=(None, 0, 0, 0)),
+        vmap(pull, in_dims=(None, 0, 0, 0, 0)),
+        outer,
+    )
+
+
+def vmap_adjoint(setup: Setup, setting: float | None) -> Runner:
+    """States kept in a list, then the adjoint recursion; each vmapped over tasks."""
+    problem, (steps, lr) = setup.problem, _steps(setup, setting)
+    parts, (x, targets) = functions(problem), problem.tasks.train
+    dt = torch.tensor(lr, dtype=parts.start.dtype, device=problem.device)
+
+    @torch.no_grad()
+    def run(count: int) -> Outcome:
+        kept = [parts.start]
+        for _ in range(count):
+            kept.append(parts.step(dt, kept[-1], x, targets))
+        lam = parts.outer(kept.pop())
+        while kept:
+            lam, _ = parts.pull(dt, kept.pop(), lam, x, targets)
+        return Outcome(lam.sum(0))
+
+    return Runner(steps, run)
+
+
+def vmap_unrolled(setup: Setup, setting: float | None) -> Runner:
+    """`vmap(grad(...))` of the whole loop, on all tasks at once."""
+    problem, (steps, lr) = setup.problem, _steps(setup, setting)
+    layout = problem.raveled()[1]
+
+    def run(count: int) -> Outcome:
+        def after(params: Parameters, train: Any, validation: Any) -> Tensor:
+            y = params
+            for _ in range(count):
+                slopes = grad(problem.loss)(y, train)
+                y = {name: leaf - lr * slopes[name] for name, leaf in y.items()}
+            return problem.loss(y, validation)
+
+        each = vmap(grad(after), in_dims=(None, 0, 0))(problem.params, *problem.tasks)
+        mean = {name: leaf.mean(0) for name, leaf in each.items()}
+        return Outcome(layout.flatten(mean, "gradient"))
+
+    return Runner(steps, run)
+
+
+def kernels(setup: Setup, setting: float | None) -> Runner:
+    """The compiled step N times and its compiled transpose N times on real states, no more.
+
+    The gradient of the validation loss, with which the way back begins, is computed once for
+    each number of steps and kept.
+    """
+    problem, (steps, lr) = setup.problem, _steps(setup, setting)
+    parts, (x, targets) = functions(problem), problem.tasks.train
+    dt = torch.tensor(lr, dtype=parts.start.dtype, device=problem.device)
+    step = compiled(parts.step, [dt, parts.start, x, targets])
+    pull = compiled(parts.pull, [dt, parts.start, torch.ones_like(parts.start), x, targets])
+    ends: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def run(count: int) -> Outcome:
+        kept = [parts.start]
+        for _ in range(count):
+            kept.append(step(dt, kept[-1], x, targets)[0])
+        end = kept.pop()
+        lam = ends[count] if count in ends else ends.setdefault(count, parts.outer(end))
+        while kept:
+            lam, _ = pull(dt, kept.pop(), lam, x, targets)
+        return Outcome(lam.sum(0))
+
+    return Runner(steps, run)
+
+
+def compiled(function: Callable[..., Any], inputs: list[Tensor]) -> Compiled:
+    """A function of tensors, traced and compiled as odeopt's kernels are; it returns a sequence.
+
+    Raises:
+        RuntimeError: It gives other numbers than the function does.
+    """
+
+    def sequence(*tensors: Tensor) -> list[Tensor]:
+        outputs = function(*tensors)
+        return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+
+    example = [leaf.clone() for leaf in inputs]  # tracing merges tensors that are the same
+    backend = odeopt.BACKENDS.get(fastest_backend(inputs[0].device))()
+    run = backend.compile(record(sequence, example), example)
+    for want, got in zip(sequence(*inputs), run(*inputs), strict=True):
+        gap = (want - got).abs().max() / want.abs().max()
+        if gap > torch.finfo(want.dtype).eps ** 0.6:
+            raise RuntimeError(f"the compiled kernel is off by {gap.item():.1e}")
+    return run
+
 
 OURS, PLAIN, EAGER = "odeopt", "odeopt plain", "odeopt eager"
 BINOMIAL, DENSITY = "odeopt binomial", "odeopt density"
@@ -17,27 +346,27 @@ _STEPS, _RTOL = "steps", "rtol"
 
 
 _ALL = (
-    Contender(OURS, "odeopt, every state", MAP, ours.descent(), _STEPS),
-    Contender(PLAIN, "odeopt, plain Inductor", MAP, ours.descent(compile="inductor"), _STEPS),
-    Contender(EAGER, "odeopt, not compiled", MAP, ours.descent(compile=None), _STEPS),
-    Contender(BINOMIAL, "odeopt, Binomial", MAP, ours.descent(ours.binomial), _STEPS),
-    Contender(DENSITY, "odeopt, Density", MAP, ours.descent(ours.density), _STEPS),
-    Contender(RK4, "odeopt, RK4", FLOW, ours.flow(odeopt.DiscreteAdjoint, odeopt.RK4), _STEPS),
+    Contender(OURS, "odeopt, every state", MAP, descent(), _STEPS),
+    Contender(PLAIN, "odeopt, plain Inductor", MAP, descent(compile="inductor"), _STEPS),
+    Contender(EAGER, "odeopt, not compiled", MAP, descent(compile=None), _STEPS),
+    Contender(BINOMIAL, "odeopt, Binomial", MAP, descent(binomial), _STEPS),
+    Contender(DENSITY, "odeopt, Density", MAP, descent(density), _STEPS),
+    Contender(RK4, "odeopt, RK4", FLOW, flow(odeopt.DiscreteAdjoint, odeopt.RK4), _STEPS),
     Contender(
         HERMITE, "odeopt, RK4 + Hermite", FLOW,
-        ours.flow(lambda: odeopt.ContinuousAdjoint(odeopt.RK4()), odeopt.RK4), _STEPS,
+        flow(lambda: odeopt.ContinuousAdjoint(odeopt.RK4()), odeopt.RK4), _STEPS,
     ),
-    Contender(STABILISED, "odeopt, StabilizedRK", FLOW, ours.stabilised, _RTOL),
-    Contender(HIGHER, "higher", MAP, packages.higher, _STEPS, "higher"),
-    Contender(TORCHOPT, "TorchOpt", MAP, packages.torchopt, _STEPS, "torchopt"),
+    Contender(STABILISED, "odeopt, StabilizedRK", FLOW, stabilised, _RTOL),
+    Contender(HIGHER, "higher", MAP, unrolled_by(peers.by_higher), _STEPS, "higher"),
+    Contender(TORCHOPT, "TorchOpt", MAP, unrolled_by(peers.by_torchopt), _STEPS, "torchopt"),
     Contender(
-        TORCHDIFFEQ, "torchdiffeq, odeint_adjoint", FLOW, packages.torchdiffeq, _RTOL,
+        TORCHDIFFEQ, "torchdiffeq, odeint_adjoint", FLOW, torchdiffeq, _RTOL,
         "torchdiffeq",
     ),
-    Contender(UNROLLED, "unrolled autograd", MAP, by_hand.unrolled, _STEPS),
-    Contender(VMAP_UNROLLED, "vmap(grad(loop))", MAP, by_hand.vmap_unrolled, _STEPS),
-    Contender(VMAP_ADJOINT, "vmapped adjoint loop", MAP, by_hand.vmap_adjoint, _STEPS),
-    Contender(KERNELS, "bare compiled kernels", MAP, by_hand.kernels, _STEPS),
+    Contender(UNROLLED, "unrolled autograd", MAP, unrolled, _STEPS),
+    Contender(VMAP_UNROLLED, "vmap(grad(loop))", MAP, vmap_unrolled, _STEPS),
+    Contender(VMAP_ADJOINT, "vmapped adjoint loop", MAP, vmap_adjoint, _STEPS),
+    Contender(KERNELS, "bare compiled kernels", MAP, kernels, _STEPS),
 )  # fmt: skip
 
 CONTENDERS = {contender.name: contender for contender in _ALL}

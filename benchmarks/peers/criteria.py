@@ -1,4 +1,4 @@
-"""What odeopt claims, and whether the measured numbers bear it out."""
+"""What odeopt claims, whether the numbers bear it out, and where others are ahead."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
+from benchmarks.harness.outline import Cells
 from benchmarks.peers import contenders as c
+from benchmarks.peers.contenders import CONTENDERS, PEERS
+from benchmarks.peers.problems import MAP
 from benchmarks.peers.sizes import Point
-
-Cells = dict[str, dict[str, Any]]
 
 RIVALS = (c.HIGHER, c.TORCHOPT)
 FLOWS = (c.RK4, c.HERMITE, c.STABILISED)
@@ -23,17 +24,11 @@ OVERHEAD, OVERHEAD_STEPS = 1.25, 500
 
 
 class Criterion(NamedTuple):
-    """A claim.
+    """A claim."""
 
-    Attributes:
-        claim: In words.
-        met: Whether the numbers bear it out; None where they were not measured.
-        numbers: What was measured.
-    """
-
-    claim: str
-    met: bool | None
-    numbers: str
+    claim: str  # in words
+    met: bool | None  # whether the numbers bear it out; None where they were not measured
+    numbers: str  # what was measured
 
     @property
     def verdict(self) -> str:
@@ -42,11 +37,7 @@ class Criterion(NamedTuple):
 
 
 def evaluate(cells: Cells) -> list[Criterion]:
-    """All claims, in the order of the report.
-
-    Args:
-        cells: The cells of the benchmark by key.
-    """
+    """All claims, in the order of the report."""
     return [
         *(_exact(cells, dtype) for dtype in FASTER),
         _checkpoints(cells),
@@ -68,11 +59,11 @@ def _exact(cells: Cells, dtype: str) -> Criterion:
         f"500 exact steps, 5 tasks, {dtype}, every state kept: at least {wanted:g} times as fast as"
         " higher and TorchOpt"
     )
-    found = _reference(cells, dtype)
-    speeds = _speeds(found, c.OURS)
+    entries = _reference(cells, dtype)
+    speeds = _speeds(entries, c.OURS)
     if not speeds:
         return Criterion(claim, None, "")
-    bare = _speeds(found, c.KERNELS)
+    bare = _speeds(entries, c.KERNELS)
     ceiling = f" (the bare kernels: {_times(bare)})" if bare else ""
     return Criterion(claim, min(speeds.values()) >= wanted, _times(speeds) + ceiling)
 
@@ -82,14 +73,15 @@ def _checkpoints(cells: Cells) -> Criterion:
         "the same with `Binomial` or `Density`, float32: at most a tenth of their memory, and at"
         f" least {CHECKPOINTED:g} times as fast"
     )
-    found = _reference(cells, "float32")
+    entries = _reference(cells, "float32")
     texts: list[str] = []
     met = False
     for name in (c.BINOMIAL, c.DENSITY):
-        speeds = _speeds(found, name)
+        speeds = _speeds(entries, name)
         if speeds:
             shares = {
-                rival: found[name]["live_bytes"] / found[rival]["live_bytes"] for rival in speeds
+                rival: entries[name]["live_bytes"] / entries[rival]["live_bytes"]
+                for rival in speeds
             }
             fits = max(shares.values()) <= MEMORY_SHARE
             met = met or (fits and min(speeds.values()) >= CHECKPOINTED)
@@ -103,16 +95,16 @@ def _flow(cells: Cells) -> Criterion:
         f"the flow's gradient at T = 5 to {TOLERATED:g}, float32: at least {FLOW_FASTER:g} times as"
         " fast as higher's 500 steps"
     )
-    found = _reference(cells, "float32")
-    measured = [name for name in FLOWS if name in found]
-    if c.HIGHER not in found or not measured:
+    entries = _reference(cells, "float32")
+    measured = [name for name in FLOWS if name in entries]
+    if c.HIGHER not in entries or not measured:
         return Criterion(claim, None, "")
-    good = [name for name in measured if found[name]["errors"]["B"] <= TOLERATED]
+    good = [name for name in measured if entries[name]["errors"]["B"] <= TOLERATED]
     if not good:
         return Criterion(claim, False, "no configuration is that accurate")
-    best = min(good, key=lambda name: _seconds(found[name]))
-    ratio = times(found[c.HIGHER]["seconds"], found[best]["seconds"])
-    numbers = f"{_label(best)}: {ratio:.1f} times, error {found[best]['errors']['B']:.1e}"
+    best = min(good, key=lambda name: median(entries[name]["seconds"]))
+    ratio = times(entries[c.HIGHER]["seconds"], entries[best]["seconds"])
+    numbers = f"{_label(best)}: {ratio:.1f} times, error {entries[best]['errors']['B']:.1e}"
     return Criterion(claim, ratio >= FLOW_FASTER, numbers)
 
 
@@ -163,15 +155,15 @@ def _overhead(cells: Cells) -> Criterion:
         f"a solve takes at most {OVERHEAD:g} times as long as the bare compiled kernels, for"
         f" {OVERHEAD_STEPS} steps and more, in one process"
     )
-    found: dict[int, float] = {}
+    ratios: dict[int, float] = {}
     for key, cell in cells.items():
         steps = int(key.split("=")[1]) if key.startswith("overhead") else 0
         if steps >= OVERHEAD_STEPS and not cell["outcome"]:
-            found[steps] = ratio(cell["entries"], c.OURS, c.KERNELS)
-    if not found:
+            ratios[steps] = ratio(cell["entries"], c.OURS, c.KERNELS)
+    if not ratios:
         return Criterion(claim, None, "")
-    numbers = ", ".join(f"{value:.2f} times at {steps} steps" for steps, value in found.items())
-    return Criterion(claim, max(found.values()) <= OVERHEAD, numbers)
+    numbers = ", ".join(f"{value:.2f} times at {steps} steps" for steps, value in ratios.items())
+    return Criterion(claim, max(ratios.values()) <= OVERHEAD, numbers)
 
 
 def ratio(entries: Sequence[dict[str, Any]], name: str, over: str) -> float:
@@ -190,15 +182,11 @@ def times(seconds: Sequence[float], over: Sequence[float]) -> float:
     return median(own / other for own, other in zip(seconds, over, strict=True))
 
 
-def _speeds(found: dict[str, Any], name: str) -> dict[str, float]:
+def _speeds(entries: dict[str, Any], name: str) -> dict[str, float]:
     """How many times as fast as each rival; empty where somebody has no numbers."""
-    if not {name, *RIVALS} <= found.keys():
+    if not {name, *RIVALS} <= entries.keys():
         return {}
-    return {rival: times(found[rival]["seconds"], found[name]["seconds"]) for rival in RIVALS}
-
-
-def _seconds(cell: dict[str, Any]) -> float:
-    return median(cell["seconds"])
+    return {rival: times(entries[rival]["seconds"], entries[name]["seconds"]) for rival in RIVALS}
 
 
 def _times(speeds: dict[str, float]) -> str:
@@ -207,3 +195,36 @@ def _times(speeds: dict[str, float]) -> str:
 
 def _label(name: str) -> str:
     return c.CONTENDERS[name].label
+
+
+def ahead(cells: Cells) -> list[str]:
+    """One sentence for each peer that is faster, or needs less memory, than all of odeopt's.
+
+    odeopt's are those with numbers that are as good: for the map's gradient the exact ones, for
+    the flow's those whose error is no greater than the peer's.
+    """
+    usable = {name: cell for name, cell in cells.items() if not cell["outcome"]}
+    texts: list[str] = []
+    for peer in filter(usable.__contains__, PEERS):
+        label, own = _label(peer), usable[peer]
+        equals = {name: usable[name] for name in _as_good(peer, usable)}
+        if not equals:
+            texts.append(f"{label}: none of odeopt's configurations measured here is as accurate")
+            continue
+        seconds = {n: times(own["seconds"], other["seconds"]) for n, other in equals.items()}
+        memory = {n: own["live_bytes"] / other["live_bytes"] for n, other in equals.items()}
+        for what, ratios in (("seconds", seconds), ("peak memory", memory)):
+            best = max(ratios, key=lambda name, own=ratios: own[name])
+            if ratios[best] < 1:
+                texts.append(f"{label} is ahead in {what}: {ratios[best]:.2f} of {_label(best)}")
+    return texts
+
+
+def _as_good(peer: str, usable: Cells) -> list[str]:
+    mine = [name for name in usable if name.startswith("odeopt")]
+    if CONTENDERS[peer].target == MAP:
+        return [name for name in mine if CONTENDERS[name].target == MAP]
+    error = usable[peer]["errors"]["B"]
+    if error != error:  # noqa: PLR0124  (NaN)
+        return mine
+    return [name for name in mine if usable[name]["errors"]["B"] <= error]

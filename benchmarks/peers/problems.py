@@ -1,19 +1,21 @@
-"""The problems: tasks for a perceptron, a convolutional network and a transformer."""
+"""The problems of the contenders, and what a contender is."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from benchmarks.problems import cosmixture, losses, text
+from benchmarks.problems import functions, models, transformer
 from benchmarks.problems.models import Parameters
-from benchmarks.problems.tasks import Batch, Task, stack
+from benchmarks.problems.tasks import Batch, Task, move, stack
 from benchmarks.problems.transformer import Transformer
 from odeopt.tools.tree import Ravel, ravel
 
@@ -23,33 +25,22 @@ WINDOWS, LENGTH, WIDTH = 16, 32, 32
 
 @dataclass(frozen=True)
 class Problem:
-    """Tasks, a loss and an initialisation, in one dtype on one device.
+    """Tasks, a loss and an initialisation, in one dtype on one device."""
 
-    Attributes:
-        name: For keys.
-        title: For headings.
-        loss: Of parameters on the batch of one task.
-        params: Where every task begins.
-        tasks: Stacked.
-        lr: The learning rate of gradient descent.
-        flow_step: Of a horizon, the length of an RK4 step that suffices for the flow's gradient
-            to about 1e-2.
-        reference_step: The length of an RK4 step of the reference.
-    """
-
-    name: str
-    title: str
-    loss: Callable[[Parameters, Batch], Tensor]
-    params: Parameters
-    tasks: Task
-    lr: float
+    name: str  # for keys
+    title: str  # for headings
+    loss: Callable[[Parameters, Batch], Tensor]  # of parameters on the batch of one task
+    params: Parameters  # where every task begins
+    tasks: Task  # stacked
+    lr: float  # the learning rate of gradient descent
+    # of a horizon, the length of an RK4 step that suffices for the flow's gradient to about 1e-2
     flow_step: Callable[[float], float]
-    reference_step: float
+    reference_step: float  # the length of an RK4 step of the reference
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Problem:
         """The same elsewhere or in another precision."""
-        params = {name: leaf.to(device, dtype) for name, leaf in self.params.items()}
-        return replace(self, params=params, tasks=self.tasks.to(device, dtype))
+        params, tasks = move((self.params, self.tasks), device, dtype)
+        return replace(self, params=params, tasks=tasks)
 
     @property
     def count(self) -> int:
@@ -60,14 +51,6 @@ class Problem:
     def device(self) -> torch.device:
         """Where it is."""
         return self.tasks.train.x.device
-
-    def each(self) -> list[Task]:
-        """The tasks one by one."""
-        train, validation = self.tasks
-        return [
-            Task(Batch(train.x[i], train.y[i]), Batch(validation.x[i], validation.y[i]))
-            for i in range(self.count)
-        ]
 
     def raveled(self) -> tuple[Tensor, Ravel]:
         """The initialisation as a vector, and the way back."""
@@ -91,27 +74,18 @@ class Network(nn.Module):
 
 
 def make(name: str, tasks: int) -> Problem:
-    """A problem in float64 on the CPU.
-
-    Args:
-        name: A key of `PROBLEMS`.
-        tasks: How many.
-    """
+    """A problem of `PROBLEMS`, with so many tasks, in float64 on the CPU."""
     return PROBLEMS[name](tasks)
 
 
 def _mlp(tasks: int) -> Problem:
-    def loss(params: Parameters, batch: Batch) -> Tensor:
-        return losses.half_mean_square(cosmixture.MODEL.apply(params, batch.x), batch.y)
-
+    loss = models.Problem(functions.MODEL, models.half_mean_square).loss
     title = "CosMixture, perceptron 2-32-32-1 (1185 parameters), 100 + 100 points"
-    params, drawn = cosmixture.initial_parameters(0), cosmixture.tasks(range(tasks), "code")
-    return Problem("mlp", title, loss, params, drawn, 0.01, _mlp_step, 0.02)
-
-
-def _mlp_step(t1: float) -> float:
-    """The curvature grows on the way."""
-    return 0.5 if t1 <= 5 else 0.1
+    params, drawn = functions.MODEL.init(0), functions.COSMIXTURE.tasks(range(tasks), "code")
+    # the curvature grows on the way
+    return Problem(
+        "mlp", title, loss, params, drawn, 0.01, lambda t1: 0.5 if t1 <= 5 else 0.1, 0.02
+    )
 
 
 def _conv(tasks: int) -> Problem:
@@ -123,10 +97,10 @@ def _conv(tasks: int) -> Problem:
                 functional.gelu(functional.conv2d(x, weight, bias, padding=1)), 2
             )
         logits = functional.linear(x.flatten(-3), params["head.weight"], params["head.bias"])
-        return losses.cross_entropy(logits, batch.y)
+        return models.cross_entropy(logits, batch.y)
 
     params = _conv_parameters()
-    count = sum(leaf.numel() for leaf in params.values())
+    count = models.count(params)
     title = (
         f"{WAYS}-way 1-shot, {LAYERS} convolutions with {FILTERS} filters and GELU"
         f" ({count:,} parameters), {WAYS} + {WAYS} images of {SIDE}x{SIDE}"
@@ -160,13 +134,13 @@ def _images(seed: int) -> Task:
 
 
 def _transformer(tasks: int) -> Problem:
-    model = Transformer(len(text.ALPHABET), LENGTH, WIDTH, heads=2, blocks=2)
+    model = Transformer(len(transformer.ALPHABET), LENGTH, WIDTH, heads=2, blocks=2)
 
     def loss(params: Parameters, batch: Batch) -> Tensor:
         return model.losses(params, batch.x).mean()
 
     params = model.init(0)
-    count = sum(leaf.numel() for leaf in params.values())
+    count = models.count(params)
     title = (
         f"next characters, transformer of two blocks and width {WIDTH} ({count:,} parameters),"
         f" {WINDOWS} + {WINDOWS} windows of {LENGTH}"
@@ -176,10 +150,57 @@ def _transformer(tasks: int) -> Problem:
 
 
 def _windows(seed: int) -> Task:
-    codes = text.windows("train", 2 * WINDOWS, LENGTH + 1, 0.0, seed).codes
+    codes = transformer.windows("train", 2 * WINDOWS, LENGTH + 1, 0.0, seed).codes
     parts = codes[:WINDOWS], codes[WINDOWS:]
     train, validation = (Batch(part, part[:, :0]) for part in parts)
     return Task(train, validation)
 
 
 PROBLEMS = {"mlp": _mlp, "conv": _conv, "transformer": _transformer}
+
+
+MAP, FLOW = "A", "B"
+"""Targets: the gradient of the map that gradient descent is, and that of the flow."""
+
+
+class Setup(NamedTuple):
+    """What is to be differentiated."""
+
+    problem: Problem  # with its tasks, dtype and device
+    t1: float  # the horizon
+    steps: int  # of gradient descent up to the horizon
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A meta-gradient, the mean over tasks, as one vector."""
+
+    gradient: Tensor  # w.r.t. the initialisation
+    # what it cost, where the package counts it
+    counts: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+class Runner(NamedTuple):
+    """A contender at work."""
+
+    steps: int  # its steps to the horizon
+    # `run(steps)` makes that many of them and differentiates; `run(1)` warms it up
+    run: Callable[[int], Outcome]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to the meta-gradient."""
+
+    name: str  # for keys
+    label: str  # for reports
+    target: str  # what it approximates, `MAP` (exactly) or `FLOW`
+    # `make(setup, setting)`; the setting, where there is one, is said by `setting`
+    make: Callable[[Setup, float | None], Runner]
+    setting: str = ""  # what a setting other than the default changes
+    package: str = "torch"  # what it needs besides torch
+
+    @property
+    def installed(self) -> bool:
+        """Whether its package is there."""
+        return find_spec(self.package) is not None

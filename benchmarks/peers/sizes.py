@@ -9,48 +9,54 @@ from benchmarks.peers import contenders as c
 from benchmarks.peers.contenders import CONTENDERS, PEERS
 
 ALL = tuple(CONTENDERS)
-FEW = (c.OURS, c.PLAIN, c.DENSITY, c.RK4, *PEERS, c.KERNELS)
+FEW = (
+    c.OURS,
+    c.PLAIN,
+    c.DENSITY,
+    c.RK4,
+    *PEERS,
+    c.KERNELS,
+)
 SHORT = tuple(name for name in (c.EAGER, *FEW) if name not in (c.DENSITY, c.RK4))
 """Without what takes longest to compile."""
 
-UNCOMPILED = (c.EAGER, c.HIGHER, c.TORCHOPT, c.UNROLLED, c.VMAP_ADJOINT)
-EXACT = (c.OURS, c.PLAIN, c.BINOMIAL, c.DENSITY, c.HIGHER, c.TORCHOPT, c.KERNELS)
+UNCOMPILED = (
+    c.EAGER,
+    c.HIGHER,
+    c.TORCHOPT,
+    c.UNROLLED,
+    c.VMAP_ADJOINT,
+)
+EXACT = (
+    c.OURS,
+    c.PLAIN,
+    c.BINOMIAL,
+    c.DENSITY,
+    c.HIGHER,
+    c.TORCHOPT,
+    c.KERNELS,
+)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of the processes of one point.
+    """Of the processes of one point."""
 
-    Attributes:
-        rounds: Timed runs of each contender, in turn.
-        seconds: Time that the timed runs of a contender may take together, about.
-        start: Time that one answer may take, with what it takes to load and to compile.
-        memory_gib: Memory beyond what is in use after the warm-up.
-    """
-
-    rounds: int
-    seconds: float
-    start: float
-    memory_gib: float
+    rounds: int  # timed runs of each contender, in turn
+    seconds: float  # time that the timed runs of a contender may take together, about
+    start: float  # time that one answer may take, with what it takes to load and to compile
+    memory_gib: float  # memory beyond what is in use after the warm-up
 
 
 @dataclass(frozen=True)
 class Point:
-    """One table: a problem, a horizon and who takes part.
+    """One table: a problem, a horizon and who takes part."""
 
-    Attributes:
-        problem: A key of `problems.PROBLEMS`.
-        steps: Of gradient descent.
-        tasks: How many.
-        contenders: Keys of `CONTENDERS`.
-        dtype: "float32" or "float64".
-    """
-
-    problem: str
-    steps: int
-    tasks: int
-    contenders: tuple[str, ...] = ALL
-    dtype: str = "float32"
+    problem: str  # a key of `problems.PROBLEMS`
+    steps: int  # of gradient descent
+    tasks: int  # how many
+    contenders: tuple[str, ...] = ALL  # keys of `CONTENDERS`
+    dtype: str = "float32"  # "float32" or "float64"
 
     @property
     def key(self) -> str:
@@ -60,38 +66,24 @@ class Point:
 
 @dataclass(frozen=True)
 class Stiff:
-    """A long horizon.
+    """A long horizon."""
 
-    Attributes:
-        t1: It.
-        tolerances: Of the stabilised solver.
-    """
-
-    t1: float
-    tolerances: tuple[float, ...]
+    t1: float  # it
+    tolerances: tuple[float, ...]  # of the stabilised solver
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of a run.
+    """The sizes of a run."""
 
-    Attributes:
-        points: With a process per contender.
-        overhead: Numbers of steps at which odeopt is compared with the bare kernels.
-        precision: Entries (contender, setting) of the work-precision diagram.
-        precision_steps: Steps of gradient descent at its horizon.
-        stiff: Long horizons.
-        limits: Of the processes.
-        paired_rounds: Rounds of what is measured in one process.
-    """
-
-    points: tuple[Point, ...]
-    overhead: tuple[int, ...]
+    points: tuple[Point, ...]  # with a process per contender
+    overhead: tuple[int, ...]  # numbers of steps at which odeopt is compared with the bare kernels
+    # entries (contender, setting) of the work-precision diagram
     precision: tuple[tuple[str, float], ...]
-    precision_steps: int
-    stiff: tuple[Stiff, ...]
-    limits: Limits
-    paired_rounds: int
+    precision_steps: int  # steps of gradient descent at its horizon
+    stiff: tuple[Stiff, ...]  # long horizons
+    limits: Limits  # of the processes
+    paired_rounds: int  # rounds of what is measured in one process
 
 
 def _precision(

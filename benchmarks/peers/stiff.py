@@ -9,8 +9,8 @@ which it makes stages again in the backward sweep.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.func import grad, vjp
 
 import odeopt
-from benchmarks.harness.timing import once
-from benchmarks.peers import problems, targets
-from benchmarks.peers.problems import Problem
-from benchmarks.peers.runner import Setup
-from benchmarks.problems import cosmixture
-from benchmarks.problems.tasks import stack
+from benchmarks.comparison import distance
+from benchmarks.harness.costs import once
+from benchmarks.peers import problems
+from benchmarks.peers.measure import flow
+from benchmarks.peers.problems import Problem, Setup
+from benchmarks.problems import functions
+from benchmarks.problems.tasks import each, move, stack
 
 SEED = 1
 LIMIT = 2.6
@@ -36,54 +37,37 @@ LOOKS, POWERS = 12, 40
 """States at which the spectral radius is estimated, and power iterations for each."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a process measures.
-
-    Attributes:
-        t1: The horizon.
-        tolerances: Of the stabilised solver.
-        device: Where to compute.
-        compile: How the kernels of gradient descent and of the reference are run.
-    """
-
-    t1: float
-    tolerances: tuple[float, ...]
-    device: str
-    compile: str | None = "inductor"
-
-
 def problem(device: torch.device) -> Problem:
     """One task in float64."""
-    found = problems.make("mlp", 1)
-    task = stack([cosmixture.task(SEED, "text")])
-    params = cosmixture.initial_parameters(SEED)
-    return replace(found, tasks=task, params=params).to(device, torch.float64)
+    inputs = stack([functions.COSMIXTURE.task(SEED, "text")]), functions.MODEL.init(SEED)
+    tasks, params = move(inputs, device, torch.float64)
+    return replace(problems.make("mlp", 1), tasks=tasks, params=params)
 
 
-def measure(job: Job) -> dict[str, Any]:
-    """The spectral radius, and errors and costs of both solvers."""
-    own = problem(torch.device(job.device))
-    rho = radius(own, job.t1)
-    setup = Setup(own, job.t1, math.ceil(MARGIN * rho * job.t1 / 2))
-    steps = math.ceil(4 / 3 * rho * job.t1 / LIMIT), math.ceil(rho * job.t1 / LIMIT)
-    fine, coarse = targets.flow(setup, steps, job.compile)
+def measure(
+    t1: float, tolerances: Sequence[float], device: str, compile: str | None = "inductor"
+) -> dict[str, Any]:
+    """The spectral radius, and errors and costs of both solvers up to t1."""
+    own = problem(torch.device(device))
+    rho = radius(own, t1)
+    setup = Setup(own, t1, math.ceil(MARGIN * rho * t1 / 2))
+    steps = math.ceil(4 / 3 * rho * t1 / LIMIT), math.ceil(rho * t1 / LIMIT)
+    fine, coarse = flow(setup, steps, compile)
     order_four = (4 / 3) ** 4 - 1
-
     return {
-        "outcome": "", "radius": rho, "stiffness": rho * job.t1,
-        "reference_error": ((coarse - fine).norm() / fine.norm()).item() / order_four,
-        "descent": _entry(setup, odeopt.Euler(), setup.steps, fine, job.compile),
+        "outcome": "", "radius": rho, "stiffness": rho * t1,
+        "reference_error": distance(coarse, fine) / order_four,
+        "descent": _entry(setup, odeopt.Euler(), setup.steps, fine, compile),
         "stabilised": [
             {"rtol": rtol, **_entry(setup, odeopt.StabilizedRK(rtol, rtol * 1e-2), 1, fine, None)}
-            for rtol in job.tolerances
+            for rtol in tolerances
         ],
     }  # fmt: skip
 
 
 def radius(own: Problem, t1: float) -> float:
     """The largest eigenvalue of the Hessian that is found on the way."""
-    train, layout = own.each()[0].train, own.raveled()[1]
+    train, layout = each(own.tasks)[0].train, own.raveled()[1]
     slope = grad(lambda u: own.loss(layout.unflatten(u), train))
     opt = odeopt.ODEOptimizer(odeopt.GradientFlow(own.loss), odeopt.Adaptive(1e-3, 1e-5))
     times = [0.0, *(t1 * 2.0 ** (look - LOOKS) for look in range(1, LOOKS + 1))]
@@ -95,12 +79,12 @@ def radius(own: Problem, t1: float) -> float:
 
 def _largest(slope: Callable[[Tensor], Tensor], y: Tensor) -> float:
     pullback = vjp(slope, y)[1]
-    direction, found = torch.ones_like(y) / math.sqrt(len(y)), 0.0
+    direction, size = torch.ones_like(y) / math.sqrt(len(y)), 0.0
     for _ in range(POWERS):
         image = pullback(direction)[0]
-        found = image.norm().item()
-        direction = image / found
-    return found
+        size = image.norm().item()
+        direction = image / size
+    return size
 
 
 def _entry(
@@ -111,20 +95,20 @@ def _entry(
     opt = odeopt.ODEOptimizer(odeopt.GradientFlow(own.loss), solver, compile=compile)
     call = opt.value_and_grad(own.loss, tasks=True)
     grid = odeopt.TimeGrid.uniform(setup.t1, steps)
-    found: list[odeopt.Result] = []
+    results: list[odeopt.Result] = []
 
     def run() -> None:
-        found.append(call(own.params, own.tasks.train, grid, own.tasks.validation))
+        results.append(call(own.params, own.tasks.train, grid, own.tasks.validation))
 
     try:
         seconds = once(run, own.device)
     except odeopt.OdeoptError as error:
         return {"failure": type(error).__name__}
-    gradient = own.raveled()[1].flatten(found[0].grads.params, "gradient")
-    stats = found[0].stats
+    gradient = own.raveled()[1].flatten(results[0].grads.params, "gradient")
+    stats = results[0].stats
     return {
         "failure": "", "steps": stats.steps, "seconds": seconds,
-        "error": ((gradient - target).norm() / target.norm()).item(),
+        "error": distance(gradient, target),
         "evaluations": stats.gradient_evaluations + stats.hvps,
         "stored_states": stats.stored_states,
     }  # fmt: skip

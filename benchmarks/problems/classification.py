@@ -1,17 +1,65 @@
-"""Classification with a training, a validation and a test set; and wrong labels in the first."""
+"""scikit-learn's 8x8 handwritten digits: few-class tasks; three sets, and wrong labels in one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
+from sklearn.datasets import load_digits  # pyright: ignore[reportMissingTypeStubs]
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from benchmarks.problems import digits
 from benchmarks.problems.models import Model, Parameters
-from benchmarks.problems.tasks import Batch
+from benchmarks.problems.tasks import Batch, Task, stack, take
+
+
+@cache
+def images() -> Batch:
+    """All digits: x in [0, 1], shape [1797, 1, 8, 8], and their labels 0 to 9."""
+    x, y = load_digits(return_X_y=True)
+    return Batch(torch.tensor(x / 16).reshape(-1, 1, 8, 8), torch.tensor(y, dtype=torch.int64))
+
+
+PARTS = {"all": slice(None), "train": slice(0, 1200), "test": slice(1200, None)}
+"""Which images tasks are drawn from; the last 597 were written by other people."""
+
+
+def task(seed: int, ways: int = 5, shots: int = 10, part: str = "all") -> Task:
+    """A task on random classes of digits, relabelled 0 to ways - 1 in random order.
+
+    There are so many training images per class, and as many others for validation, of a part that
+    `PARTS` names; x has the shape [ways * shots, 1, 8, 8], sorted by class.
+    """
+    generator = Generator().manual_seed(seed)
+    classes = torch.randperm(10, generator=generator)[:ways]
+    chosen = torch.stack([_draw(label, 2 * shots, generator, part) for label in classes])
+    return Task(_batch(chosen[:, :shots]), _batch(chosen[:, shots:]))
+
+
+def tasks(count: int, seed: int = 0, ways: int = 5, shots: int = 10, part: str = "all") -> Task:
+    """The tasks of `count` seeds from `seed` on, stacked along a leading dimension."""
+    return stack([task(seed + index, ways, shots, part) for index in range(count)])
+
+
+def flatten(task: Task) -> Task:
+    """The same task, or stack of tasks, with x of shape [..., 64] for a perceptron."""
+    train, validation = task
+    return Task(Batch(train.x.flatten(-3), train.y), Batch(validation.x.flatten(-3), validation.y))
+
+
+def _draw(label: Tensor, count: int, generator: Generator, part: str) -> Tensor:
+    """Indices of different images of one digit, shape [count]."""
+    among = torch.arange(len(images().y))[PARTS[part]]
+    members = among[images().y[among] == label]
+    return members[torch.randperm(len(members), generator=generator)[:count]]
+
+
+def _batch(chosen: Tensor) -> Batch:
+    """The images of indices [ways, shots], labelled by their row."""
+    ways, shots = chosen.shape
+    return Batch(images().x[chosen.flatten()], torch.arange(ways).repeat_interleave(shots))
 
 
 class Split(NamedTuple):
@@ -21,12 +69,8 @@ class Split(NamedTuple):
     validation: Batch
     test: Batch
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> Split:
-        """The sets on a device; labels keep their integer type."""
-        return Split(*(part.to(device, dtype) for part in self))
 
-
-class Corrupted(NamedTuple):
+class Labels(NamedTuple):
     """Labels, and which of them are wrong."""
 
     y: Tensor
@@ -36,17 +80,12 @@ class Corrupted(NamedTuple):
 def split_digits(train: int, validation: int, seed: int) -> Split:
     """Digits as rows of 64 numbers: random ones by the first writers; the others' for the test.
 
-    Args:
-        train: How many for training.
-        validation: How many others for validation.
-        seed: Fixes which.
-
     Raises:
         ValueError: The first writers wrote fewer.
     """
-    whole = digits.images()
-    mine = Batch(*(leaf[digits.PARTS["train"]] for leaf in (whole.x.flatten(1), whole.y)))
-    test = Batch(*(leaf[digits.PARTS["test"]] for leaf in (whole.x.flatten(1), whole.y)))
+    whole = images()
+    rows = Batch(whole.x.flatten(1), whole.y)
+    mine, test = take(rows, PARTS["train"]), take(rows, PARTS["test"])
     if train + validation > len(mine.y):
         raise ValueError(f"{train} + {validation} examples of {len(mine.y)}")
     order = torch.randperm(len(mine.y), generator=Generator().manual_seed(seed))
@@ -54,15 +93,10 @@ def split_digits(train: int, validation: int, seed: int) -> Split:
     return Split(take(mine, first), take(mine, second), test)
 
 
-def corrupt(y: Tensor, share: float, kind: str, classes: int, seed: int) -> Corrupted:
+def corrupt(y: Tensor, share: float, kind: str, classes: int, seed: int) -> Labels:
     """Labels of which a share, drawn at random, is replaced by wrong ones.
 
-    Args:
-        y: The right labels.
-        share: Of the labels, 0 to 1.
-        kind: "uniform": by any other class; "next": by the following class, always.
-        classes: How many classes there are.
-        seed: Fixes which labels, and by what.
+    They are any other of so many classes ("uniform"), or always the following one ("next").
     """
     if kind not in ("uniform", "next"):
         raise ValueError(f"unknown kind {kind!r}; expected 'uniform' or 'next'")
@@ -72,17 +106,7 @@ def corrupt(y: Tensor, share: float, kind: str, classes: int, seed: int) -> Corr
     highest = classes if kind == "uniform" else 2
     shift = torch.zeros_like(y)
     shift[chosen] = torch.randint(1, highest, (count,), generator=generator)
-    return Corrupted((y + shift) % classes, shift > 0)
-
-
-def take(batch: Batch, chosen: Tensor) -> Batch:
-    """Some examples, by indices or a mask."""
-    return Batch(batch.x[chosen], batch.y[chosen])
-
-
-def join(first: Batch, second: Batch) -> Batch:
-    """The examples of both."""
-    return Batch(torch.cat([first.x, second.x]), torch.cat([first.y, second.y]))
+    return Labels((y + shift) % classes, shift > 0)
 
 
 def example_losses(model: Model, params: Parameters, batch: Batch) -> Tensor:

@@ -16,10 +16,7 @@ class BrokenDataError(ValueError):
 def require(directory: Path | None, name: str, origin: str) -> Path:
     """The path of a data file.
 
-    Args:
-        directory: The folder of the data sets, None where none was given.
-        name: The file's name in it.
-        origin: What the file is and where a person gets it, for the message.
+    The message says what the file is and where a person gets it.
 
     Raises:
         MissingDataError: There is no such folder or file.

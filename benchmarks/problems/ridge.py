@@ -10,9 +10,9 @@ import torch
 from sklearn.datasets import load_diabetes  # pyright: ignore[reportMissingTypeStubs]
 from torch import Generator, Tensor
 
-from benchmarks.problems.classification import Split, take
-from benchmarks.problems.losses import half_mean_square
-from benchmarks.problems.tasks import Batch
+from benchmarks.problems.classification import Split
+from benchmarks.problems.models import half_mean_square
+from benchmarks.problems.tasks import Batch, take
 
 FEATURES = 10
 
@@ -22,8 +22,7 @@ def split(train: int, validation: int, seed: int) -> Split:
     x, y = load_diabetes(return_X_y=True)
     whole = Batch(_standard(torch.tensor(x)), _standard(torch.tensor(y)))
     order = torch.randperm(len(whole.y), generator=Generator().manual_seed(seed))
-    ends = (train, train + validation)
-    parts = (order[: ends[0]], order[ends[0] : ends[1]], order[ends[1] :])
+    parts = order.tensor_split((train, train + validation))
     return Split(*(take(whole, part) for part in parts))
 
 

@@ -1,12 +1,15 @@
-"""What a few-shot task is: a training batch and a different validation batch."""
+"""Batches and few-shot tasks, and what is done to any tree of tensors such as these."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
+
+Tree = TypeVar("Tree")
 
 
 class Batch(NamedTuple):
@@ -15,32 +18,38 @@ class Batch(NamedTuple):
     x: Tensor
     y: Tensor
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
-        """The batch on a device; labels keep their integer type."""
-        return Batch(_to(self.x, device, dtype), _to(self.y, device, dtype))
-
 
 class Task(NamedTuple):
-    """One task, or several of them stacked along a leading dimension."""
+    """A training batch and a different validation batch, or those of several tasks stacked."""
 
     train: Batch
     validation: Batch
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> Task:
-        """The task on a device; labels keep their integer type."""
-        return Task(self.train.to(device, dtype), self.validation.to(device, dtype))
+
+def move(tree: Tree, device: torch.device, dtype: torch.dtype) -> Tree:
+    """The tensors on a device; those of an integer type, as labels are, keep it."""
+
+    def moved(leaf: Tensor) -> Tensor:
+        return leaf.to(device, dtype) if leaf.is_floating_point() else leaf.to(device)
+
+    return pytree.tree_map_only(Tensor, moved, tree)
 
 
-def stack(tasks: Sequence[Task]) -> Task:
-    """Stack tasks of equal shapes along a new leading dimension."""
-    return Task(_stack([task.train for task in tasks]), _stack([task.validation for task in tasks]))
+def stack(trees: Sequence[Tree]) -> Tree:
+    """Trees of equal shapes along a new leading dimension."""
+    return pytree.tree_map(lambda *leaves: torch.stack(leaves), *trees)
 
 
-def _stack(batches: Sequence[Batch]) -> Batch:
-    return Batch(
-        torch.stack([batch.x for batch in batches]), torch.stack([batch.y for batch in batches])
-    )
+def join(trees: Sequence[Tree]) -> Tree:
+    """Trees one after the other."""
+    return pytree.tree_map(lambda *leaves: torch.cat(leaves), *trees)
 
 
-def _to(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
+def take(tree: Tree, chosen: Any) -> Tree:
+    """Some entries of each tensor, by an index, indices, a slice or a mask."""
+    return pytree.tree_map(lambda leaf: leaf[chosen], tree)
+
+
+def each(tasks: Task) -> list[Task]:
+    """Stacked tasks one by one."""
+    return [take(tasks, index) for index in range(len(tasks.train.x))]

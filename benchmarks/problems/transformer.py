@@ -1,11 +1,14 @@
 """A small transformer that predicts the next character, as a pure function of its parameters.
 
-Attention is written out, since the second derivative of torch's own is not there on every device.
+Its texts are windows of the reference that Python's `help()` shows. Attention is written out, since
+the second derivative of torch's own is not there on every device.
 """
 
 from __future__ import annotations
 
 import math
+from functools import cache
+from pydoc_data.topics import topics
 from typing import NamedTuple
 
 import torch
@@ -14,25 +17,51 @@ from torch.nn import functional
 
 from benchmarks.problems.models import Parameters
 
+ALPHABET = "\n" + "".join(chr(code) for code in range(32, 127))
+"""Other characters become spaces."""
+
+
+class Windows(NamedTuple):
+    """Characters of windows of one length, and which windows had theirs shuffled."""
+
+    codes: Tensor  # indices into `ALPHABET`, [windows, length]
+    shuffled: Tensor  # booleans, [windows]
+
+
+@cache
+def corpus(part: str) -> Tensor:
+    """The characters of the topics of a part, "train" or "test" (every fourth), in order."""
+    names = sorted(topics)
+    chosen = [name for i, name in enumerate(names) if (i % 4 == 3) is (part == "test")]
+    known = {character: code for code, character in enumerate(ALPHABET)}
+    text = "\n".join(topics[name] for name in chosen)
+    return torch.tensor([known.get(character, known[" "]) for character in text])
+
+
+def windows(part: str, count: int, length: int, share: float, seed: int) -> Windows:
+    """So many windows at random places of a part of the corpus, a share of them shuffled."""
+    text, generator = corpus(part), Generator().manual_seed(seed)
+    starts = torch.randint(len(text) - length, (count,), generator=generator)
+    codes = text[starts[:, None] + torch.arange(length)]
+    chosen = torch.randperm(count, generator=generator)[: round(share * count)]
+    for index in chosen:
+        codes[index] = codes[index][torch.randperm(length, generator=generator)]
+    shuffled = torch.zeros(count, dtype=torch.bool)
+    shuffled[chosen] = True
+    return Windows(codes, shuffled)
+
+
 LAYERS = ("query", "key", "value", "out", "up", "down")
 
 
 class Transformer(NamedTuple):
-    """Its sizes.
+    """Its sizes."""
 
-    Attributes:
-        symbols: Of the alphabet.
-        length: The longest window.
-        width: Of a token's features.
-        heads: Of attention, each of width / heads features.
-        blocks: Attention and a perceptron each, behind a layer norm.
-    """
-
-    symbols: int
-    length: int
-    width: int
-    heads: int
-    blocks: int
+    symbols: int  # of the alphabet
+    length: int  # of the longest window
+    width: int  # of a token's features
+    heads: int  # of attention, each of width / heads features
+    blocks: int  # attention and a perceptron each, behind a layer norm
 
     def init(self, seed: int) -> Parameters:
         """Random float64 parameters."""
@@ -43,16 +72,16 @@ class Transformer(NamedTuple):
             return drawn / math.sqrt(shape[-1])
 
         width = self.width
-        found = {"token": normal(self.symbols, width), "place": normal(self.length, width)}
+        params = {"token": normal(self.symbols, width), "place": normal(self.length, width)}
         for block in range(self.blocks):
             for name in LAYERS:
                 rows = 4 * width if name == "up" else width
                 columns = 4 * width if name == "down" else width
-                found[f"block{block}.{name}"] = normal(rows, columns)
+                params[f"block{block}.{name}"] = normal(rows, columns)
             for norm in ("norm0", "norm1"):
-                found[f"block{block}.{norm}"] = torch.ones(width, dtype=torch.float64)
-        return found | {"norm": torch.ones(width, dtype=torch.float64),
-                        "head": normal(self.symbols, width)}  # fmt: skip
+                params[f"block{block}.{norm}"] = torch.ones(width, dtype=torch.float64)
+        return params | {"norm": torch.ones(width, dtype=torch.float64),
+                         "head": normal(self.symbols, width)}  # fmt: skip
 
     def apply(self, params: Parameters, codes: Tensor) -> Tensor:
         """Logits of the next character after each, [n, length, symbols]."""
@@ -67,8 +96,8 @@ class Transformer(NamedTuple):
     def losses(self, params: Parameters, codes: Tensor) -> Tensor:
         """The mean cross-entropy of the characters of each window but the first, [n]."""
         logits = self.apply(params, codes[:, :-1])
-        found = functional.cross_entropy(logits.mT, codes[:, 1:], reduction="none")
-        return found.mean(-1)
+        losses = functional.cross_entropy(logits.mT, codes[:, 1:], reduction="none")
+        return losses.mean(-1)
 
     def _attention(self, own: Parameters, x: Tensor) -> Tensor:
         count, length, _ = x.shape

@@ -1,7 +1,8 @@
-"""One cell: a method trained on one setting and tested on new tasks."""
+"""A method trained on one setting and tested on new tasks."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,68 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import odeopt
 from benchmarks import meta_training, methods
-from benchmarks.harness.registry import Settings
-from benchmarks.harness.runner import Cell
+from benchmarks.harness.outline import Cell
+from benchmarks.harness.registry import Preset, Settings
 from benchmarks.methods import Inner, Problem
-from benchmarks.problems import losses, models
-from benchmarks.problems.episodes import Regression
+from benchmarks.problems import functions, models
+from benchmarks.problems.functions import Regression
 from benchmarks.problems.models import Parameters
-from benchmarks.problems.tasks import Batch
-from benchmarks.regression.sizes import Setting, Sizes
+from benchmarks.problems.tasks import Batch, move
 
-PROBLEM = Problem(models.mlp([2, 32, 32, 1]), losses.half_mean_square)
+
+@dataclass(frozen=True)
+class Setting:
+    """One panel of the paper's Figure 2."""
+
+    family: str  # "cosmixture" or "alpine"
+    shots: int  # training points per task, and as many validation points
+    protocol: str  # "code" or "text" (see `benchmarks.problems.episodes`)
+    seeds: tuple[int, ...] = (0,)  # seeds of initialisation and meta-batches
+
+    @property
+    def name(self) -> str:
+        """As it stands in reports and cell keys."""
+        return f"{self.family} {self.shots}shot-{self.shots}val ({self.protocol})"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a run."""
+
+    settings: tuple[Setting, ...]  # the panels
+    methods: tuple[str, ...]  # names of methods
+    updates: int  # meta-updates
+    steps: dict[int, int]  # inner steps of a setting by its number of shots (MAML takes a tenth)
+    epochs: int  # epochs of the meta-test with Adam
+    every: int  # epochs and steps between two points of a curve
+    compile: str | None  # how kernels are run
+
+
+_ALL = (*methods.PAPER, *methods.OTHERS)
+
+SIZES = {
+    Preset.SMOKE: Sizes(
+        (Setting("cosmixture", 10, "code"),), ("a-maml", "maml", "comln"), 2, {10: 10}, 4, 2, None
+    ),
+    Preset.QUICK: Sizes(
+        (Setting("cosmixture", 20, "code"), Setting("alpine", 20, "text")),
+        _ALL, 40, {20: 40}, 100, 20, "trace",
+    ),
+    Preset.PAPER: Sizes(
+        (
+            Setting("cosmixture", 50, "code", (0, 1, 2)),
+            Setting("cosmixture", 100, "code"),
+            Setting("alpine", 50, "code"),
+            Setting("alpine", 100, "code"),
+        ),
+        methods.PAPER, 5000, {50: 200, 100: 500}, 1000, 10, "inductor",
+    ),
+}  # fmt: skip
+
+
+PROBLEM = Problem(functions.MODEL, models.half_mean_square)
 LR = 0.01
 META_BATCH = 5
 DTYPE = torch.float32
@@ -38,8 +90,8 @@ def cells(settings: Settings, sizes: Sizes) -> list[Cell]:
 
 
 def folder(settings: Settings, sizes: Sizes, cell: str) -> Path:
-    """Where a run keeps its checkpoint: another one whenever what it computes changes."""
-    return settings.store.cell_path(f"{cell} {REVISION} {sizes}").with_suffix("")
+    """Where a run keeps its checkpoint."""
+    return meta_training.checkpoint(settings.store, cell, REVISION, sizes)
 
 
 def key(setting: Setting, seed: int, name: str) -> str:
@@ -51,6 +103,11 @@ def key(setting: Setting, seed: int, name: str) -> str:
 def episodes(setting: Setting) -> Regression:
     """The data of a setting."""
     return Regression(setting.family, setting.protocol, setting.shots)
+
+
+def held_out(data: Regression, device: torch.device) -> tuple[Batch, Batch]:
+    """What the test tasks adapt to, and where they are evaluated."""
+    return move((data.held_out_support(), data.held_out_grid()), device, DTYPE)
 
 
 def inner(sizes: Sizes, setting: Setting, name: str) -> Inner:
@@ -65,13 +122,13 @@ def _compute(
     settings: Settings, sizes: Sizes, setting: Setting, seed: int, name: str
 ) -> dict[str, Any]:
     data, device = episodes(setting), settings.device
-    tasks = data.train_batch(range(data.episodes)).to(device, DTYPE)
+    tasks = move(data.train_batch(range(data.episodes)), device, DTYPE)
     method = methods.build(name, PROBLEM, inner(sizes, setting, name), on_failure="skip")
-    params = {k: v.to(device, DTYPE) for k, v in PROBLEM.model.init(seed).items()}
+    params = move(PROBLEM.model.init(seed), device, DTYPE)
     place = folder(settings, sizes, key(setting, seed, name))
-    pool = meta_training.pool(tasks, META_BATCH, seed)
+    pool = odeopt.TaskPool(*tasks, META_BATCH, seed)
     trained = meta_training.train(method, params, pool, sizes.updates, place)
-    support, test = (b.to(device, DTYPE) for b in (data.held_out_support(), data.held_out_grid()))
+    support, test = held_out(data, device)
     adapted = method.adapt(trained.params, support, trained.hparams)
     own = meta_training.evaluate(error, [adapted], test)[0]
     descent = meta_training.adapt_by_descent(

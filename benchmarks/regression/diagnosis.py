@@ -12,15 +12,17 @@ from typing import Any
 
 import torch
 
+import odeopt
 from benchmarks import meta_training, methods
-from benchmarks.harness import markdown, paired
+from benchmarks.comparison import LEVEL, p_value_above
+from benchmarks.harness import markdown
+from benchmarks.harness.outline import Cell
 from benchmarks.harness.registry import Preset, Settings
-from benchmarks.harness.runner import Cell
 from benchmarks.methods import LABELS
 from benchmarks.problems.models import Parameters
-from benchmarks.problems.tasks import Task
+from benchmarks.problems.tasks import Task, move
 from benchmarks.regression import cells as runs
-from benchmarks.regression.sizes import Setting, Sizes
+from benchmarks.regression.cells import Setting, Sizes
 from odeopt.outer.run_folder import CHECKPOINT
 from odeopt.outer.storage import Checkpoint
 
@@ -46,43 +48,43 @@ def key(setting: Setting) -> str:
     return runs.key(setting, setting.seeds[0], "diagnosis")
 
 
-def section(found: dict[str, Any] | None) -> str:
+def section(cell: dict[str, Any] | None) -> str:
     """What the cell says, for the report."""
-    if found is None:
+    if cell is None:
         return ""
-    rows = [[LABELS[name], f"{value:.4f}"] for name, value in found["objective"].items()]
-    rows.append(["(before training)", f"{found['untrained']:.4f}"])
-    best, start = LABELS[found["best"]], fmean(found["start"])
-    ends = {name: fmean(errors) for name, errors in found["continued"].items()}
+    rows = [[LABELS[name], f"{value:.4f}"] for name, value in cell["objective"].items()]
+    rows.append(["(before training)", f"{cell['untrained']:.4f}"])
+    best, start = LABELS[cell["best"]], fmean(cell["start"])
+    ends = {name: fmean(errors) for name, errors in cell["continued"].items()}
     lines = [
         "A-MAML's own objective, the validation loss of training tasks after gradient descent, at"
         " each method's initialisation (first seed):",
         markdown.table(["initialisation of", "A-MAML's objective"], rows),
-        f"Trained on from the initialisation of {best} for {found['updates']} meta-updates more,"
+        f"Trained on from the initialisation of {best} for {cell['updates']} meta-updates more,"
         f" the test error after gradient descent goes from {start:.3f} to"
-        f" {ends['a-maml']:.3f} by A-MAML and to {ends[found['best']]:.3f} by {best}"
-        f" (A-MAML below: p = {found['p']:.2g}, paired over tasks)." + _meaning(found),
+        f" {ends['a-maml']:.3f} by A-MAML and to {ends[cell['best']]:.3f} by {best}"
+        f" (A-MAML below: p = {cell['p']:.2g}, paired over tasks)." + _meaning(cell),
     ]
     return "\n\n".join(lines)
 
 
-def _meaning(found: dict[str, Any]) -> str:
-    own, other = found["objective"]["a-maml"], found["objective"][found["best"]]
-    if other >= own or found["updates"] < UPDATES[Preset.PAPER]:
+def _meaning(cell: dict[str, Any]) -> str:
+    own, other = cell["objective"]["a-maml"], cell["objective"][cell["best"]]
+    if other >= own or cell["updates"] < UPDATES[Preset.PAPER]:
         return ""
-    best = LABELS[found["best"]]
+    best = LABELS[cell["best"]]
     text = (
         f" A-MAML has not reached the minimum of what it minimises: {best} finds lower values of it"
         " from the same start, with as many updates of the same outer optimiser."
     )
-    if fmean(found["continued"]["a-maml"]) >= fmean(found["start"]):
+    if fmean(cell["continued"]["a-maml"]) >= fmean(cell["start"]):
         return text
-    if found["p"] < paired.LEVEL:
+    if cell["p"] < LEVEL:
         more = (
             f"further than those of {best}: it is the way there that is slow, not the gradient"
             " that is wrong."
         )
-    elif found["p"] > 1 - paired.LEVEL:
+    elif cell["p"] > 1 - LEVEL:
         more = f"but less than those of {best}."
     else:
         more = f"about as far as those of {best}."
@@ -96,17 +98,17 @@ def _compute(settings: Settings, sizes: Sizes, setting: Setting) -> dict[str, An
         for name in sizes.methods
         if name != "comln"  # it learns a horizon beside, so that its start alone means little
     }
-    some = data.train_batch(range(min(EPISODES, data.episodes))).to(device, runs.DTYPE)
+    some = move(data.train_batch(range(min(EPISODES, data.episodes))), device, runs.DTYPE)
     score = partial(_objective, some, sizes.steps[setting.shots])
     objective = {name: score(params) for name, params in trained.items()}
     best = min((name for name in objective if name != "a-maml"), key=lambda name: objective[name])
     start, updates = trained[best], UPDATES[settings.preset]
-    tasks = data.train_batch(range(data.episodes)).to(device, runs.DTYPE)
+    tasks = move(data.train_batch(range(data.episodes)), device, runs.DTYPE)
     continued = {
         name: _continue(start, tasks, updates, name, sizes, setting) for name in ("a-maml", best)
     }
     errors = {name: _test(setting, sizes, settings, p) for name, p in continued.items()}
-    untrained = {k: v.to(device, runs.DTYPE) for k, v in runs.PROBLEM.model.init(seed).items()}
+    untrained = move(runs.PROBLEM.model.init(seed), device, runs.DTYPE)
     return {
         "objective": objective,
         "untrained": score(untrained),
@@ -114,7 +116,7 @@ def _compute(settings: Settings, sizes: Sizes, setting: Setting) -> dict[str, An
         "updates": updates,
         "start": _test(setting, sizes, settings, start),
         "continued": errors,
-        "p": paired.p_value_above(errors[best], errors["a-maml"]),
+        "p": p_value_above(errors[best], errors["a-maml"]),
     }
 
 
@@ -138,7 +140,7 @@ def _continue(
 ) -> Parameters:
     inner = runs.inner(sizes, setting, name)
     method = methods.build(name, runs.PROBLEM, inner, on_failure="skip")
-    pool = meta_training.pool(tasks, runs.META_BATCH, setting.seeds[0])
+    pool = odeopt.TaskPool(*tasks, runs.META_BATCH, setting.seeds[0])
     params = {k: v.clone() for k, v in start.items()}
     return meta_training.train(method, params, pool, updates, None).params
 
@@ -146,9 +148,6 @@ def _continue(
 def _test(setting: Setting, sizes: Sizes, settings: Settings, params: Parameters) -> list[float]:
     """The error of each test task after gradient descent."""
     data, steps = runs.episodes(setting), sizes.steps[setting.shots]
-    support, test = (
-        batch.to(settings.device, runs.DTYPE)
-        for batch in (data.held_out_support(), data.held_out_grid())
-    )
+    support, test = runs.held_out(data, settings.device)
     adapted = meta_training.adapt_by_descent(runs.PROBLEM, params, support, runs.LR, steps, steps)
     return meta_training.evaluate(runs.error, adapted[-1:], test)[0].tolist()

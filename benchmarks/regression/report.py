@@ -6,45 +6,58 @@ from dataclasses import replace
 from statistics import fmean, pstdev
 from typing import Any
 
-import torch
-
-import odeopt
-from benchmarks.harness import curves, environment, markdown, outline, paired
-from benchmarks.harness.curves import Curve
-from benchmarks.harness.plots import Labels
+from benchmarks import meta_training
+from benchmarks.comparison import LEVEL, p_value_above
+from benchmarks.harness import markdown, outline, plots
+from benchmarks.harness.outline import Cells
+from benchmarks.harness.plots import Curve, Labels
 from benchmarks.harness.registry import Preset, Settings
-from benchmarks.harness.runner import check_complete, run_cells
 from benchmarks.methods import LABELS
-from benchmarks.problems.figure_2 import FIGURE_2
+from benchmarks.problems.published import FIGURE_2
 from benchmarks.regression import cells, diagnosis
-from benchmarks.regression.sizes import SIZES, Setting, Sizes
+from benchmarks.regression.cells import SIZES, Setting, Sizes
 
-Results = dict[str, dict[str, Any]]
+NAME, TITLE = "regression", "Regression of 2D functions (the paper's Figure 2)"
 MODES = {"gd": "gradient descent, 0.01", "adam": "Adam, 1e-3"}
+
+Runs = dict[str, list[dict[str, Any]]]
+"""The cells of a setting by method, one for each seed."""
 
 
 def run(settings: Settings) -> None:
-    """Compute what is missing and write the report, the plots and `results.json`."""
-    torch.set_default_dtype(torch.float32)
-    torch.set_num_threads(1)  # the problems are small: more threads only wait for each other
+    """Compute what is missing and write the report, the plots and `results.json`.
+
+    Raises:
+        IncompleteError: Cells are missing that `settings.only` left out; the report is of the
+            seeds of settings that are complete.
+    """
     sizes = SIZES[settings.preset]
-    circumstances = environment.describe(settings.device)
-    mark = outline.mark(settings, cells.REVISION, sizes)
-    asked = [*cells.cells(settings, sizes), *diagnosis.cells(settings, sizes)]
-    results = run_cells("regression", asked, settings.store, mark, settings.only, gaps=True)
-    done = _complete(results, sizes)
-    if not done:
-        check_complete(results, asked)
-    sections = [_head(settings, circumstances, sizes), *_not_run(sizes, done)]
-    for setting in done:
-        sections.append(_section(results, setting, sizes, settings.preset))
-        _plots(results, settings, setting, sizes)
-    settings.store.write_text("report.md", "\n\n".join(sections) + "\n")
-    settings.store.write_json("results.json", {"environment": circumstances, "cells": results})
-    check_complete(results, asked)
+    chosen = [*cells.cells(settings, sizes), *diagnosis.cells(settings, sizes)]
+    done = outline.compute(settings, NAME, cells.REVISION, sizes, chosen, gaps=True)
+    complete = _complete(done.cells, sizes)
+    if not complete:
+        done.check_complete()
+    seeds = {setting.name: setting.seeds for setting in complete}
+    missing = [
+        f"{setting.name}, seed {seed}"
+        for setting in sizes.settings
+        for seed in setting.seeds
+        if seed not in seeds.get(setting.name, ())
+    ]
+    sections = [_HEAD.format(epochs=sizes.epochs)]
+    if missing:
+        sections.append(f"**Not run:** {'; '.join(missing)}.")
+    for setting in complete:
+        runs = {
+            name: [done.cells[cells.key(setting, seed, name)] for seed in setting.seeds]
+            for name in sizes.methods
+        }
+        why = diagnosis.section(done.cells.get(diagnosis.key(setting)))
+        sections.append(_section(runs, setting, sizes, settings, why))
+    outline.write(settings, TITLE, done, sections)
 
 
-def _complete(results: Results, sizes: Sizes) -> list[Setting]:
+def _complete(results: Cells, sizes: Sizes) -> list[Setting]:
     """The settings with a result of every method, each with those seeds only."""
     settings: list[Setting] = []
     for setting in sizes.settings:
@@ -58,33 +71,21 @@ def _complete(results: Results, sizes: Sizes) -> list[Setting]:
     return settings
 
 
-def _not_run(sizes: Sizes, done: list[Setting]) -> list[str]:
-    """What the preset has beyond this report."""
-    seeds = {setting.name: setting.seeds for setting in done}
-    missing = [
-        f"{setting.name}, seed {seed}"
-        for setting in sizes.settings
-        for seed in setting.seeds
-        if seed not in seeds.get(setting.name, ())
-    ]
-    return [f"**Not run:** {'; '.join(missing)}."] if missing else []
-
-
-def _section(results: Results, setting: Setting, sizes: Sizes, preset: Preset) -> str:
+def _section(runs: Runs, setting: Setting, sizes: Sizes, settings: Settings, why: str) -> str:
     published = FIGURE_2.get((setting.family, setting.shots), {})
     rows: list[list[Any]] = []
-    for name in sizes.methods:
-        found = [results[cells.key(setting, seed, name)] for seed in setting.seeds]
+    for name, own in runs.items():
+        compared = name != "a-maml" and "a-maml" in runs
         paper = published.get(name)
         rows.append(
             [
                 LABELS[name],
-                *(_spread([cell[mode]["final"] for cell in found]) for mode in MODES),
-                _spread([cell["own"] for cell in found]),
+                *(_spread([cell[mode]["final"] for cell in own]) for mode in MODES),
+                _spread([cell["own"] for cell in own]),
                 "" if paper is None else f"{paper:g}",
-                _versus_amaml(results, setting, name, sizes),
-                round(sum(cell["training"]["seconds"] for cell in found)),
-                sum(cell["training"]["failed_tasks"] for cell in found),
+                " / ".join(f"{_p_above(runs, name, mode):.2g}" for mode in MODES if compared),
+                round(sum(cell["training"]["seconds"] for cell in own)),
+                sum(cell["training"]["failed_tasks"] for cell in own),
             ]
         )
     headers = [
@@ -98,11 +99,20 @@ def _section(results: Results, setting: Setting, sizes: Sizes, preset: Preset) -
         f" and ANIL: {max(1, steps // 10)}; MAML-1: 1). A constant prediction scores"
         f" {cells.episodes(setting).constant_rmse():.3f}."
     )
-    plots = "\n".join(f"![{mode}]({_plot_name(setting, mode)})" for mode in MODES)
-    verdict = _verdict(results, setting, sizes, preset)
-    why = diagnosis.section(results.get(diagnosis.key(setting)))
-    parts = [intro, markdown.table(headers, rows), verdict, why, plots]
-    return "\n\n".join(part for part in [*parts, _stopped(results, setting, sizes)] if part)
+    stopped = {
+        f"{LABELS[name]}, seed {seed}": runs[name][place]["training"]["stopped"]
+        for place, seed in enumerate(setting.seeds)
+        for name in runs
+    }
+    parts = [
+        intro,
+        markdown.table(headers, rows),
+        _verdict(runs, settings.preset),
+        why,
+        _plots(runs, settings, setting, published),
+        meta_training.ended_early(stopped),
+    ]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _spread(finals: list[list[float]]) -> str:
@@ -112,80 +122,45 @@ def _spread(finals: list[list[float]]) -> str:
     return text if len(finals) == 1 else f"{text} (seeds ± {pstdev(means):.3f})"
 
 
-def _versus_amaml(results: Results, setting: Setting, name: str, sizes: Sizes) -> str:
-    if name == "a-maml" or "a-maml" not in sizes.methods:
-        return ""
-    found = [_p_value(results, setting, name, mode) for mode in MODES]
-    return " / ".join(f"{p:.2g}" for p in found)
+def _p_above(runs: Runs, name: str, mode: str) -> float:
+    """That A-MAML is above a method, over tasks; a task's error is its mean over the seeds."""
+    first, second = (
+        [fmean(task) for task in zip(*(cell[mode]["final"] for cell in runs[method]), strict=True)]
+        for method in ("a-maml", name)
+    )
+    return p_value_above(first, second)
 
 
-def _p_value(results: Results, setting: Setting, name: str, mode: str) -> float:
-    """Over tasks; each task's error is its mean over the seeds."""
-
-    def errors(method: str) -> list[float]:
-        runs = [results[cells.key(setting, seed, method)][mode]["final"] for seed in setting.seeds]
-        return [fmean(task) for task in zip(*runs, strict=True)]
-
-    return paired.p_value_above(errors("a-maml"), errors(name))
-
-
-def _verdict(results: Results, setting: Setting, sizes: Sizes, preset: Preset) -> str:
+def _verdict(runs: Runs, preset: Preset) -> str:
     """Whether A-MAML is the best, or not significantly worse than the best."""
     if preset is not Preset.PAPER:
-        return "This preset is far too short to compare methods by; it shows that they all train."
+        return meta_training.TOO_SHORT
     lines: list[str] = []
+    others = [name for name in runs if name != "a-maml"]
     for mode, title in MODES.items():
-        above = [
-            LABELS[name]
-            for name in sizes.methods
-            if name != "a-maml" and _p_value(results, setting, name, mode) < paired.LEVEL
-        ]
+        above = [LABELS[name] for name in others if _p_above(runs, name, mode) < LEVEL]
         worse = f"is significantly above {', '.join(above)}" if above else "is not above any method"
         lines.append(f"- {title}: the error of A-MAML {worse} (paired over tasks, p < 0.05).")
     return "\n".join(lines)
 
 
-def _stopped(results: Results, setting: Setting, sizes: Sizes) -> str:
-    lines = [
-        f"- {LABELS[name]}, seed {seed}: {stopped}"
-        for seed in setting.seeds
-        for name in sizes.methods
-        if (stopped := results[cells.key(setting, seed, name)]["training"]["stopped"])
-    ]
-    return "Runs that ended early:\n\n" + "\n".join(lines) if lines else ""
-
-
-def _plots(results: Results, settings: Settings, setting: Setting, sizes: Sizes) -> None:
+def _plots(runs: Runs, settings: Settings, setting: Setting, published: dict[str, float]) -> str:
+    """Draws a plot for each way to adapt; what shows them."""
+    pictures: list[str] = []
     for mode, title in MODES.items():
         lines: list[Curve] = []
-        for name in sizes.methods:
-            found = [results[cells.key(setting, seed, name)][mode] for seed in setting.seeds]
-            mean = [fmean(point) for point in zip(*(c["mean"] for c in found), strict=True)]
-            paper = FIGURE_2.get((setting.family, setting.shots), {}).get(name)
-            lines.append(Curve(LABELS[name], found[0]["epochs"], mean, published=paper))
+        for name, own in runs.items():
+            mean = [fmean(point) for point in zip(*(c[mode]["mean"] for c in own), strict=True)]
+            epochs = own[0][mode]["epochs"]
+            lines.append(Curve(LABELS[name], epochs, mean, published=published.get(name)))
         labels = Labels(f"{setting.name}, {title}", "epochs of the meta-test", "nRMSE")
-        curves.curves(settings.store.directory / _plot_name(setting, mode), labels, lines)
+        file = f"{setting.family}-{setting.shots}-{setting.protocol}-{mode}.png"
+        plots.curves(settings.store.directory / file, labels, lines)
+        pictures.append(f"![{mode}]({file})")
+    return "\n".join(pictures)
 
 
-def _plot_name(setting: Setting, mode: str) -> str:
-    return f"{setting.family}-{setting.shots}-{setting.protocol}-{mode}.png"
-
-
-def _head(settings: Settings, circumstances: dict[str, Any], sizes: Sizes) -> str:
-    listed = "\n".join(f"- {name}: {value}" for name, value in circumstances.items())
-    return _HEAD.format(
-        preset=settings.preset.value, version=odeopt.__version__, listed=listed,
-        epochs=sizes.epochs,
-    )  # fmt: skip
-
-
-_HEAD = """# Regression of 2D functions (the paper's Figure 2)
-
-Made by `python -m benchmarks regression --preset {preset}`, odeopt {version}. All numbers are in
-`results.json`.
-
-{listed}
-
+_HEAD = """\
 The network is the paper's (2-32-32-1, tanh, 1185 parameters), in float32; the loss of every inner
 and outer problem is half the mean square. Meta-batches of 5 tasks, Adam with 1e-3 outside. The
 error is nRMSE: the root mean square error over the standard deviation of the target over all

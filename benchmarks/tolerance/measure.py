@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 import odeopt
-from benchmarks.harness.runner import Cell
+from benchmarks.harness.outline import Cell
 from benchmarks.tolerance.problems import FIXED, MOST_STEPS, STRETCHED, Problem, draw
 from benchmarks.tolerance.sizes import Sizes
 from odeopt.testing.problems import relative_error

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import odeopt
-from benchmarks.problems import digits, losses, models
+from benchmarks.problems import classification, functions, models
 from benchmarks.problems.functions import uniform
 from benchmarks.tolerance import families
 from benchmarks.tolerance.sizes import LONG, OTHERS, Sizes
@@ -108,14 +107,14 @@ def draw(family: str, seed: int, sizes: Sizes) -> Problem:
         horizon = stiffness / radius(loss, params, train)
         return Problem(family, loss, params, train, validation, horizon, stiffness)
     if family in CLASSIFIERS:
-        task = digits.task(seed, ways=WAYS, shots=SHOTS)
-        task = digits.flatten(task) if family == "digits mlp" else task
-        model, loss = CLASSIFIERS[family], losses.cross_entropy
+        task = classification.task(seed, ways=WAYS, shots=SHOTS)
+        task = classification.flatten(task) if family == "digits mlp" else task
+        model, loss = CLASSIFIERS[family], models.cross_entropy
     else:
         name, _, protocol = family.partition(" ")
-        functions: Any = import_module(f"benchmarks.problems.{name}")
-        task, model = functions.task(seed, protocol or "code", sizes.shots), functions.MODEL
-        loss = losses.half_mean_square
+        family_of = functions.FAMILIES[name]
+        task, model = family_of.task(seed, protocol or "code", sizes.shots), functions.MODEL
+        loss = models.half_mean_square
 
     def whole(params: Any, batch: Any) -> Tensor:
         return loss(model.apply(params, batch.x), batch.y)

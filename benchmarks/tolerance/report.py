@@ -30,7 +30,7 @@ def run(settings: Settings) -> None:
     """Compute what is missing and write the report, the plot and `results.json`."""
     sizes = SIZES[settings.preset]
     chosen = measure.cells(sizes)
-    done = outline.compute_alone(settings, NAME, REVISION, sizes, chosen)
+    done = outline.compute(settings, NAME, REVISION, sizes, chosen)
     problems = list(done.cells.values())
     found = [row for problem in problems for row in known_estimates(problem)]
     _scatter(settings, [row for row in found if not row["failure"]])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import odeopt
-from benchmarks.accuracy_vs_checkpoints import batched, table4
+from benchmarks.accuracy_vs_checkpoints import cases, tables
 from benchmarks.accuracy_vs_checkpoints.cases import cosmixture_case
 from benchmarks.harness.registry import Preset, Settings
 from benchmarks.harness.store import ResultStore
@@ -24,7 +24,7 @@ DETERMINISTIC = [
 
 @pytest.mark.parametrize(("t1", "states", "printed"), DETERMINISTIC)
 def test_the_deterministic_column_of_table_4_is_reproduced(t1, states, printed, device):
-    found = table4._errors(t1, states, torch.float64, device)["midpoint"][0]
+    found = tables._errors(t1, states, torch.float64, device)["midpoint"][0]
     printed_digits = 0.005 * 10 ** floor(log10(printed))  # three digits are printed
     assert found == pytest.approx(printed, rel=0.01, abs=0.01 * printed + printed_digits)
 
@@ -41,12 +41,12 @@ def test_the_deterministic_column_of_table_4_is_reproduced(t1, states, printed, 
     ids=["modified Euler 10", "modified Euler 100", "RK4 10", "RK4 100"],
 )
 def test_table_5_is_beaten_by_the_order_of_the_method(states, method, factor, device):
-    begin = batched.start(cosmixture_case(), range(20), device)
-    target = batched.reference(begin, 0.5, 64)[0]
-    opt = batched.flow_optimizer(begin.case, method, odeopt.Density(states))
-    found = batched.gradients(opt, begin, odeopt.TimeGrid.uniform(0.5, states))
+    begin = cases.Starts(cosmixture_case(), range(20), device)
+    target = begin.flow(0.5, 64)[0]
+    opt = cases.flow_optimizer(begin.case, method, odeopt.Density(states))
+    found = begin.gradients(opt, odeopt.TimeGrid.uniform(0.5, states))
     printed = published.TABLE_5[0.5][published.TABLE_5_STATES.index(states)].mean
-    assert batched.errors(found.gradients, target).mean().item() < printed / factor
+    assert cases.errors(found.gradients, target).mean().item() < printed / factor
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +54,14 @@ def twenty_starts():
     """Errors at T = 5 with 32 kept states: `errors(method, nodes) -> [20]`."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
-    begin = batched.start(cosmixture_case(), range(20), torch.device("cpu"))
-    target, own = batched.reference(begin, 5.0, 256)
+    begin = cases.Starts(cosmixture_case(), range(20), torch.device("cpu"))
+    target, own = begin.flow(5.0, 256)
     assert own < 1e-6
 
     def errors(method, nodes):
-        opt = batched.flow_optimizer(begin.case, method, nodes)
-        found = batched.gradients(opt, begin, odeopt.TimeGrid.uniform(5.0, 512))
-        return batched.errors(found.gradients, target)
+        opt = cases.flow_optimizer(begin.case, method, nodes)
+        found = begin.gradients(opt, odeopt.TimeGrid.uniform(5.0, 512))
+        return cases.errors(found.gradients, target)
 
     yield errors
     torch.set_default_dtype(before)
@@ -85,7 +85,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
     from benchmarks.accuracy_vs_checkpoints import report
 
     settings = Settings(Preset.SMOKE, ResultStore(tmp_path), None, torch.device("cpu"))
-    cells = table4.cells(settings, report.SIZES[Preset.SMOKE])
+    cells = tables.cells_4(settings, report.SIZES[Preset.SMOKE])
     done: list[str] = []
 
     def only_table_4(settings, sizes):

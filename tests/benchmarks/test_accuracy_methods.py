@@ -11,18 +11,17 @@ from typer.testing import CliRunner
 import odeopt
 from benchmarks import __main__ as cli
 from benchmarks import methods
-from benchmarks.accuracy_vs_checkpoints.methods import measure, sizes, targets
-from benchmarks.accuracy_vs_checkpoints.methods.problems import PROBLEMS
+from benchmarks.accuracy_vs_checkpoints import quality, targets
 from benchmarks.harness import strict_json
 from benchmarks.harness.registry import Preset
 
-SMALL = sizes.SIZES[Preset.SMOKE]
-ENTRIES = {entry.label: entry for entry in measure.entries()}
+SMALL = targets.SIZES[Preset.SMOKE]
+ENTRIES = {entry.label: entry for entry in quality.entries()}
 
 
 @pytest.fixture
 def given():
-    return PROBLEMS["cosmixture"].make(SMALL, torch.device("cpu"))
+    return targets.inputs("cosmixture", SMALL, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +69,7 @@ def unrolled(given, t1, steps, strength):
 
 @pytest.mark.parametrize(("kind", "strength"), [("flow", 0.0), ("regularised flow", 1.0)])
 def test_the_gradients_of_flows_are_those_of_unrolled_solves(kind, strength, given):
-    found = targets._FLOWS[kind](given, 0.4, 3)
+    found = targets.FLOWS[kind](given, 0.4, 3)
     torch.testing.assert_close(found, unrolled(given, 0.4, 3, strength), rtol=1e-8, atol=1e-12)
 
 
@@ -84,13 +83,13 @@ def test_the_gradient_at_the_minimiser_is_that_of_a_long_imaml(given):
     assert (target.gradient - long).norm() < 1e-5 * long.norm()
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", targets.TITLES)
 def test_every_problem_can_be_made(name):
-    found = PROBLEMS[name].make(SMALL, torch.device("cpu"))
+    found = targets.inputs(name, SMALL, torch.device("cpu"))
     value = torch.func.vmap(found.problem.loss, (None, 0))(found.params, found.tasks.train)
     assert value.shape == (SMALL.tasks,)
     assert torch.isfinite(value).all()
-    assert found.to(torch.float32).tasks.train.x.dtype is torch.float32
+    assert found.params.keys() == found.problem.model.init(1).keys()
 
 
 def test_every_method_is_there_and_has_a_target():
@@ -127,7 +126,7 @@ def test_the_report_of_a_smoke_run_has_every_method(smoke):
 @pytest.fixture
 def refusing(monkeypatch):
     """Guards refuse what is asked of them; `always` says whether it fails without them too."""
-    original = measure._call
+    original = quality._call
 
     def use(always):
         def call(entry, t1, given, safety):
@@ -135,28 +134,28 @@ def refusing(monkeypatch):
                 raise odeopt.StabilityError("too long")
             return original(entry, t1, given, safety)
 
-        monkeypatch.setattr(measure, "_call", call)
-        make = partial(PROBLEMS["cosmixture"].make, SMALL, torch.device("cpu"))
-        return measure._compute(ENTRIES["MAML"], 0.05, targets.Targets(make, 0.05, SMALL), 1)
+        monkeypatch.setattr(quality, "_call", call)
+        make = partial(targets.inputs, "cosmixture", SMALL, torch.device("cpu"))
+        return quality._compute(ENTRIES["MAML"], 0.05, targets.Targets(make, 0.05, SMALL), 1)
 
     return use
 
 
 def test_refused_gradients_are_named_with_their_numbers(refusing):
-    from benchmarks.accuracy_vs_checkpoints.methods import report
+    from benchmarks.accuracy_vs_checkpoints import quality
 
     cell = refusing(always=False)
     assert cell["failure"] == "StabilityError"
-    row = report._row(ENTRIES["MAML"], cell)
+    row = quality._row(ENTRIES["MAML"], cell)
     assert row[0] == "MAML (StabilityError)"
     assert cell["own"]["error"] < 1e-5
-    assert "StabilityError: too long" in report._failures({"key": cell})
+    assert "StabilityError: too long" in quality._failures({"key": cell})
 
 
 def test_failed_methods_are_named_without_numbers(refusing):
-    from benchmarks.accuracy_vs_checkpoints.methods import report
+    from benchmarks.accuracy_vs_checkpoints import quality
 
     cell = refusing(always=True)
-    row = report._row(ENTRIES["MAML"], cell)
-    assert len(row) == len(report.HEADERS)
+    row = quality._row(ENTRIES["MAML"], cell)
+    assert len(row) == len(quality.HEADERS)
     assert row[:2] == ["MAML (StabilityError)", ""]

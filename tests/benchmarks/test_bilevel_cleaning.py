@@ -11,9 +11,8 @@ from typer.testing import CliRunner
 
 from benchmarks import __main__ as command
 from benchmarks import budget
-from benchmarks.bilevel.cleaning import cells, contenders, problem
-from benchmarks.bilevel.cleaning.problem import Training
-from benchmarks.bilevel.cleaning.sizes import SIZES, UNIFORM
+from benchmarks.bilevel import cleaning
+from benchmarks.bilevel.cleaning import SIZES, UNIFORM, Training
 from benchmarks.harness import strict_json
 from benchmarks.harness.registry import Preset, Settings
 from benchmarks.harness.store import ResultStore
@@ -33,12 +32,12 @@ def smoke(tmp_path_factory):
 
 @pytest.fixture
 def given():
-    return problem.make(UNIFORM, SMALL, 0, None, CPU)
+    return cleaning.make(UNIFORM, SMALL, 0, None, CPU)
 
 
 def test_the_report_of_a_smoke_run(smoke):
     text = (smoke / "report.md").read_text()
-    for row in (*cells.REFERENCE_SETS, "weights learned", "small-loss selection, tuned"):
+    for row in (*cleaning.REFERENCE_SETS, "weights learned", "small-loss selection, tuned"):
         assert f"| {row}" in text
     assert "has the higher AUC" in text
     assert (smoke / "auc.png").read_bytes().startswith(b"\x89PNG")
@@ -68,8 +67,8 @@ def test_the_gradient_is_that_of_the_unrolled_training(given):
         value = training.loss(params, stream(k), torch.sigmoid(leaf))
         grads = torch.autograd.grad(value, list(params.values()), create_graph=True)
         for name, gradient in zip(list(params), grads, strict=True):
-            buffers[name] = problem.MOMENTUM * buffers[name] + gradient
-            params[name] = params[name] - problem.LR * buffers[name]
+            buffers[name] = cleaning.MOMENTUM * buffers[name] + gradient
+            params[name] = params[name] - cleaning.LR * buffers[name]
     (expected,) = torch.autograd.grad(training.outer_loss(params, given.validation, leaf), [leaf])
     assert relative_error(result.grads.hparams, expected) < 1e-4  # float32
 
@@ -84,11 +83,11 @@ def test_no_weight_and_no_example_are_the_same(given):
 
 def test_small_losses_find_wrong_labels(given):
     training = Training(given.model, SMALL.steps, SMALL.batch, None)
-    trial = contenders.Trial("validation", 20, 0.5)
-    choice = contenders.search(given, training, trial.cost(given, training), seed=0)
+    trial = cleaning.Trial("validation", 20, 0.5)
+    choice = cleaning.search(given, training, trial.cost(given, training), seed=0)
     assert choice.details["trials"] >= 1
     assert int(choice.weights.sum()) + int(choice.accused.sum()) == len(given.train.y)
-    kept = [contenders.draw(Random(seed), 20).kept for seed in range(30)]
+    kept = [cleaning.draw(Random(seed), 20).kept for seed in range(30)]
     assert min(kept) >= 0.2
     assert max(kept) <= 0.95
 
@@ -96,7 +95,7 @@ def test_small_losses_find_wrong_labels(given):
 def test_omniglot_is_left_out_where_it_is_missing(tmp_path):
     settings = Settings(Preset.PAPER, ResultStore(tmp_path), tmp_path, CPU)
     sizes = SIZES[Preset.PAPER]
-    assert {case.data for case in cells.available(settings, sizes)} == {"digits"}
+    assert {case.data for case in cleaning.available(settings, sizes)} == {"digits"}
     (tmp_path / "omniglot_28.npz").touch()
-    assert cells.available(settings, sizes) == sizes.cases
-    assert len(cells.cells(settings, replace(sizes, seeds=2))) == 2 * 2 * len(sizes.cases)
+    assert cleaning.available(settings, sizes) == sizes.cases
+    assert len(cleaning.cells(settings, replace(sizes, seeds=2))) == 2 * 2 * len(sizes.cases)

@@ -7,13 +7,13 @@ import torch
 
 import odeopt
 from benchmarks.bilevel import descent
-from benchmarks.bilevel.descent import Evaluated
+from benchmarks.bilevel.descent import Evaluation
 
 
 def bowl(leaves, update):
     del update
     (x,) = leaves
-    return Evaluated((x * x).sum().item(), [2 * x], 7)
+    return Evaluation((x * x).sum().item(), [2 * x], 7)
 
 
 def test_it_goes_down_and_returns_the_best_it_saw():
@@ -30,7 +30,7 @@ def test_after_a_divergence_it_goes_on_from_the_best_in_half_steps():
         seen.append(leaves[0].item())
         if update == 2:
             raise odeopt.DivergenceError("here")
-        return Evaluated(float(update), [torch.ones(())], 7)
+        return Evaluation(float(update), [torch.ones(())], 7)
 
     found = descent.descend([torch.tensor(1.0)], evaluate, 5, 0.1, wasted=3)
     assert found.values == [0.0, 1.0, float("inf"), 3.0, 4.0]
@@ -42,7 +42,7 @@ def test_after_a_divergence_it_goes_on_from_the_best_in_half_steps():
 def test_a_huge_gradient_does_not_stop_the_next_steps():
     def evaluate(leaves, update):
         huge = torch.full((), 1e30 if update == 0 else 1.0)
-        return Evaluated(leaves[0].item(), [huge], 1)
+        return Evaluation(leaves[0].item(), [huge], 1)
 
     found = descent.descend([torch.tensor(1.0)], evaluate, 6, 0.1, wasted=1)
     assert found.values == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6, 0.5], rel=1e-4)

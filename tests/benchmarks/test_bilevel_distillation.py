@@ -10,9 +10,8 @@ from typer.testing import CliRunner
 
 from benchmarks import __main__ as command
 from benchmarks import budget
-from benchmarks.bilevel.distillation import contenders, problem
-from benchmarks.bilevel.distillation.problem import Images, Training
-from benchmarks.bilevel.distillation.sizes import SIZES
+from benchmarks.bilevel import distillation
+from benchmarks.bilevel.distillation import SIZES, Images, Training
 from benchmarks.harness import strict_json
 from benchmarks.harness.registry import Preset
 from benchmarks.problems.classification import split_digits
@@ -52,7 +51,7 @@ def test_the_search_spends_no_more_than_the_gradient(smoke):
 
 
 def test_the_gradient_is_that_of_finite_differences(training):
-    images = problem.draw(training.split.train, log(0.3), seed=1)
+    images = distillation.random_images(training.split.train, log(0.3), seed=1)
     step = training.value_and_grad(images, seed=0)
     generator = torch.Generator().manual_seed(0)
     along = Images(*(torch.randn(leaf.shape, generator=generator) for leaf in images))
@@ -68,17 +67,17 @@ def test_the_gradient_is_that_of_finite_differences(training):
 
 def test_real_images_have_their_labels(training):
     real = training.split.train
-    drawn = problem.draw(real, 0.0, seed=3)
+    drawn = distillation.random_images(real, 0.0, seed=3)
     for c in range(10):
         assert (real.x[real.y == c] == drawn.x[c]).all(1).any()
-        assert torch.allclose(problem.means(real, 0.0).x[c], real.x[real.y == c].mean(0))
+        assert torch.allclose(distillation.mean_images(real, 0.0).x[c], real.x[real.y == c].mean(0))
     assert drawn.labels.argmax(-1).tolist() == list(range(10))
     assert drawn.labels.softmax(-1).max().item() == pytest.approx(0.94, abs=0.01)
 
 
 def test_a_tuned_rate_is_the_best_of_the_grid(training):
-    images = problem.means(training.split.train, 0.0)
-    found = contenders.tune(training, images)
+    images = distillation.mean_images(training.split.train, 0.0)
+    found = distillation.tune(training, images)
     assert found.details["loss"] == pytest.approx(training.value(found.images, 0))
     for rate in (0.01, 0.1):
         own = images._replace(log_lr=torch.tensor(log(rate)))

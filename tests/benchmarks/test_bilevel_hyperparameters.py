@@ -13,9 +13,8 @@ from typer.testing import CliRunner
 import odeopt
 from benchmarks import __main__ as command
 from benchmarks import budget
-from benchmarks.bilevel.hyperparameters import cells, contenders
-from benchmarks.bilevel.hyperparameters.sizes import SIZES
-from benchmarks.bilevel.hyperparameters.training import KNOTS, RULES, Choice, Training
+from benchmarks.bilevel import hyperparameters
+from benchmarks.bilevel.hyperparameters import KNOTS, RULES, SIZES, Choice, Training
 from benchmarks.harness import strict_json
 from benchmarks.harness.registry import Preset
 from benchmarks.problems import classification, ridge
@@ -75,13 +74,13 @@ def test_the_closed_form_is_that_of_finite_differences(values):
 
 @pytest.mark.slow
 def test_the_hypergradient_converges_to_the_closed_form():
-    errors = [cells.ridge_agreement(steps)["outer"] for steps in (10, 100, 800)]
+    errors = [hyperparameters.ridge_agreement(steps)["outer"] for steps in (10, 100, 800)]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-6
 
 
 def test_the_gradient_is_that_of_finite_differences(training):
-    choice = contenders.middle(training, per_entry=True)
+    choice = hyperparameters.middle_choice(training, per_entry=True)
     _, gradient, _ = training.value_and_grad(choice, seed=0)
     generator = torch.Generator().manual_seed(0)
     along = Choice(
@@ -113,7 +112,7 @@ def test_the_schedule_goes_through_its_knots(training):
 
 def test_random_choices_are_in_the_ranges(training):
     low, high = RULES[training.rule].rates
-    for draw, numbers in ((contenders.draw_few, 1), (contenders.draw_all, 4)):
+    for draw, numbers in ((hyperparameters.draw_few, 1), (hyperparameters.draw_all, 4)):
         choice = draw(training, Random(0))
         assert low <= choice.knots.exp().min()
         assert choice.knots.exp().max() <= high
@@ -125,8 +124,10 @@ def test_a_training_that_diverges_is_survived(training, monkeypatch):
         raise odeopt.DivergenceError("step 3")
 
     monkeypatch.setattr(Training, "train", fail)
-    assert training.validate(contenders.middle(training, per_entry=False), 0) == float("inf")
+    assert training.validate(hyperparameters.middle_choice(training, per_entry=False), 0) == float(
+        "inf"
+    )
     monkeypatch.setattr(Training, "value_and_grad", fail)
-    found = contenders.by_gradient(training, 2, per_entry=False)
+    found = hyperparameters.by_gradient(training, 2, per_entry=False)
     assert found.details["validation losses"] == [float("inf")] * 2
     assert found.spent == 2 * training.steps

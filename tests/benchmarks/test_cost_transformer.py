@@ -7,8 +7,8 @@ import torch
 from typer.testing import CliRunner
 
 from benchmarks import __main__ as command
-from benchmarks.cost.transformer import child, training
-from benchmarks.cost.transformer.sizes import SIZES
+from benchmarks.cost import transformer
+from benchmarks.cost.transformer import SIZES
 from benchmarks.harness import processes
 from benchmarks.harness.registry import Preset
 
@@ -16,36 +16,32 @@ SMALL = SIZES[Preset.SMOKE]
 CPU = torch.device("cpu")
 
 
-def job(kind):
-    return child.Job(kind, SMALL, "cpu")
-
-
 def test_the_gradient_agrees_with_unrolled_autograd():
-    assert child.check(SMALL, CPU)["error"] < 1e-10
+    assert transformer.check(SMALL, CPU)["error"] < 1e-10
 
 
 def test_the_plain_training_is_the_same_training():
-    problem = training.make(SMALL, CPU, torch.float64)
-    value = training.meta(problem, None)().value
+    problem = transformer.make(SMALL, CPU, torch.float64)
+    value = transformer.meta_gradient(problem, None)().value
     for pieces in (1, SMALL.micro):
-        params = training.plain(problem, pieces)()
+        params = transformer.plain_training(problem, pieces)()
         plain = problem.outer_loss(params, problem.validation, problem.weights())
         assert torch.allclose(plain, value, rtol=1e-10)
 
 
 def test_peaks():
-    found = {kind: child.measure(job(kind)) for kind in child.PEAKS}
-    assert found[child.ACCUMULATED]["bytes"] < found[child.PLAIN]["bytes"]
-    state = 3 * 4 * found[child.META]["parameters"]
-    assert found[child.META]["kept_bytes"] == SMALL.slots * state
-    assert found[child.META]["bytes"] > found[child.META]["kept_bytes"]
+    found = {kind: transformer.measure(kind, SMALL, "cpu") for kind in transformer.PEAKS}
+    assert found[transformer.ACCUMULATED]["bytes"] < found[transformer.PLAIN]["bytes"]
+    state = 3 * 4 * found[transformer.META]["parameters"]
+    assert found[transformer.META]["kept_bytes"] == SMALL.slots * state
+    assert found[transformer.META]["bytes"] > found[transformer.META]["kept_bytes"]
 
 
 def test_the_report_of_a_smoke_run_and_a_second_one(tmp_path, monkeypatch):
-    def in_this_process(function, job, limit):
-        assert function is child.measure
+    def in_this_process(function, *args, limit):
+        assert function is transformer.measure
         assert limit == SMALL.seconds
-        return function(job)
+        return function(*args)
 
     monkeypatch.setattr(processes, "run", in_this_process)
     args = ["cost", "--only", "transformer", "--preset", "smoke", "--results", str(tmp_path)]

@@ -10,16 +10,14 @@ from typer.testing import CliRunner
 
 from benchmarks import __main__ as cli
 from benchmarks import methods
-from benchmarks.cost.updates import cases, curves, measure, report, resident, sizes
-from benchmarks.cost.updates.child import Job
-from benchmarks.cost.updates.child import measure as measure_job
-from benchmarks.harness import strict_json
+from benchmarks.cost import resident, updates, updates_report
+from benchmarks.harness import outline, strict_json
 from benchmarks.harness.registry import Preset, Settings
 from benchmarks.harness.store import ResultStore
 
-LINES = {line.name: line for line in cases.lines()}
-SMALL = sizes.SIZES[Preset.SMOKE]
-JOB = Job("maml", 3, 2, 4, 1, 16.0, 30.0, "cpu")
+LINES = {line.name: line for line in updates.lines()}
+SMALL = updates.SIZES[Preset.SMOKE]
+TINY = replace(SMALL, tasks=2, shots=4, repeats=1, memory_gib=16.0, seconds=30.0)
 
 
 def call(*arguments):
@@ -41,9 +39,9 @@ def smoke(tmp_path_factory):
 @pytest.mark.parametrize("name", ["higher", "torchopt"])
 def test_every_exact_maml_gives_the_same_gradient(name, device):
     pytest.importorskip(name)
-    given = cases.inputs(2, 6, device, torch.float64)
-    expected = cases.update(LINES["maml"], 5, given).run()
-    update = cases.update(LINES[name], 5, given)
+    given = updates.inputs(2, 6, device, torch.float64)
+    expected = updates.make_update(LINES["maml"], 5, given).run()
+    update = updates.make_update(LINES[name], 5, given)
     for _ in range(2):  # a second run starts anew
         torch.testing.assert_close(update.run(), expected, rtol=1e-9, atol=1e-12)
 
@@ -54,12 +52,12 @@ def test_every_method_has_a_line_and_two_are_compiled_as_well():
     }  # fmt: skip
     compiled = {line.method for line in LINES.values() if line.compile == "inductor"}
     assert compiled == {"a-maml", "maml"}
-    for preset in sizes.SIZES.values():
+    for preset in updates.SIZES.values():
         assert set(preset.lines or ()) <= set(LINES)
 
 
 def test_a_job_gives_seconds_and_memory():
-    found = measure_job(JOB)
+    found = updates.measure("maml", 3, TINY, "cpu")
     assert found["outcome"] == ""
     assert found["seconds"] > 0
     assert found["live_bytes"] > 3 * 2 * 1185 * 4  # three states of two tasks
@@ -70,35 +68,39 @@ def test_a_job_gives_seconds_and_memory():
 @pytest.mark.slow
 def test_a_job_that_needs_too_much_memory_does_not_fit():
     """In a process of its own, since this one may have freed as much before."""
-    found = measure.run_child(replace(JOB, shots=100_000, memory_gib=0.01))
+    found = updates_report.run_child(
+        updates.measure, "maml", 3, replace(TINY, shots=100_000, memory_gib=0.01), "cpu", limit=90.0
+    )
     assert found == {"outcome": "did not fit", "message": "more than 0.01 GiB"}
 
 
 @pytest.mark.slow
 def test_a_process_of_its_own_measures_the_same():
-    found = measure.run_child(replace(JOB, line="fomaml"))
+    found = updates_report.run_child(updates.measure, "fomaml", 3, TINY, "cpu", limit=90.0)
     assert found["outcome"] == ""
-    assert found["live_bytes"] < measure_job(JOB)["live_bytes"]
+    assert found["live_bytes"] < updates.measure("maml", 3, TINY, "cpu")["live_bytes"]
 
 
 def test_more_steps_are_not_tried_after_a_failure(tmp_path, monkeypatch):
-    monkeypatch.setattr(measure, "run_child", lambda _: pytest.fail("tried"))
+    monkeypatch.setattr(updates_report, "run_child", lambda *_, **__: pytest.fail("tried"))
     settings = Settings(Preset.SMOKE, ResultStore(tmp_path), None, torch.device("cpu"))
-    failed = {"outcome": "did not fit", "message": ""}
-    found = measure._compute(LINES["maml"], 4, settings, SMALL, lambda _: failed)
-    assert found == {"outcome": "not tried", "message": "1 steps did not fit"}
+    sizes = replace(SMALL, lines=("maml",), steps=(1, 4, 9))
+    first, *larger = updates_report.cells(settings, sizes)[:3]
+    cells = [replace(first, compute=lambda: {"outcome": "did not fit"}), *larger]
+    _, second, third = outline.run_cells("", cells, settings.store, "", "").values()
+    assert second == third == {"outcome": "not tried", "message": "1 steps did not fit"}
 
 
 def test_linear_growth_is_told_from_exponential_growth():
     steps = [1, 10, 50, 200, 1000]
-    linear = curves.growth(steps, [1e6 + 5e3 * n for n in steps])
+    linear = updates_report.growth(steps, [1e6 + 5e3 * n for n in steps])
     assert linear.per_step == pytest.approx(5e3)
     assert linear.start == pytest.approx(1e6)
     assert linear.misfit < 1e-9
     assert linear.power == pytest.approx(1)
-    exponential = curves.growth(steps, [1e6 * 1.01**n for n in steps])
+    exponential = updates_report.growth(steps, [1e6 * 1.01**n for n in steps])
     assert exponential.misfit > 0.5
-    assert curves.growth([5], [1.0]) is None
+    assert updates_report.growth([5], [1.0]) is None
 
 
 @pytest.mark.slow
@@ -122,15 +124,15 @@ def test_the_report_of_a_smoke_run_has_every_table(smoke):
 
 @pytest.mark.slow
 def test_a_second_run_computes_nothing(smoke, monkeypatch):
-    monkeypatch.setattr(measure, "run_child", lambda _: pytest.fail("computed again"))
+    monkeypatch.setattr(updates_report, "run_child", lambda *_, **__: pytest.fail("computed again"))
     assert call("--results", str(smoke.parent)).exit_code == 0
 
 
 def test_missing_packages_are_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(cases, "find_spec", lambda _: None)
+    monkeypatch.setattr(updates, "find_spec", lambda _: None)
     monkeypatch.setattr(resident, "cells", lambda *_: [])
     settings = Settings(Preset.SMOKE, ResultStore(tmp_path), None, torch.device("cpu"))
-    report.run(settings)
+    updates_report.run(settings)
     text = (tmp_path / "report.md").read_text()
     assert "| higher (MAML) | not installed | not installed |" in text
     assert "higher (MAML): the package is not installed" in text

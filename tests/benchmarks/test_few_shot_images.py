@@ -11,20 +11,24 @@ from typer.testing import CliRunner
 
 import odeopt
 from benchmarks import __main__ as command
-from benchmarks import methods
-from benchmarks.few_shot_images import cells, costs, data, published, report, sections, sizes
-from benchmarks.few_shot_images.protocols import (
+from benchmarks import budget, meta_training, methods
+from benchmarks.few_shot_images import cells, report, sizes
+from benchmarks.few_shot_images.sizes import (
     BUDGET,
     MADE_UP,
     MINI_IMAGENET,
     OMNIGLOT,
     PAPERS,
+    SIZES,
+    Contender,
+    Length,
+    Setting,
 )
-from benchmarks.few_shot_images.sizes import SIZES, Contender, Length, Setting
 from benchmarks.harness import strict_json
 from benchmarks.harness.registry import Preset, Settings
 from benchmarks.harness.store import ResultStore
-from benchmarks.problems.feed import Feed
+from benchmarks.problems import published
+from benchmarks.problems.few_shot import Feed
 from odeopt.outer.run_folder import CHECKPOINT
 from odeopt.outer.storage import Checkpoint
 
@@ -134,7 +138,7 @@ def test_a_finished_run_is_not_made_again(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_training_ends_at_the_first_update_at_which_the_budget_is_spent(tmp_path):
     training = compute(tmp_path, small("maml", 90.0))["training"]
-    each = costs.of_update("maml", odeopt.Stats(gradient_evaluations=5, hvps=5), 1.0)
+    each = budget.of_update("maml", odeopt.Stats(gradient_evaluations=5, hvps=5), 1.0)
     assert each == 5 + 3 * 5 + 1
     assert training["updates"] == math.ceil(90 / each)
     assert training["spent"] == training["updates"] * each
@@ -147,9 +151,9 @@ def test_training_ends_at_the_first_update_at_which_the_budget_is_spent(tmp_path
 
 def test_what_an_update_costs():
     stats = odeopt.Stats(gradient_evaluations=4, hvps=2)
-    assert costs.of_update("a-maml", stats, 15.0) == 4 + 6 + 15
-    assert costs.of_update("reptile", odeopt.Stats(gradient_evaluations=4), 2.0) == 12
-    assert costs.of_update("comln", stats, 1.0) == pytest.approx(7 / 3)
+    assert budget.of_update("a-maml", stats, 15.0) == 4 + 6 + 15
+    assert budget.of_update("reptile", odeopt.Stats(gradient_evaluations=4), 2.0) == 12
+    assert budget.of_update("comln", stats, 1.0) == pytest.approx(7 / 3)
 
 
 def test_protocols_are_kept_apart():
@@ -204,7 +208,7 @@ def test_one_task_alone_is_adapted_as_among_others(tmp_path):
     settings = Settings(Preset.SMOKE, ResultStore(tmp_path), None, torch.device("cpu"))
     params = cells.initial(settings, setting)
     adapt = cells._descent(setting, Contender("maml"), small())
-    batch = Feed(data.Tasks(setting, None).test(3), settings.device, torch.float64)(0)
+    batch = Feed(sizes.Tasks(setting, None).test(3), settings.device, torch.float64)(0)
     params = {name: leaf.double() for name, leaf in params.items()}
     together = adapt(params, batch.train, None)
     for task in range(3):
@@ -214,21 +218,21 @@ def test_one_task_alone_is_adapted_as_among_others(tmp_path):
 
 
 def test_intervals():
-    mean, half_width = sections.interval([0.0, 1.0] * 50)
+    mean, half_width = report.interval([0.0, 1.0] * 50)
     assert mean == 50
     assert half_width == pytest.approx(100 * 1.96 * 0.5 / 10)
-    assert sections.spread([1.0, 1.0]) == "100.00 ± 0.00"
+    assert report.spread([1.0, 1.0]) == "100.00 ± 0.00"
 
 
 def test_the_published_table():
-    omniglot = published.column(OMNIGLOT, 20, 1)
+    omniglot = published.pictures_column(OMNIGLOT, 20, 1)
     assert str(omniglot["a-maml T=1"]) == "96.79 ± 0.34"
     assert {n.origin for k, n in omniglot.items() if "a-maml" not in k} == {published.COPIED}
-    mini = published.column(MINI_IMAGENET, 5, 1)
+    mini = published.pictures_column(MINI_IMAGENET, 5, 1)
     assert published.beside("reptile", mini) == "49.97 ± 0.32"
     assert published.beside("a-maml", mini) == "49.43 ± 1.64"
     assert published.beside("anil", mini) == ""
-    assert published.column(OMNIGLOT, 5, 1) == {}
+    assert published.pictures_column(OMNIGLOT, 5, 1) == {}
 
 
 def test_an_update_that_fails_ends_the_run_with_its_reason(tmp_path, monkeypatch):
@@ -241,7 +245,5 @@ def test_an_update_that_fails_ends_the_run_with_its_reason(tmp_path, monkeypatch
     assert cell["training"]["updates"] == 0
     assert cell["training"]["stopped"] == "update 0: StabilityError: too long a step"
     assert len(cell["accuracy"]) == 4
-    results = {report.cells.key(few.settings[0], "maml"): cell}
-    assert "too long a step" in sections._stopped(
-        results, few.settings[0], [few.settings[0].contenders[0]]
-    )
+    ended = meta_training.ended_early({"MAML": cell["training"]["stopped"], "Reptile": ""})
+    assert ended == "Runs that ended early:\n\n- MAML: update 0: StabilityError: too long a step"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.harness import memory
+from benchmarks.harness import costs
 from odeopt import GradientFlow, ODEOptimizer, TimeGrid
 
 MEGA = 1_000_000
@@ -27,13 +27,13 @@ def two_at_a_time(device):
 
 
 def test_the_peak_of_a_known_computation(device):
-    peak = memory.peak_live_bytes(lambda: two_at_a_time(device), device)
+    peak = costs.peak_live_bytes(lambda: two_at_a_time(device), device)
     assert 8 * MEGA <= peak < 8 * MEGA + 4096
 
 
 def test_what_was_there_before_is_not_counted(device):
     there = torch.zeros(MEGA, dtype=torch.float64, device=device)
-    peak = memory.peak_live_bytes(lambda: there[: MEGA // 2] + 1, device)
+    peak = costs.peak_live_bytes(lambda: there[: MEGA // 2] + 1, device)
     assert 4 * MEGA <= peak < 4 * MEGA + 4096
 
 
@@ -42,7 +42,7 @@ def test_memory_freed_in_between_is_not_counted_twice(device):
         for _ in range(5):
             torch.zeros(MEGA, dtype=torch.float32, device=device)
 
-    peak = memory.peak_live_bytes(one_at_a_time, device)
+    peak = costs.peak_live_bytes(one_at_a_time, device)
     assert 4 * MEGA <= peak < 4 * MEGA + 4096
 
 
@@ -54,7 +54,7 @@ def test_exact_adjoints_keep_one_state_per_step(device):
 
     def peak(steps):
         grid = TimeGrid.from_lr(0.01, steps)
-        return memory.peak_live_bytes(lambda: call(u, b, grid, b), device)
+        return costs.peak_live_bytes(lambda: call(u, b, grid, b), device)
 
     per_step = (peak(60) - peak(20)) / 40
     assert per_step == pytest.approx(8 * size, rel=0.05)
@@ -78,8 +78,8 @@ def test_the_outer_loss_needs_the_memory_of_its_own_backward_pass(device):
         leaf = u.clone().requires_grad_()
         return torch.autograd.grad(outer(leaf, examples), leaf)
 
-    solve = memory.peak_live_bytes(lambda: call(u, None, grid, examples), device)
-    assert solve <= 1.1 * memory.peak_live_bytes(alone, device)
+    solve = costs.peak_live_bytes(lambda: call(u, None, grid, examples), device)
+    assert solve <= 1.1 * costs.peak_live_bytes(alone, device)
 
 
 def test_operators_are_recorded_again_after_an_error():
@@ -87,7 +87,7 @@ def test_operators_are_recorded_again_after_an_error():
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        memory.peak_live_bytes(fail, torch.device("cpu"))
+        costs.peak_live_bytes(fail, torch.device("cpu"))
     with torch.autograd.profiler.profile() as recorded:
         torch.ones(3).exp()
     assert any("exp" in event.name for event in recorded.function_events)
@@ -95,12 +95,12 @@ def test_operators_are_recorded_again_after_an_error():
 
 RESIDENT = f"""
 import torch
-from benchmarks.harness import memory
-peak = memory.ResidentPeak()
+from benchmarks.harness import costs
+peak = costs.ResidentPeak()
 before = peak.bytes()
 filled = torch.ones(16 * {MEGA}, dtype=torch.float32)
 del filled
-print(peak.bytes() - before, memory.ResidentPeak().bytes())
+print(peak.bytes() - before, costs.ResidentPeak().bytes())
 """
 """Run in a process of its own: in an old one, memory may be resident already."""
 
@@ -118,20 +118,20 @@ def test_resident_memory_grows_with_what_is_touched_and_stays_a_peak():
 @linux
 def test_more_than_the_limit_cannot_be_had_and_the_limit_is_lifted_again():
     cpu = torch.device("cpu")
-    with pytest.raises(RuntimeError) as caught, memory.at_most(64 * MEGA, cpu):
+    with pytest.raises(RuntimeError) as caught, costs.at_most(64 * MEGA, cpu):
         torch.ones(256 * MEGA, dtype=torch.float32)
-    assert memory.is_out_of_memory(caught.value)
+    assert costs.is_out_of_memory(caught.value)
     assert torch.ones(256 * MEGA, dtype=torch.uint8).numel() == 256 * MEGA
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory():
-    assert memory.is_out_of_memory(MemoryError())
-    assert not memory.is_out_of_memory(RuntimeError("shapes differ"))
-    assert not memory.is_out_of_memory(ValueError("bad_alloc"))
+    assert costs.is_out_of_memory(MemoryError())
+    assert not costs.is_out_of_memory(RuntimeError("shapes differ"))
+    assert not costs.is_out_of_memory(ValueError("bad_alloc"))
 
 
 def test_the_peak_of_a_run_in_several_records():
-    peak, kept = memory.LivePeak(ticks=3), []
+    peak, kept = costs.LivePeak(ticks=3), []
     with peak:
         for _ in range(10):
             kept.append(torch.zeros(MEGA // 10, dtype=torch.float32))

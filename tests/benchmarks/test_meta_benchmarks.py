@@ -15,13 +15,15 @@ from typer.testing import CliRunner
 import odeopt
 from benchmarks import __main__ as command
 from benchmarks import meta_training, methods
-from benchmarks.harness import paired, strict_json
+from benchmarks.comparison import LEVEL, p_value_above
+from benchmarks.harness import strict_json
 from benchmarks.harness.registry import Preset
-from benchmarks.methods import Inner, Problem
-from benchmarks.problems import alpine, digits, losses, models
-from benchmarks.problems.episodes import FUNCTIONS, Regression
+from benchmarks.methods import Inner
+from benchmarks.problems import classification, models
+from benchmarks.problems.functions import ALPINE, FUNCTIONS, Regression
+from benchmarks.problems.models import Problem
 from benchmarks.regression import diagnosis
-from benchmarks.regression.sizes import SIZES, Setting
+from benchmarks.regression.cells import SIZES, Setting
 
 
 def run(*args):
@@ -111,8 +113,8 @@ def test_every_registered_method_is_in_the_benchmarks():
 
 @pytest.mark.parametrize("protocol", ["code", "text"])
 def test_alpine_functions(protocol):
-    draws = [alpine.draw_function(protocol, torch.Generator().manual_seed(s)) for s in range(200)]
-    phases = torch.stack([f.args[0] for f in draws])
+    draws = [ALPINE.draw(protocol, torch.Generator().manual_seed(s)) for s in range(200)]
+    phases = torch.stack([f.phases for f in draws])
     shifts = phases - (math.pi if protocol == "code" else 0)
     assert shifts.abs().max() < 5 * math.pi / 12
     assert shifts.abs().max() > 4 * math.pi / 12
@@ -123,7 +125,7 @@ def test_alpine_functions(protocol):
         for v, p in zip([2.0, -3.0], phases[0].tolist(), strict=True)
     )
     assert draws[0](x).item() == pytest.approx(by_hand, rel=1e-12)
-    task = alpine.tasks([0, 1], protocol, shots=7)
+    task = ALPINE.tasks([0, 1], protocol, shots=7)
     assert task.train.x.shape == (2, 7, 2)
     assert not torch.equal(task.train.x, task.validation.x)
 
@@ -160,14 +162,16 @@ def test_wrong_settings_of_the_protocol_are_refused():
 
 
 def test_digits_for_training_and_for_the_test_are_different_images():
-    train, test = (digits.task(3, part=part).train.x.flatten(1) for part in ("train", "test"))
-    whole = digits.images().x.flatten(1)
+    train, test = (
+        classification.task(3, part=part).train.x.flatten(1) for part in ("train", "test")
+    )
+    whole = classification.images().x.flatten(1)
     for batch, rows in ((train, whole[:1200]), (test, whole[1200:])):
         assert all((rows == image).all(1).any() for image in batch)
 
 
 def problem():
-    return Problem(models.mlp([2, 6, 1]), losses.half_mean_square)
+    return Problem(models.mlp([2, 6, 1]), models.half_mean_square)
 
 
 def test_adaptation_by_descent_and_by_adam():
@@ -199,7 +203,7 @@ def test_training_goes_on_from_its_checkpoint(tmp_path):
     data = Regression("alpine", "text", 8).train_batch(range(10))
     method = methods.build("maml", problem(), Inner(0.05, 3, 3))
     params = problem().model.init(0)
-    pool = meta_training.pool(data, 5, 0)
+    pool = odeopt.TaskPool(*data, 5, 0)
     whole = meta_training.train(method, params, pool, 4, tmp_path / "whole")
     meta_training.train(method, params, pool, 2, tmp_path / "parts")
     parts = meta_training.train(method, params, pool, 4, tmp_path / "parts")
@@ -214,6 +218,6 @@ def test_training_goes_on_from_its_checkpoint(tmp_path):
 @given(st.lists(st.floats(-1, 1), min_size=8, max_size=20, unique=True))
 def test_the_paired_test_sees_a_shift(values):
     shifted = [value + 3 for value in values]
-    assert paired.p_value_above(shifted, values) < paired.LEVEL
-    assert paired.p_value_above(values, shifted) > 1 - paired.LEVEL
-    assert paired.p_value_above(values, values) == 1.0
+    assert p_value_above(shifted, values) < LEVEL
+    assert p_value_above(values, shifted) > 1 - LEVEL
+    assert p_value_above(values, values) == 1.0

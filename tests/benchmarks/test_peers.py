@@ -10,18 +10,18 @@ import odeopt
 from benchmarks import __main__ as cli
 from benchmarks.harness import processes, strict_json
 from benchmarks.harness.registry import Preset
-from benchmarks.peers import apart, by_hand, child, ours, problems, stiff, targets, together
 from benchmarks.peers import contenders as c
+from benchmarks.peers import measure, problems, stiff
 from benchmarks.peers.contenders import CONTENDERS
-from benchmarks.peers.runner import MAP, Contender, Outcome, Runner
+from benchmarks.peers.measure import Aim
+from benchmarks.peers.problems import MAP, Contender, Outcome, Runner
 from benchmarks.peers.sizes import SIZES, Limits, Point
-from benchmarks.peers.targets import Aim, Targets
 from odeopt.testing import relative_error
 
 COMPILED = {
-    c.OURS: ours.descent(compile="trace"),
-    c.BINOMIAL: ours.descent(ours.binomial, compile="trace"),
-    c.DENSITY: ours.descent(ours.density, compile="trace"),
+    c.OURS: c.descent(compile="trace"),
+    c.BINOMIAL: c.descent(c.binomial, compile="trace"),
+    c.DENSITY: c.descent(c.density, compile="trace"),
 }
 """Exact contenders that are compiled, here recorded only."""
 
@@ -45,7 +45,7 @@ def refuse(setup, setting):
 
 
 def made(name, setup, monkeypatch):
-    monkeypatch.setattr(by_hand, "compiled", recorded)
+    monkeypatch.setattr(c, "compiled", recorded)
     return COMPILED.get(name, CONTENDERS[name].make)(setup, None)
 
 
@@ -54,7 +54,7 @@ def made(name, setup, monkeypatch):
 def test_exact_contenders_give_the_gradient_of_unrolled_autograd(name, monkeypatch, device):
     pytest.importorskip(CONTENDERS[name].package)
     setup = setup_of("mlp", 2, 5, device)
-    expected = by_hand.unrolled(setup, None).run(5).gradient
+    expected = c.unrolled(setup, None).run(5).gradient
     runner = made(name, setup, monkeypatch)
     runner.run(1)
     for _ in range(2):  # a second run starts anew
@@ -67,10 +67,11 @@ def test_the_other_problems_do_too(problem, monkeypatch, device):
     monkeypatch.setattr(problems, "FILTERS", 4)
     monkeypatch.setattr(problems, "WINDOWS", 2)
     setup = setup_of(problem, 1, 2, device)
-    expected = by_hand.unrolled(setup, None).run(2).gradient
+    expected = c.unrolled(setup, None).run(2).gradient
     assert torch.isfinite(expected).all()
-    names = [n for n in (c.HIGHER, c.TORCHOPT, c.VMAP_UNROLLED, c.EAGER) if CONTENDERS[n].installed]
-    for name in names:
+    for name in (c.HIGHER, c.TORCHOPT, c.VMAP_UNROLLED, c.EAGER):
+        if not CONTENDERS[name].installed:
+            continue
         runner = made(name, setup, monkeypatch)
         assert relative_error(runner.run(2).gradient, expected) < 1e-8
 
@@ -78,16 +79,16 @@ def test_the_other_problems_do_too(problem, monkeypatch, device):
 @pytest.mark.filterwarnings("ignore")
 def test_contenders_for_the_flow_approach_its_gradient(device):
     setup = setup_of("mlp", 2, 50, device)
-    found, own = targets.compute(setup)
+    found, own = measure.compute_targets(setup)
     assert own < 1e-6
-    flows = ours.flow(odeopt.DiscreteAdjoint, odeopt.RK4, None)
-    hermite = ours.flow(lambda: odeopt.ContinuousAdjoint(odeopt.RK4()), odeopt.RK4, None)
+    flows = c.flow(odeopt.DiscreteAdjoint, odeopt.RK4, None)
+    hermite = c.flow(lambda: odeopt.ContinuousAdjoint(odeopt.RK4()), odeopt.RK4, None)
     settings = [(flows, 8), (hermite, 8)]
     if CONTENDERS[c.TORCHDIFFEQ].installed:
         settings.append((CONTENDERS[c.TORCHDIFFEQ].make, 1e-6))
     for make, setting in settings:
         runner = make(setup, setting)
-        errors = Targets(found).errors(runner.run(runner.steps).gradient)
+        errors = measure.errors(found, runner.run(runner.steps).gradient)
         assert errors["B"] < 1e-4 < errors["A"]
 
 
@@ -103,8 +104,8 @@ def test_bare_kernels_are_called_as_often_as_there_are_steps_and_no_more(monkeyp
 
         return counted
 
-    monkeypatch.setattr(by_hand, "compiled", counting)
-    runner = by_hand.kernels(setup_of("mlp", 2, 7, device), None)
+    monkeypatch.setattr(c, "compiled", counting)
+    runner = c.kernels(setup_of("mlp", 2, 7, device), None)
     runner.run(7)
     assert calls == [4] * 7 + [5] * 7
 
@@ -112,7 +113,7 @@ def test_bare_kernels_are_called_as_often_as_there_are_steps_and_no_more(monkeyp
 def test_a_kernel_that_is_compiled_wrongly_is_refused(monkeypatch):
     monkeypatch.setattr(torch._inductor, "compile", lambda graph, inputs: lambda x: [x + 1e-3])
     with pytest.raises(RuntimeError, match="the compiled kernel is off by"):
-        by_hand.compiled(lambda x: 2 * x / 2, [torch.ones(3)])
+        c.compiled(lambda x: 2 * x / 2, [torch.ones(3)])
 
 
 def test_presets_name_contenders_that_there_are():
@@ -140,15 +141,15 @@ class Inside:
         pass
 
     def ask(self, function, job, request, limit):
-        assert function is child.answer
-        self._measured = self._measured or child.Measured(job)
+        assert function is measure.answer
+        self._measured = self._measured or measure.Subject(job)
         return self._measured.answer(request)
 
 
 @pytest.fixture
 def inside(monkeypatch):
     monkeypatch.setattr(processes, "Child", Inside)
-    monkeypatch.setattr(processes, "run", lambda function, job, limit: function(job))
+    monkeypatch.setattr(processes, "run", lambda function, *args, limit: function(*args))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -166,7 +167,7 @@ def test_the_report_of_a_smoke_run(inside, tmp_path, monkeypatch):
         assert found["outcome"] == ""
         assert found["errors"]["A"] < 1e-5 < found["errors"]["B"]
         assert found["live_bytes"] > 2 * 1185 * 4
-    monkeypatch.setattr(apart, "compute", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(measure, "compute", lambda *_: pytest.fail("computed again"))
     assert CliRunner().invoke(cli.app, arguments).exit_code == 0
 
 
@@ -179,28 +180,26 @@ def test_who_fails_or_is_slow_or_missing_is_said_and_the_others_go_on(inside, mo
     monkeypatch.setitem(CONTENDERS, "quick", Contender("quick", "", MAP, fine))
     monkeypatch.setitem(CONTENDERS, "gone", Contender("gone", "", MAP, fine, "", "no_package"))
     point = Point("mlp", 2, 1, ("failing", "quick", "gone"))
-    found = apart.compute(point, Limits(3, 10.0, 9.0, 8.0), "cpu", "")["contenders"]
+    found = measure.compute(point, Limits(3, 10.0, 9.0, 8.0), "cpu", "")["contenders"]
     assert found["failing"] == {"outcome": "NotImplementedError", "message": "not here"}
     assert found["gone"]["outcome"] == "not installed"
     assert len(found["quick"]["seconds"]) == 3
-    found = apart.compute(point, Limits(3, 0.0, 9.0, 8.0), "cpu", "")["contenders"]
+    found = measure.compute(point, Limits(3, 0.0, 9.0, 8.0), "cpu", "")["contenders"]
     assert len(found["quick"]["seconds"]) == 1
 
 
 def test_contenders_in_one_process_are_timed_in_turn(monkeypatch, device):
     monkeypatch.setitem(CONTENDERS, "failing", Contender("failing", "", MAP, refuse))
     entries = ((c.EAGER, None), ("failing", None), (c.UNROLLED, 2))
-    found = together.measure(together.Job(entries, Aim("mlp", 1, 4, str(device)), "float64", 3))[
-        "entries"
-    ]
+    aim = Aim("mlp", 1, 4, str(device))
+    found = measure.measure_together(entries, aim, "float64", 3)["entries"]
     assert [len(entry["seconds"]) for entry in found] == [3, 0, 3]
     assert found[0]["errors"]["A"] < 1e-8 < found[2]["errors"]["A"]  # the last in two steps
     assert found[1]["outcome"] == "NotImplementedError"
 
 
 def test_a_long_horizon_has_a_radius_and_two_solvers(device):
-    job = stiff.Job(8.0, (1e-2, 1e-3), str(device), None)
-    found = stiff.measure(job)
+    found = stiff.measure(8.0, (1e-2, 1e-3), str(device), None)
     assert found["stiffness"] == 8.0 * found["radius"] > 20
     assert found["reference_error"] < 1e-3
     assert found["descent"]["stored_states"] == found["descent"]["steps"]

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.harness.registry import Preset
-from benchmarks.peers import ahead, criteria, sections
 from benchmarks.peers import contenders as c
+from benchmarks.peers import criteria, report
 from benchmarks.peers.sizes import SIZES, Point, Stiff
 
 KEYS = {dtype: Point("mlp", 500, 5, dtype=dtype).key for dtype in ("float32", "float64")}
@@ -89,7 +89,7 @@ def test_what_was_not_measured_is_not_judged():
 
 
 def test_verdicts_stand_in_the_report_with_their_numbers():
-    text = sections.claims(cells(single={c.TORCHOPT: cell(0.9), c.KERNELS: cell(0.05)}))
+    text = report.claims(cells(single={c.TORCHOPT: cell(0.9), c.KERNELS: cell(0.05)}))
     assert (
         "| **not met** | 10.0 times higher, 9.0 times TorchOpt"
         " (the bare kernels: 20.0 times higher, 18.0 times TorchOpt) |"
@@ -103,7 +103,7 @@ def test_a_peer_that_is_ahead_is_named():
         c.OURS: cell(1.0, 1000), c.BINOMIAL: cell(2.0, 100), c.HIGHER: cell(0.5, 200),
         c.UNROLLED: cell(3.0, 50), c.TORCHOPT: {"outcome": "failed", "message": ""},
     }  # fmt: skip
-    assert ahead.sentences(found) == [
+    assert criteria.ahead(found) == [
         "higher is ahead in seconds: 0.50 of odeopt, every state",
         "unrolled autograd is ahead in peak memory: 0.50 of odeopt, Binomial",
     ]
@@ -111,15 +111,15 @@ def test_a_peer_that_is_ahead_is_named():
 
 def test_an_approximation_is_compared_with_what_is_as_accurate():
     found = {c.RK4: cell(1.0, flow=1e-3), c.TORCHDIFFEQ: cell(0.5, flow=1e-2)}
-    assert len(ahead.sentences(found)) == 1
-    assert ahead.sentences(found | {c.TORCHDIFFEQ: cell(2.0, 1001, flow=1e-2)}) == []
-    (text,) = ahead.sentences(found | {c.TORCHDIFFEQ: cell(2.0, flow=1e-4)})
+    assert len(criteria.ahead(found)) == 1
+    assert criteria.ahead(found | {c.TORCHDIFFEQ: cell(2.0, 1001, flow=1e-2)}) == []
+    (text,) = criteria.ahead(found | {c.TORCHDIFFEQ: cell(2.0, flow=1e-4)})
     assert "none of odeopt's configurations measured here is as accurate" in text
 
 
 def test_missing_numbers_are_listed_with_their_reasons():
     late = {"outcome": "did not finish", "message": "more than 9 seconds"}
-    text = sections.missing({
+    text = report.missing({
         "a point": {"contenders": {c.HIGHER: late, c.OURS: cell(1.0)}},
         "precision": {"outcome": "", "entries": [
             {"contender": c.TORCHDIFFEQ, "setting": 1e-4, "outcome": "AssertionError",
@@ -139,7 +139,7 @@ def test_the_other_tables_show_failures_too():
     for entry in [own["descent"], *own["stabilised"]]:
         entry |= {"rtol": 1e-2, "seconds": 1.0}
     sizes = replace(SIZES[Preset.QUICK], stiff=(Stiff(3.0, ()),), overhead=(500,))
-    text = sections.stiff({"stiff T=3": own}, sizes)
+    text = report.long_horizons({"stiff T=3": own}, sizes)
     assert "| StabilizedRK, rtol = 0.01 | DivergenceError |" in text
     late = {"outcome": "did not finish", "message": "more than 9 seconds"}
-    assert "did not finish" in sections.overhead({"overhead steps=500": late}, sizes)
+    assert "did not finish" in report.overhead({"overhead steps=500": late}, sizes)

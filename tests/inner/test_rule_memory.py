@@ -3,7 +3,7 @@
 import torch
 
 import odeopt
-from benchmarks.harness.memory import peak_live_bytes
+from benchmarks.harness.costs import peak_live_bytes
 
 WIDTH, EXAMPLES = 64, 4096
 

@@ -1,1 +1,0 @@
-"""Ten synthetic images that a network can be trained on in place of a thousand real ones."""

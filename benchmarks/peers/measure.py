@@ -1,0 +1,275 @@
+"""One point: every contender in a process of its own, or several in one.
+
+A process of one contender is asked in this order: "first", for a warm-up with one step (which loads
+libraries and compiles) and the first run, during which the growth of resident memory is read;
+"time", for one more timed run, as often as wanted; "memory", for a run in which allocations are
+recorded.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import odeopt
+from benchmarks.comparison import distance
+from benchmarks.harness import costs, processes
+from benchmarks.harness.costs import once
+from benchmarks.peers import contenders, problems
+from benchmarks.peers.contenders import CONTENDERS
+from benchmarks.peers.problems import FLOW, MAP, Outcome, Runner, Setup
+from benchmarks.peers.sizes import Limits, Point
+
+TRACED = 200
+"""RK4 steps from which tracing the kernels of the reference pays."""
+
+MOST_STATES = 20_000
+"""That the reference keeps."""
+
+
+@dataclass(frozen=True)
+class Aim:
+    """A point at which gradients are computed."""
+
+    problem: str  # a key of `problems.PROBLEMS`
+    tasks: int  # how many
+    steps: int  # of gradient descent
+    device: str  # where to compute
+
+    def setup(self, dtype: torch.dtype) -> Setup:
+        """The problem and its horizon."""
+        problem = problems.make(self.problem, self.tasks).to(torch.device(self.device), dtype)
+        return Setup(problem, self.steps * problem.lr, self.steps)
+
+
+Targets = dict[str, Tensor]
+"""The gradients that contenders are compared with, in float64: `MAP`'s and `FLOW`'s."""
+
+
+def errors(targets: Targets, gradient: Tensor) -> dict[str, float]:
+    """The relative error to each target."""
+    own = gradient.detach().double().cpu()
+    return {name: distance(own, target) for name, target in targets.items()}
+
+
+def compute_targets(setup: Setup) -> tuple[Targets, float]:
+    """Both targets of a setup in float64, and the error of that of the flow.
+
+    The map's is the hand-written adjoint loop; the flow's is RK4 with its exact adjoint, with the
+    error of order 4 that half the steps tell.
+    """
+    exact = contenders.vmap_adjoint(setup, None)
+    steps = 2 * max(1, round(setup.t1 / setup.problem.reference_step / 2))
+    fine, coarse = flow(setup, (steps, steps // 2), "trace" if steps >= TRACED else None)
+    targets = {MAP: exact.run(exact.steps).gradient.cpu(), FLOW: fine.cpu()}
+    return targets, distance(coarse, fine) / 15
+
+
+def flow(setup: Setup, counts: Sequence[int], compile: str | None) -> list[Tensor]:
+    """The gradient of the flow by RK4, once for each number of steps."""
+    problem = setup.problem
+    opt = odeopt.ODEOptimizer(
+        odeopt.GradientFlow(problem.loss), odeopt.RK4(),
+        checkpoints=odeopt.Binomial(min(max(counts), MOST_STATES)), compile=compile,
+    )  # fmt: skip
+    call = opt.value_and_grad(problem.loss, tasks=True)
+    layout = problem.raveled()[1]
+
+    def gradient(steps: int) -> Tensor:
+        grid = odeopt.TimeGrid.uniform(setup.t1, steps)
+        result = call(problem.params, problem.tasks.train, grid, problem.tasks.validation)
+        return layout.flatten(result.grads.params, "gradient")
+
+    return [gradient(steps) for steps in counts]
+
+
+def write_targets(aim: Aim, path: str) -> dict[str, Any]:
+    """Write the targets of a point into a file."""
+    targets, own = compute_targets(aim.setup(torch.float64))
+    torch.save(targets, path)
+    return {"reference_error": own}
+
+
+FIRST, TIME, MEMORY = "first", "time", "memory"
+
+
+class Job(NamedTuple):
+    """What a process measures."""
+
+    contender: str  # a key of `CONTENDERS`
+    aim: Aim  # the point
+    dtype: str  # "float32" or "float64"
+    targets: str  # the file with the targets
+    memory_gib: float  # memory beyond what is in use after the warm-up
+
+
+class Subject:
+    """Answers requests about one contender."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._device = torch.device(job.aim.device)
+        self._runner: Runner | None = None
+
+    def answer(self, request: str) -> dict[str, Any]:
+        """The numbers with `outcome` "", or `outcome` and `message`."""
+        ways = {FIRST: self._first, TIME: self._time, MEMORY: self._memory}
+        try:
+            return processes.guarded(ways[request], self._job.memory_gib)
+        except Exception as error:  # whatever a package does not support
+            reason = (str(error).strip().splitlines() or [""])[0]
+            return {"outcome": type(error).__name__, "message": reason[:200]}
+
+    def _first(self) -> dict[str, Any]:
+        begin = perf_counter()
+        setup = self._job.aim.setup(getattr(torch, self._job.dtype))
+        self._runner = CONTENDERS[self._job.contender].make(setup, None)
+        self._runner.run(1)
+        prepared = perf_counter() - begin
+        gc.collect()
+        outcomes: list[Outcome] = []
+        peak = costs.ResidentPeak()
+        with costs.at_most(int(self._job.memory_gib * costs.GIB), self._device):
+            seconds = once(lambda: outcomes.append(self._run()), self._device)
+        resident = peak.bytes() if self._device.type == "cpu" else None
+        targets = torch.load(self._job.targets, weights_only=True)
+        return {
+            "prepare_seconds": prepared, "seconds": seconds, "resident_bytes": resident,
+            "errors": errors(targets, outcomes[0].gradient), "steps": self._runner.steps,
+            **outcomes[0].counts,
+        }  # fmt: skip
+
+    def _time(self) -> dict[str, Any]:
+        gc.collect()
+        return {"seconds": once(self._run, self._device)}
+
+    def _memory(self) -> dict[str, Any]:
+        return {"live_bytes": costs.peak_live_bytes(self._run, self._device)}
+
+    def _run(self) -> Outcome:
+        assert self._runner is not None, "it was asked for the first run first"
+        return self._runner.run(self._runner.steps)
+
+
+_OPEN: list[Subject] = []
+"""The one of this process."""
+
+
+def answer(job: Job, request: str) -> dict[str, Any]:
+    """The answer to a request about a job, which is the same each time."""
+    if not _OPEN:
+        _OPEN.append(Subject(job))
+    return _OPEN[0].answer(request)
+
+
+def measure_together(
+    entries: Sequence[tuple[str, float | None]], aim: Aim, dtype: str, rounds: int
+) -> dict[str, Any]:
+    """Several contenders in one process, in turn.
+
+    Args:
+        entries: Keys of `CONTENDERS`, each with its setting or None.
+        aim: The point.
+        dtype: "float32" or "float64".
+        rounds: Timed runs of each.
+
+    Returns:
+        For each entry that is installed its seconds, one per round, its errors and counts.
+    """
+    targets, own = compute_targets(aim.setup(torch.float64))
+    setup = aim.setup(getattr(torch, dtype))
+    cells: list[dict[str, Any]] = []
+    ready: list[tuple[dict[str, Any], Runner]] = []
+    for name, setting in entries:
+        if not CONTENDERS[name].installed:
+            continue
+        cell: dict[str, Any] = {"contender": name, "setting": setting, "outcome": "", "seconds": []}
+        cells.append(cell)
+        begin = perf_counter()
+        try:
+            runner = CONTENDERS[name].make(setup, setting)
+            runner.run(1)
+            cell["prepare_seconds"] = perf_counter() - begin
+            outcome = runner.run(runner.steps)  # not timed
+        except Exception as error:  # whatever a package does not support
+            cell |= {"outcome": type(error).__name__, "message": str(error)[:200]}
+            continue
+        cell |= {"errors": errors(targets, outcome.gradient), **outcome.counts}
+        ready.append((cell, runner))
+    for _ in range(rounds):
+        for cell, runner in ready:
+            gc.collect()
+            seconds = once(lambda own=runner: own.run(own.steps), setup.problem.device)
+            cell["seconds"].append(seconds)
+    return {"outcome": "", "entries": cells, "reference_error": own}
+
+
+NOT_INSTALLED = {"outcome": "not installed", "message": "its package is missing"}
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
+
+Ask = Callable[[str], dict[str, Any]]
+"""Puts a request to a process and waits for the answer."""
+
+
+def compute(point: Point, limits: Limits, device: str, cache: str) -> dict[str, Any]:
+    """Seconds, memory and errors of every contender of a point.
+
+    Compiled kernels are kept in the folder `cache` for later processes.
+
+    Returns:
+        "contenders": for each an `outcome`, "" where there are numbers, and these: `seconds`, of
+        all rounds, or of the first run where that took too long; and what `Subject` answers.
+    """
+    with TemporaryDirectory() as folder, ExitStack() as running:
+        path = str(Path(folder) / "targets.pt")
+        aim = Aim(point.problem, point.tasks, point.steps, device)
+        own = processes.run(write_targets, aim, path, limit=limits.start)
+        if own.get("outcome"):
+            return {"contenders": dict.fromkeys(point.contenders, own), "reference_error": None}
+        cells: dict[str, dict[str, Any]] = {}
+        alive: dict[str, Ask] = {}
+        for name in point.contenders:
+            if not CONTENDERS[name].installed:
+                cells[name] = NOT_INSTALLED
+                continue
+            job = Job(name, aim, point.dtype, path, limits.memory_gib)
+            process = running.enter_context(processes.Child({CACHE: cache}))
+            ask = partial(process.ask, answer, job, limit=limits.start)
+            cells[name] = ask(FIRST)
+            if not cells[name]["outcome"]:
+                alive[name] = ask
+        _rounds(cells, alive, limits)
+        return {"contenders": cells, **own}
+
+
+def _rounds(cells: dict[str, dict[str, Any]], alive: dict[str, Ask], limits: Limits) -> None:
+    first = {name: cells[name]["seconds"] for name in alive}
+    seconds: dict[str, list[float]] = {name: [] for name in alive}
+    for number in range(1, limits.rounds + 1):
+        for name, ask in alive.items():
+            if number * first[name] >= limits.seconds:
+                continue
+            timed = ask(TIME)
+            if timed["outcome"]:
+                cells[name] |= timed
+            else:
+                seconds[name].append(timed["seconds"])
+    for name, ask in alive.items():
+        if not cells[name]["outcome"]:
+            cells[name] |= ask(MEMORY)
+        cells[name]["seconds"] = seconds[name] or [first[name]]
+
+
+def spread(seconds: Sequence[float]) -> str:
+    """The least and the greatest, where there are several."""
+    return f"{min(seconds):.3g} to {max(seconds):.3g}" if len(seconds) > 1 else "one run"
