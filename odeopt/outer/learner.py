@@ -18,8 +18,8 @@ from odeopt.inner.module import ModuleLoss, from_module
 from odeopt.outer.method import MetaGradient, Method, TaskBatch, TaskData, as_task_batch
 from odeopt.outer.metrics import Step
 from odeopt.outer.outer_loop import OuterGradient, OuterLoop, OuterObjective
-from odeopt.outer.spread import SpreadMethod
 from odeopt.outer.workers import Workers
+from odeopt.outer.workers.spreading import SpreadMethod
 from odeopt.registry import METHODS
 from odeopt.tools.keywords import keywords_of
 from odeopt.tools.types import Loss, PyTree

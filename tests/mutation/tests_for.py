@@ -183,7 +183,7 @@ _PARTS = {
         (
             "outer/inner_loop.py", "outer/keeper.py", "outer/learner.py", "outer/method.py",
             "outer/metrics.py", "outer/named.py", "outer/outer_loop.py", "outer/progress.py",
-            "outer/run_folder.py", "outer/spread.py", "outer/storage.py", "outer/task_pool.py",
+            "outer/run_folder.py", "outer/storage.py", "outer/task_pool.py",
         ),
         (
             "outer/test_arguments.py",
@@ -211,7 +211,7 @@ _PARTS = {
         },
     ),
     "merging": Part(
-        ("outer/workers/merging.py", "outer/workers/share.py"),
+        ("outer/workers/merging.py", "outer/workers/spreading.py"),
         ("outer/workers/test_one_worker.py", "outer/workers/test_workers.py"),
     ),
 }  # fmt: skip
