@@ -16,11 +16,11 @@ from odeopt.tools.types import PyTree
 
 def named_leaves(learned: Mapping[str, PyTree]) -> dict[str, Any]:
     """The leaves of all trees by name, e.g. `params['weight']`."""
-    found: dict[str, Any] = {}
-    for what, own in learned.items():
-        for path, leaf in zip(tree.paths(own), tree.leaves(own), strict=True):
-            found[what + path.removeprefix("<root>")] = leaf
-    return found
+    return {
+        what + path.removeprefix("<root>"): leaf
+        for what, own in learned.items()
+        for path, leaf in zip(tree.paths(own), tree.leaves(own), strict=True)
+    }
 
 
 def layout(leaves: Mapping[str, Any]) -> dict[str, str]:
@@ -49,8 +49,8 @@ class NamedOptimizer:
     def settings(self) -> dict[str, str]:
         """Its class, its options and its groups as text, by name; before its first step."""
         kind = type(self._optimizer)
-        pairs = zip(self._names(), self._optimizer.param_groups, strict=True)
-        groups = [(sorted(names), _without_params(group)) for names, group in pairs]
+        pairs = zip(self._names(), self.options(), strict=True)
+        groups = [(sorted(names), options) for names, options in pairs]
         options = {
             f"the outer optimizer's {name}": describe_leniently(value)
             for name, value in self._optimizer.defaults.items()
@@ -67,22 +67,22 @@ class NamedOptimizer:
 
     def state(self) -> dict[str, Any]:
         """Its memory and the options of the moment."""
-        found = self._optimizer.state_dict()
+        state = self._optimizer.state_dict()
         names = dict(enumerate(chain(*self._names())))
-        memory = {names.get(key, key): value for key, value in found["state"].items()}
-        groups = [_without_params(group) for group in found["param_groups"]]
-        return {**found, "state": memory, "param_groups": groups}
+        memory = {names.get(key, key): value for key, value in state["state"].items()}
+        groups = [_without_params(group) for group in state["param_groups"]]
+        return {**state, "state": memory, "param_groups": groups}
 
-    def load(self, found: Mapping[str, Any]) -> None:
+    def load(self, state: Mapping[str, Any]) -> None:
         """Take over what `state` gave."""
         places = {name: place for place, name in enumerate(chain(*self._names()))}
-        memory = {places.get(key, key): value for key, value in found["state"].items()}
+        memory = {places.get(key, key): value for key, value in state["state"].items()}
         own = self._optimizer.state_dict()["param_groups"]
         groups = [
             {**group, "params": mine["params"]}
-            for group, mine in zip(found["param_groups"], own, strict=True)
+            for group, mine in zip(state["param_groups"], own, strict=True)
         ]
-        self._optimizer.load_state_dict({**found, "state": memory, "param_groups": groups})
+        self._optimizer.load_state_dict({**state, "state": memory, "param_groups": groups})
 
     def _names(self) -> list[list[str]]:
         """The names in each group."""

@@ -25,8 +25,7 @@ from benchmarks.harness import strict_json
 from benchmarks.harness.registry import Preset, Settings
 from benchmarks.harness.store import ResultStore
 from benchmarks.problems.feed import Feed
-from odeopt.outer.run_folder import CHECKPOINT
-from odeopt.outer.storage import Checkpoint
+from odeopt.outer.run_folder import CHECKPOINT, Checkpoint
 
 
 def run(*args):
