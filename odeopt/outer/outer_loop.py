@@ -19,8 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from odeopt.errors import DivergenceError, InputError, OdeoptError, OdeoptWarning
 from odeopt.outer.metrics import Step, progress
-from odeopt.outer.named import NamedOptimizer, layout, named_leaves
-from odeopt.outer.run_folder import Checkpoint, RunFolder
+from odeopt.outer.run_folder import Checkpoint, NamedOptimizer, RunFolder, layout, named_leaves
 from odeopt.outer.workers import Workers
 from odeopt.tools import tree
 from odeopt.tools.arguments import check_positive
@@ -87,21 +86,12 @@ class OuterLoop:
     $\eta \leftarrow \mathrm{optimizer}(\eta, \nabla F(\eta))$, the gradient cut to length `clip`,
     the learning rate set by `schedule`. A run that was interrupted goes on from its checkpoint, on
     a CPU bit for bit. `MetaLearner` and `BilevelProblem.minimize` are this with objectives of
-    their own.
+    their own; the settings that are not described here are those of `MetaLearner`.
 
     Args:
         objective: what is made small.
         learned: trees by name; their tensors are copied. `Step.change` is that of the first.
         optimizer: makes the outer optimiser from a list of tensors.
-        schedule: makes a scheduler of `torch.optim.lr_scheduler` from that optimiser. It is
-            stepped after each update, `ReduceLROnPlateau` after each validation with its value.
-        clip: the largest norm of a gradient; longer ones are shortened. None for no limit.
-        validate_every: updates between two validations; the last one makes one, too.
-        callback: called with a `Step` after each update.
-        folder: where `checkpoint.pt` and `metrics.jsonl` go; None to write nothing.
-        checkpoint_every: updates between two checkpoints; the end of `fit` makes one, too.
-        show_progress: whether to show a progress bar, where standard error is a terminal.
-        workers: who takes part; worker 0 writes.
 
     Attributes:
         learned: the trees as they are now.

@@ -16,7 +16,7 @@ from odeopt.grid import TimeGrid
 from odeopt.inner.base import InnerOptimizer
 from odeopt.optimizer import ODEOptimizer
 from odeopt.solver.base import StepSolver
-from odeopt.testing.problems import SmoothProblem, relative_error, smooth_problem
+from odeopt.testing.problems import SmoothProblem, number, relative_error, smooth_problem
 from odeopt.tools import tree
 from odeopt.tools.types import Loss, PyTree
 
@@ -34,25 +34,20 @@ def check_backend(backend: Backend, device: torch.device | None = None) -> None:
         device: where to compute.
     """
     for dtype in (torch.float32, torch.float64):
-        make = _Compiling(backend, torch.device("cpu") if device is None else device, dtype)
-        _check_numbers(make)
-        _check_what_is_captured(make)
+        like = torch.empty(0, dtype=dtype, device=device)
+        _check_numbers(backend, like)
+        _check_what_is_captured(backend, like)
 
 
-class _Compiling:
-    """What a backend makes of functions."""
+def _compile(
+    backend: Backend, function: Callable[..., list[Tensor]], inputs: list[Tensor]
+) -> Compiled:
+    return backend.compile(record(function, inputs), inputs)
 
-    def __init__(self, backend: Backend, device: torch.device, dtype: torch.dtype) -> None:
-        self.device, self.dtype = device, dtype
-        self._backend = backend
 
-    def __call__(self, function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> Compiled:
-        return self._backend.compile(record(function, inputs), inputs)
-
-    def draw(self, *shape: int, seed: int = 0) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
-        return drawn.to(self.device, self.dtype)
+def _draw(like: Tensor, *shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(like)
 
 
 def _layers(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> list[Tensor]:
@@ -63,45 +58,44 @@ def _layers(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> list[Tens
     return [hidden, narrow, loss, loss.sum() * scale, scale.exp(), x.mT.reshape(3, -1), bias]
 
 
-def _check_numbers(make: _Compiling) -> None:
+def _check_numbers(backend: Backend, like: Tensor) -> None:
     def inputs(seed: int) -> list[Tensor]:
         shapes = ((3, 8, 4), (3, 4, 16), (3, 16), ())
-        return [make.draw(*shape, seed=seed + place) for place, shape in enumerate(shapes)]
+        return [_draw(like, *shape, seed=seed + place) for place, shape in enumerate(shapes)]
 
-    run = make(_layers, inputs(0))
+    run = _compile(backend, _layers, inputs(0))
     first, again = inputs(0), inputs(0)
-    found = list(run(*first))
-    _check_same(found, _layers(*again), make.dtype, "for the inputs that it was recorded with")
+    results = list(run(*first))
+    _check_same(results, _layers(*again), "for the inputs that it was recorded with")
     changed = [k for k, (x, y) in enumerate(zip(first, again, strict=True)) if not x.equal(y)]
     assert not changed, f"the inputs {changed} have been changed"
-    kept = [x.clone() for x in found]
-    _check_same(list(run(*inputs(9))), _layers(*inputs(9)), make.dtype, "for other inputs")
-    lost = [k for k, (x, y) in enumerate(zip(found, kept, strict=True)) if not x.equal(y)]
+    copies = [x.clone() for x in results]
+    _check_same(list(run(*inputs(9))), _layers(*inputs(9)), "for other inputs")
+    lost = [k for k, (x, y) in enumerate(zip(results, copies, strict=True)) if not x.equal(y)]
     assert not lost, f"the results {lost} of a call have been changed by the next call"
 
 
-def _check_what_is_captured(make: _Compiling) -> None:
-    matrix, number = make.draw(4, 4), torch.tensor(3.0, dtype=make.dtype, device=make.device)
+def _check_what_is_captured(backend: Backend, like: Tensor) -> None:
+    matrix, factor = _draw(like, 4, 4), number(3.0, like)
 
     def function(x: Tensor) -> list[Tensor]:
-        return [(matrix @ x * number).sin() + x @ matrix, number * 2]
+        return [(matrix @ x * factor).sin() + x @ matrix, factor * 2]
 
-    x = make.draw(4, seed=1)
-    run = make(function, [x])
-    _check_same(list(run(x)), function(x), make.dtype, "with captured tensors")
+    x = _draw(like, 4, seed=1)
+    run = _compile(backend, function, [x])
+    _check_same(list(run(x)), function(x), "with captured tensors")
     matrix.mul_(2)
-    number.add_(1)
+    factor.add_(1)
     when = "once captured tensors have been changed in place"
-    _check_same(list(run(x)), function(x), make.dtype, when)
+    _check_same(list(run(x)), function(x), when)
 
 
-def _check_same(found: list[Tensor], expected: list[Tensor], dtype: torch.dtype, when: str) -> None:
+def _check_same(found: list[Tensor], expected: list[Tensor], when: str) -> None:
     assert len(found) == len(expected), f"{len(found)} results, expected {len(expected)}"
-    for place, (got, want) in enumerate(zip(found, expected, strict=True)):
-        given, wanted = ((x.shape, x.dtype, x.device) for x in (got, want))
-        assert given == wanted, f"result {place} {when} has {given}; expected {wanted}"
-        error = relative_error(got, want)
-        limit = 100 * torch.finfo(dtype).eps
+    for place, (x, y) in enumerate(zip(found, expected, strict=True)):
+        own, other = ((z.shape, z.dtype, z.device) for z in (x, y))
+        assert own == other, f"result {place} {when} has {own}; expected {other}"
+        error, limit = relative_error(x, y), 100 * torch.finfo(y.dtype).eps
         assert error <= limit, f"result {place} {when} is off by {error:.1e} (at most {limit:.0e})"
 
 

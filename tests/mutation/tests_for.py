@@ -181,8 +181,8 @@ _PARTS = {
     ),
     "learner": Part(
         (
-            "outer/learner.py", "outer/method.py", "outer/metrics.py", "outer/named.py",
-            "outer/outer_loop.py", "outer/run_folder.py",
+            "outer/learner.py", "outer/method.py", "outer/metrics.py", "outer/outer_loop.py",
+            "outer/run_folder.py",
         ),
         (
             "outer/test_arguments.py",

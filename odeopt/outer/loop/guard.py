@@ -22,36 +22,33 @@ class Guard:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._parameters, self._rest = _marks(module.parameters()), self._look_at_rest()
+        self._before = self._look()
 
-    def check_parameters(self) -> None:
-        """Raise `InputError` if a parameter was changed."""
-        if _marks(self._module.parameters()) != self._parameters:
-            raise InputError(
-                "the module's parameters were changed since the loop began: inner.step takes the"
-                " place of optimizer.step(), and the final parameters come with inner.write_back()."
-                " Change parameters before the loop."
-            )
-
-    def check_between_steps(self) -> None:
-        """Raise `InputError` if anything else was changed that steps depend on.
+    def check(self, *, between_steps: bool) -> None:
+        """Raise `InputError` if a parameter was changed or, between steps, anything they depend on.
 
         These are the modes of its parts (train, eval), its buffers, and which parameters require
         grad.
         """
-        for message, now in self._look_at_rest().items():
-            if now != self._rest[message]:
+        for message, now in self._look().items():
+            if now != self._before[message] and (between_steps or message is _MOVED):
                 raise InputError(message)
 
-    def _look_at_rest(self) -> dict[str, object]:
+    def _look(self) -> dict[str, object]:
         module = self._module
         return {
+            _MOVED: _marks(module.parameters()),
             _SWITCHED: [child.training for child in module.modules()],
             _REFILLED: _marks(module.buffers()),
             _FROZEN: [p.requires_grad for p in module.parameters()],
         }
 
 
+_MOVED = (
+    "the module's parameters were changed since the loop began: inner.step takes the place of"
+    " optimizer.step(), and the final parameters come with inner.write_back(). Change parameters"
+    " before the loop."
+)
 _SWITCHED = (
     "the module was switched between train() and eval() since the loop began: every step sees one"
     " mode. Validate a copy in between: inner.model.eval()."

@@ -76,8 +76,6 @@ class LoopGrads:
 class LoopResult:
     """The outer loss after a recorded loop, its gradients, and what they cost.
 
-    The value is 0-dim; `grads` is described in `LoopGrads`, the counts in `Stats`.
-
     Attributes:
         value: the outer loss, 0-dim.
         grads: its gradients.
@@ -252,7 +250,7 @@ class RecordedLoop:
             OdeoptError: see `odeopt.errors`; each message says what to do.
         """
         check_loss(outer_loss)
-        self._guard.check_parameters()
+        self._guard.check(between_steps=False)
         if any(leaf.requires_grad for leaf in tree.tensors(outer_batch)):
             raise CapturedTensorError(
                 "outer_batch holds a tensor that requires grad: its gradient would be lost. Pass"
@@ -285,15 +283,13 @@ class RecordedLoop:
         """
         res = self.value_and_grad(outer_loss, outer_batch)
         grads = res.grads
-        pairs: list[tuple[Any, Any]] = []
-        pairs += [(self._own[name], grad) for name, grad in grads.params.items()]
-        pairs += zip(tree.leaves(self._hparams), tree.leaves(grads.hparams), strict=True)
-        pairs += zip(self._records.in_batches, grads.batch, strict=True)
-        pairs += zip(self._options, grads.options, strict=True)
-        pairs.append((self._lrs(), grads.lr))
-        wanted = [
-            (leaf, grad) for leaf, grad in pairs if isinstance(grad, Tensor) and leaf.requires_grad
-        ]
+        inputs = (
+            [self._own[name] for name in grads.params], self._hparams, self._records.in_batches,
+            self._options, self._lrs(),
+        )  # fmt: skip
+        gradients = (list(grads.params.values()), grads.hparams, grads.batch, grads.options)
+        pairs = zip(tree.leaves(inputs), tree.leaves((*gradients, grads.lr)), strict=True)
+        wanted = [(leaf, g) for leaf, g in pairs if isinstance(g, Tensor) and leaf.requires_grad]
         if wanted:
             tensors, gradients = zip(*wanted, strict=True)
             torch.autograd.backward(tensors, gradients)
@@ -382,8 +378,7 @@ class RecordedLoop:
         check_loss(loss)
         if not self._open:
             raise InputError("the loop has been left: make its steps inside the with block.")
-        self._guard.check_parameters()
-        self._guard.check_between_steps()
+        self._guard.check(between_steps=True)
         check_hooks(self._module, self._optimizer)
         check_settings(self._optimizer, self._settings)
 

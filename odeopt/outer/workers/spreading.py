@@ -123,7 +123,9 @@ class SpreadValueAndGrad:
             return y0.shape[0] if y0.ndim == 2 else None
 
         def count() -> int:
-            first = tree.pytree.tree_map(_first_batch, batch)
+            first = tree.pytree.tree_map(
+                lambda leaf: leaf(0) if isinstance(leaf, Stream) else leaf, batch
+            )
             if not isinstance(grid, TimeGrid):  # pyright: ignore
                 raise InputError(f"grid is {grid!r}; expected a TimeGrid.")
             return count_tasks(first, grid, lead())
@@ -137,12 +139,7 @@ class SpreadValueAndGrad:
                 params, share.take(batch, "batch"), grid.rows(share.first, share.stop),
                 share.take(outer_batch, "outer_batch"), hparams, own_state,
             )  # fmt: skip
-            means = {"value": res.value, "params": res.grads.params, "hparams": res.grads.hparams}
-            rows = {
-                "values": res.values, "status": res.status, "dt": res.grads.dt,
-                "batch": res.grads.batch, "aux": res.aux, "diagnostics": dict(res.diagnostics),
-            }  # fmt: skip
-            return Part(means, rows, res.stats)
+            return _part(res, dt=res.grads.dt, batch=res.grads.batch, aux=res.aux)
 
         what, device = "value_and_grad", tree.tensors((params, hparams))[0].device
         given = {
@@ -159,8 +156,11 @@ class SpreadValueAndGrad:
         )  # fmt: skip
 
 
-def _first_batch(leaf: object) -> object:
-    return leaf(0) if isinstance(leaf, Stream) else leaf
+def _part(res: Result | MetaGradient, **rows: PyTree) -> Part:
+    """What some tasks gave; `rows` are those that only one kind of result has."""
+    means = {"value": res.value, "params": res.grads.params, "hparams": res.grads.hparams}
+    common = {"values": res.values, "status": res.status, "diagnostics": dict(res.diagnostics)}
+    return Part(means, common | rows, res.stats)
 
 
 @final
@@ -185,12 +185,7 @@ class SpreadMethod(Method):
             return self._method(params, batch, hparams)
 
         def compute(share: Share) -> Part:
-            own = self._method(params, _tasks_of(share, batch), hparams)
-            means = {"value": own.value, "params": own.grads.params, "hparams": own.grads.hparams}
-            rows = {
-                "values": own.values, "status": own.status, "diagnostics": dict(own.diagnostics),
-            }  # fmt: skip
-            return Part(means, rows, own.stats)
+            return _part(self._method(params, _tasks_of(share, batch), hparams))
 
         what, device = "a meta-gradient", tree.tensors((params, hparams))[0].device
         tasks = self._agreed(what, params, batch, hparams)
