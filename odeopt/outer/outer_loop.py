@@ -240,7 +240,7 @@ class OuterLoop:
         for name, stored in checkpoint.tensors.items():
             leaves[name].copy_(stored)
         assert self._folder is not None, "worker 0 has found a checkpoint"
-        self._folder.take_over(header)
+        self._folder.go_on_from(header)
         self.updates = checkpoint.updates
 
     def _update(self, last: bool) -> Step:

@@ -175,7 +175,7 @@ class RunFolder:
         self._check(read_header(self.checkpoint))
         self._known = checkpoint.write(self.checkpoint)
 
-    def take_over(self, header: bytes) -> None:
+    def go_on_from(self, header: bytes) -> None:
         """Go on from the checkpoint that has this header."""
         self._owned, self._known = True, header
 

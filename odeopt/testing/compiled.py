@@ -134,7 +134,7 @@ def check_compiled(
     case.check(problem, "once a number that the loss captures has changed")
 
 
-class _Scaled:
+class _ScaledLoss:
     """A loss that captures a number."""
 
     def __init__(self) -> None:
@@ -151,7 +151,7 @@ class _Case:
     def __init__(
         self, make: Callable[[Loss], InnerOptimizer], solver: StepSolver | None, backend: str
     ) -> None:
-        self.loss = _Scaled()
+        self.loss = _ScaledLoss()
         self._make, self._solver = make, solver
         self._compiled = ODEOptimizer(make(self.loss), solver, compile=backend)
 
@@ -162,17 +162,17 @@ class _Case:
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                found = self._run(self._compiled, problem, tasks)
+                result = self._run(self._compiled, problem, tasks)
         except CompilationError as error:
             raise AssertionError(f"{when}: {error}") from error
         for warning in caught:
             declined = issubclass(warning.category, OdeoptWarning)
             assert not declined, f"{when} it is not compiled: {warning.message}"
-        gap = relative_error(_numbers(found), _numbers(expected))
+        gap = relative_error(_numbers(result), _numbers(expected))
         assert gap < 1e-10, (
             f"{when} compiled results differ from eager ones: relative error {gap:.1e}"
         )
-        return found
+        return result
 
     def _run(self, opt: ODEOptimizer, problem: SmoothProblem, tasks: bool) -> Result:
         grid = TimeGrid.uniform(0.3, 3)
@@ -180,9 +180,9 @@ class _Case:
         return call(problem.params, problem.batch, grid, problem.batch, problem.hparams)
 
 
-def _numbers(found: Result) -> list[Tensor]:
-    grads = found.grads
-    return [found.value, *tree.tensors((grads.params, grads.hparams, grads.dt))]
+def _numbers(result: Result) -> list[Tensor]:
+    grads = result.grads
+    return [result.value, *tree.tensors((grads.params, grads.hparams, grads.dt))]
 
 
 def _check_again(case: _Case, problem: SmoothProblem) -> None:

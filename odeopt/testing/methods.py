@@ -59,18 +59,18 @@ class _Case:
         return self.method(self.params, batch, self.hparams)
 
 
-def _check_result(found: MetaGradient, params: PyTree, hparams: PyTree) -> None:
-    assert isinstance(found, MetaGradient), f"a call returns {type(found)}, not a MetaGradient"  # pyright: ignore
-    assert isinstance(found.stats, Stats), f"stats is {found.stats!r}, not a Stats"  # pyright: ignore
-    assert found.value.ndim == 0, f"value has the shape {tuple(found.value.shape)}, not ()"
-    for name, per_task in (("values", found.values), ("status", found.status)):
+def _check_result(result: MetaGradient, params: PyTree, hparams: PyTree) -> None:
+    assert isinstance(result, MetaGradient), f"a call returns {type(result)}, not a MetaGradient"  # pyright: ignore
+    assert isinstance(result.stats, Stats), f"stats is {result.stats!r}, not a Stats"  # pyright: ignore
+    assert result.value.ndim == 0, f"value has the shape {tuple(result.value.shape)}, not ()"
+    for name, per_task in (("values", result.values), ("status", result.status)):
         shape = tuple(per_task.shape)
         assert shape == (TASKS,), f"{name} has the shape {shape}, not [tasks]"
-    codes = found.status.tolist()
+    codes = result.status.tolist()
     assert codes == [int(Status.OK)] * TASKS, f"tasks that are well have the status {codes}"
-    check_close(found.value, found.values.mean(), 1e-14, "value is not the mean of values")
-    _check_like(found.grads.params, params, "grads.params")
-    _check_like(found.grads.hparams, hparams, "grads.hparams")
+    check_close(result.value, result.values.mean(), 1e-14, "value is not the mean of values")
+    _check_like(result.grads.params, params, "grads.params")
+    _check_like(result.grads.hparams, hparams, "grads.hparams")
 
 
 def _check_like(found: PyTree, expected: PyTree, what: str) -> None:
@@ -104,8 +104,8 @@ def _check_purity(case: _Case) -> None:
     assert all(torch.equal(x, y) for x, y in pairs), "a second call gives other numbers"
 
 
-def _numbers(found: MetaGradient) -> tuple[Any, ...]:
-    return found.value, found.values, tuple(found.grads), found.status, dict(found.diagnostics)
+def _numbers(result: MetaGradient) -> tuple[Any, ...]:
+    return result.value, result.values, tuple(result.grads), result.status, dict(result.diagnostics)
 
 
 def _pick(batch: PyTree, tasks: list[int]) -> Any:

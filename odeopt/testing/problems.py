@@ -135,7 +135,7 @@ def number(value: float, like: Tensor) -> Tensor:
     return torch.full((), value, dtype=like.dtype, device=like.device)
 
 
-class Counted:
+class CallCounter:
     """A function, and the number of its calls."""
 
     def __init__(self, function: Callable[..., Any]) -> None:

@@ -15,7 +15,7 @@ from odeopt.inner.rule import UpdateRule
 from odeopt.inner.stream import Stream
 from odeopt.optimizer import ODEOptimizer
 from odeopt.testing.fields import ROUNDING
-from odeopt.testing.problems import Counted, SmoothProblem, check_close, smooth_problem, task
+from odeopt.testing.problems import CallCounter, SmoothProblem, check_close, smooth_problem, task
 from odeopt.tools import tree
 from odeopt.tools.types import Loss, PyTree
 
@@ -74,7 +74,7 @@ def _check_update(rule: UpdateRule, state: PyTree, consts: PyTree, problem: Smoo
 
 
 def _check_cost(make: Callable[[Loss], UpdateRule], problem: SmoothProblem) -> None:
-    counted = Counted(problem.loss)
+    counted = CallCounter(problem.loss)
     rule, number = make(counted), problem.batch[0].new_tensor
     state, consts = rule.init(problem.params, None)
     rule.update(number(0.0), number(0.1), state, consts, None, problem.batch)

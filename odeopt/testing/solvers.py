@@ -25,7 +25,7 @@ from odeopt.solver.error_control import ErrorControlled
 from odeopt.solver.reached import Reached, reached
 from odeopt.solver.step_control import PIController
 from odeopt.testing.problems import (
-    Counted,
+    CallCounter,
     Quadratic,
     check_close,
     check_vmap,
@@ -97,7 +97,7 @@ def _check_zero_step(solver: StepSolver, stepping: Stepping, y0: Tensor) -> None
 
 
 def _check_stages(solver: StepSolver, stepping: Stepping, y0: Tensor) -> None:
-    counted = Counted(stepping.velocity)
+    counted = CallCounter(stepping.velocity)
     solver.step(counted, number(0.0, y0), number(0.1, y0), y0)
     assert counted.calls == solver.stages, (
         f"a step evaluates the velocity {counted.calls} times, not stages times"
@@ -249,7 +249,7 @@ def _check_attempt(solver: ErrorControlled, stepping: Stepping, y0: Tensor) -> N
     t = number(0.2, y0)
     slope = stepping.velocity(t, y0)
     for length in (0.1, 0.3):
-        dt, counted = number(length, y0), Counted(stepping.velocity)
+        dt, counted = number(length, y0), CallCounter(stepping.velocity)
         tried = solver.attempt(counted, t, dt, y0, slope)
         assert counted.calls == solver.attempt_gradients, (
             f"an attempt evaluates the velocity {counted.calls} times, but attempt_gradients is"

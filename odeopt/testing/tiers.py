@@ -76,27 +76,27 @@ def _check_states(tier: Tier, device: torch.device | None) -> None:
     for index, state in enumerate(states.values()):
         shelf.put(index, state)
     for index, (name, state) in enumerate(states.items()):
-        found = shelf.get(index)
-        assert found.dtype == state.dtype, (
-            f"a state ({name}) of {state.dtype} comes back as {found.dtype}"
+        back = shelf.get(index)
+        assert back.dtype == state.dtype, (
+            f"a state ({name}) of {state.dtype} comes back as {back.dtype}"
         )
-        assert found.shape == state.shape, (
-            f"a state ({name}) of shape {tuple(state.shape)} comes back as {tuple(found.shape)}"
+        assert back.shape == state.shape, (
+            f"a state ({name}) of shape {tuple(state.shape)} comes back as {tuple(back.shape)}"
         )
-        assert found.device == state.device, (
-            f"a state ({name}) on {state.device} comes back on {found.device}"
+        assert back.device == state.device, (
+            f"a state ({name}) on {state.device} comes back on {back.device}"
         )
-        assert _same(found, state), f"a state ({name}) does not come back bit for bit"
+        assert _same(back, state), f"a state ({name}) does not come back bit for bit"
         has_gaps = name == "every second entry"
-        assert has_gaps or state.numel() <= 1 or found.stride() == state.stride(), (
+        assert has_gaps or state.numel() <= 1 or back.stride() == state.stride(), (
             f"a state ({name}) with the strides {state.stride()} comes back with"
-            f" {found.stride()}, but kernels add numbers up as they lie in memory: use"
+            f" {back.stride()}, but kernels add numbers up as they lie in memory: use"
             " odeopt.checkpoint.store.pack"
         )
     shelf.close(done=True)
 
 
-class _Numbered:
+class _NumberShelf:
     """A new shelf of a tier, with vectors of n + 1/2 for states."""
 
     def __init__(self, tier: Tier, device: torch.device | None) -> None:
@@ -116,7 +116,7 @@ class _Numbered:
 
 
 def _check_sequence(tier: Tier, device: torch.device | None) -> None:
-    own = _Numbered(tier, device)
+    own = _NumberShelf(tier, device)
     indices = (7, 0, 3, 100_000, 1)
     for index in indices:
         own.put(index, index)
@@ -127,7 +127,7 @@ def _check_sequence(tier: Tier, device: torch.device | None) -> None:
 
 
 def _check_replaced(tier: Tier, device: torch.device | None) -> None:
-    own = _Numbered(tier, device)
+    own = _NumberShelf(tier, device)
     message = "a state put in place of another is not the one that comes back"
     own.put(2, 2)
     own.shelf.prefetch(2)
@@ -141,7 +141,7 @@ def _check_replaced(tier: Tier, device: torch.device | None) -> None:
 
 
 def _check_drop(tier: Tier, device: torch.device | None) -> None:
-    own = _Numbered(tier, device)
+    own = _NumberShelf(tier, device)
     own.put(0, 0)
     own.put(1, 1)
     first = own.shelf.get(0)
@@ -155,7 +155,7 @@ def _check_drop(tier: Tier, device: torch.device | None) -> None:
 
 
 def _check_close(tier: Tier, done: bool, device: torch.device | None) -> None:
-    own = _Numbered(tier, device)
+    own = _NumberShelf(tier, device)
     own.put(0, 0)
     own.shelf.close(done)
     assert _raises(lambda: own.shelf.get(0)), "a state can still be taken after close"
@@ -166,7 +166,7 @@ def _check_close(tier: Tier, done: bool, device: torch.device | None) -> None:
 
 
 def _check_two_at_once(tier: Tier, device: torch.device | None) -> None:
-    shelves = _Numbered(tier, device), _Numbered(tier, device)
+    shelves = _NumberShelf(tier, device), _NumberShelf(tier, device)
     for n, own in enumerate(shelves):
         own.put(0, n)
     for n, own in enumerate(shelves):

@@ -196,7 +196,7 @@ def _compute(share: Share, rank: int, compute: Callable[[Share], Part], own: _Ow
     _check_rows(part.rows, share)
     own.part = part
     ok = int((part.rows["status"] == Status.OK).sum())
-    means = tree.map_tensors(lambda leaf: torch.empty(0, *leaf.shape, dtype=leaf.dtype), part.means)
+    means = tree.map_tensors(lambda leaf: leaf.new_empty(0, *leaf.shape).cpu(), part.means)
     rows = tree.map_tensors(lambda leaf: leaf[:0].cpu(), part.rows)
     return _Head(ok, part.stats, (means, rows))
 

@@ -142,12 +142,12 @@ class SpreadValueAndGrad:
             return _part(res, dt=res.grads.dt, batch=res.grads.batch, aux=res.aux)
 
         what, device = "value_and_grad", tree.tensors((params, hparams))[0].device
-        given = {
+        arguments = {
             "params and hparams": (params, hparams, state),
             "the batch": (first_batches(batch), outer_batch),
             "the grid": grid,
         }
-        tasks = agreed(workers, what, self._settings, given, count)
+        tasks = agreed(workers, what, self._settings, arguments, count)
         means, rows, stats = merge(workers, what, tasks, compute, device)
         grads = Grads(means["params"], means["hparams"], rows["dt"], rows["batch"])
         return Result(
@@ -220,13 +220,13 @@ class SpreadMethod(Method):
     def _agreed(self, what: str, params: PyTree, batch: TaskBatch, hparams: PyTree) -> int:
         """The number of tasks, once all that decides the result is the same on every worker."""
         data = batch.train, batch.validation
-        given: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "params and hparams": (params, hparams),
             "the tasks": first_batches(data),
         }
         no_grid = TimeGrid.uniform(0.0, 0)
         return agreed(
-            self._workers, what, self._settings, given, lambda: count_tasks(data, no_grid, None)
+            self._workers, what, self._settings, arguments, lambda: count_tasks(data, no_grid, None)
         )
 
 
