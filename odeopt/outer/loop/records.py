@@ -16,7 +16,7 @@ from odeopt.inner.clipping import GradientTransform
 from odeopt.inner.leafwise import LeafwiseRule
 from odeopt.inner.module import ModuleLoss
 from odeopt.inner.stream import Stream
-from odeopt.outer.loop.torch_optim import Groups, OptimizerMemory
+from odeopt.outer.loop.torch_optim import Groups, OptimizerMemory, place_in
 from odeopt.tools import tree
 from odeopt.tools.arguments import call_loss
 from odeopt.tools.captured import captured_values
@@ -89,11 +89,7 @@ class Records:
                 " it in the loss instead, and pass what it is computed from as hparams to"
                 " RecordedLoop (or pass a leaf tensor in the batch)."
             )
-        for index, known in enumerate(self.in_batches):
-            if known is leaf:
-                return Placeholder(index)
-        self.in_batches.append(leaf)
-        return Placeholder(len(self.in_batches) - 1)
+        return Placeholder(place_in(self.in_batches, leaf))
 
     def why_not_alike(self) -> str | None:
         """Why steps differ too much to be compiled; None if they do not."""

@@ -283,10 +283,16 @@ def _learnable(value: Any, learned: list[Tensor]) -> Any:
         return value
     if not value.requires_grad:
         return value.item()
-    places = [i for i, known in enumerate(learned) if known is value]
-    if not places:
-        learned.append(value)
-    return _selector("options", places[0] if places else len(learned) - 1)
+    return _selector("options", place_in(learned, value))
+
+
+def place_in(tensors: list[Tensor], tensor: Tensor) -> int:
+    """Where a tensor is in a list, to which it is added if it is not there."""
+    for place, known in enumerate(tensors):
+        if known is tensor:
+            return place
+    tensors.append(tensor)
+    return len(tensors) - 1
 
 
 def _per_group(values: list[Any], keys: Sequence[str]) -> Option:

@@ -268,14 +268,15 @@ class Workers:
         # it has the group in its default arguments: imported later, by torch.func, it would keep
         # the group's threads alive to the end of the process, which they can abort
         importlib.import_module("torch.distributed.nn.functional")
-        timeout = timedelta(seconds=self.timeout)
+        timeout, backend = timedelta(seconds=self.timeout), "gloo"
         if torch.cuda.is_available():
-            _take_gpu(self.device)
+            _set_gpu(self.device)
+            backend = "cpu:gloo,cuda:nccl" if dist.is_nccl_available() else backend
         try:
             meeting = dist.rendezvous("env://", timeout=timeout)  # pyright: ignore[reportPrivateImportUsage]
             store, self.rank, self.count = next(iter(meeting))
             dist.init_process_group(
-                _backend(), timeout=timeout, rank=self.rank, world_size=self.count,
+                backend, timeout=timeout, rank=self.rank, world_size=self.count,
                 store=_part_of(store, "group"),
             )  # fmt: skip
         except (RuntimeError, ValueError) as error:
@@ -314,12 +315,7 @@ def _part_of(store: Any, name: str) -> Any:
     return dist.PrefixStore(f"odeopt/{name}", store)  # pyright: ignore[reportPrivateImportUsage]
 
 
-def _backend() -> str:
-    gpus = torch.cuda.is_available() and dist.is_nccl_available()
-    return "cpu:gloo,cuda:nccl" if gpus else "gloo"
-
-
-def _take_gpu(device: torch.device) -> None:
+def _set_gpu(device: torch.device) -> None:
     gpus = torch.cuda.device_count()
     if device.index >= gpus:
         raise InputError(
