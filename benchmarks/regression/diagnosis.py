@@ -23,8 +23,7 @@ from benchmarks.problems.models import Parameters
 from benchmarks.problems.tasks import Task, move
 from benchmarks.regression import cells as runs
 from benchmarks.regression.cells import Setting, Sizes
-from odeopt.outer.run_folder import CHECKPOINT
-from odeopt.outer.storage import Checkpoint
+from odeopt.outer.run_folder import CHECKPOINT, Checkpoint
 
 UPDATES = {Preset.SMOKE: 2, Preset.PAPER: 500}
 """For how many meta-updates the best initialisation is trained on, by preset."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from odeopt.outer.outer_loop import OuterGradient, OuterLoop, OuterObjective
 from odeopt.tools import tree
 from odeopt.tools.transforms import any_requires_grad
 from odeopt.tools.types import PyTree
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,17 +113,24 @@ class BilevelProblem:
         Raises:
             OdeoptError: see `odeopt.errors`; each message says what to do.
         """
-        given = tree.map_tensors(Tensor.detach, hparams)
-        own = tree.map_tensors(_as_leaf, given)
-        grid, start = self._grid_at(given, own), _at(params, given, own, "params")
-        call = self._call
-        found = call(start, batch, grid.detach(), outer_batch, given)
-        outputs = [(grid.dt, found.grads.dt)]
+        fixed = tree.map_tensors(Tensor.detach, hparams)
+        leaves = tree.map_tensors(_as_leaf, fixed)
+        grid, start = self._grid_at(fixed, leaves), params
         if callable(params):
-            ends = tree.tensors(start), tree.tensors(found.grads.params)
+            start = _with_graph(params, fixed, leaves, "params", lambda own: own)
+        res = self._call(start, batch, grid.detach(), outer_batch, fixed)
+        outputs = [(grid.dt, res.grads.dt)]
+        if callable(params):
+            ends = tree.tensors(start), tree.tensors(res.grads.params)
             outputs += list(zip(*ends, strict=True))
-        total = _add_pullback(found.grads.hparams, own, outputs)
-        return replace(found, grads=replace(found.grads, hparams=total))
+        pulled = iter(_pull(outputs, leaves))
+
+        def add(direct: Tensor) -> Tensor:
+            indirect = next(pulled)
+            return direct if indirect is None else direct + indirect
+
+        total = tree.map_tensors(add, res.grads.hparams)
+        return replace(res, grads=replace(res.grads, hparams=total))
 
     def solve(self, hparams: PyTree, params: PyTree, batch: PyTree) -> Solution:
         """The inner optimisation alone, differentiable by autograd w.r.t. all of its arguments."""
@@ -132,10 +141,10 @@ class BilevelProblem:
     def value(self, hparams: PyTree, params: PyTree, batch: PyTree, outer_batch: PyTree) -> Tensor:
         """The outer loss after the inner optimisation, without gradients."""
         with torch.no_grad():
-            given = tree.map_tensors(Tensor.detach, hparams)
-            sol = self.solve(given, params, batch)
+            fixed = tree.map_tensors(Tensor.detach, hparams)
+            sol = self.solve(fixed, params, batch)
             keywords = self._opt.field.outer_keywords(sol.state)
-            return self._outer_loss(sol.params, outer_batch, given, **keywords)
+            return self._outer_loss(sol.params, outer_batch, fixed, **keywords)
 
     def minimize(
         self, hparams: PyTree, params: PyTree, batch: PyTree, outer_batch: PyTree, updates: int, *,
@@ -173,7 +182,7 @@ class BilevelProblem:
             OdeoptError: as `value_and_grad`, with the number of the update in a note.
         """
         loop = OuterLoop(
-            _OuterLoss(self, params, _Batches(batch, outer_batch, validation)),
+            _OuterLoss(self, params, batch, outer_batch, validation),
             {"hparams": hparams}, optimizer, schedule=schedule, clip=clip,
             validate_every=validate_every, callback=callback, folder=folder,
             checkpoint_every=checkpoint_every, show_progress=show_progress,
@@ -182,15 +191,16 @@ class BilevelProblem:
         steps = loop.fit(updates, tolerance)
         return Minimized(loop.learned["hparams"], steps if folder is None else loop.history())
 
-    def _grid_at(self, given: PyTree, own: PyTree) -> TimeGrid:
-        if not callable(self._grid):
-            return self._grid
-        if any_requires_grad(_check_grid(self._grid(given), learned=True).dt):
-            raise CapturedTensorError(_CAPTURED.format(what="grid"))
-        with torch.enable_grad():
-            grid = _check_grid(self._grid(own), learned=True)
+    def _grid_at(self, fixed: PyTree, leaves: PyTree) -> TimeGrid:
+        make = self._grid
+        if not callable(make):
+            return make
+        grid = _with_graph(
+            lambda hparams: _check_grid(make(hparams), learned=True), fixed, leaves, "grid",
+            lambda own: own.dt,
+        )  # fmt: skip
         begin = grid.times[0]
-        if any(bool(g.any()) for g in _pull([(begin, None)], own) if g is not None):
+        if any(bool(g.any()) for g in _pull([(begin, None)], leaves) if g is not None):
             raise InputError(
                 "the time at which the grid begins depends on hparams, which is not"
                 " differentiated: begin at a fixed time, as from_lr and uniform do."
@@ -198,40 +208,27 @@ class BilevelProblem:
         return grid
 
 
-@dataclass(frozen=True, eq=False)
-class _Batches:
-    """The data of each update; functions are called with its number."""
-
-    batch: PyTree
-    outer_batch: PyTree
-    validation: PyTree
-
-    def at(self, update: int) -> tuple[PyTree, PyTree]:
-        outer = self.outer_batch
-        return self._inner(update), outer(update) if callable(outer) else outer
-
-    def held_out(self) -> tuple[PyTree, PyTree] | None:
-        """What is trained on, and then evaluated, each time; None without validation data."""
-        if self.validation is None:
-            return None
-        validation = self.validation
-        return self._inner(0), validation(0) if callable(validation) else validation
-
-    def _inner(self, update: int) -> PyTree:
-        inner = self.batch
-        return inner(update) if callable(inner) and not isinstance(inner, Stream) else inner
-
-
 class _OuterLoss(OuterObjective):
     """The outer loss of a bilevel problem, as a function of its hparams."""
 
-    def __init__(self, problem: BilevelProblem, params: PyTree, batches: _Batches) -> None:
-        self._problem, self._params, self._batches = problem, params, batches
-        self._held_out = batches.held_out()
+    def __init__(
+        self, problem: BilevelProblem, params: PyTree, batch: PyTree, outer_batch: PyTree,
+        validation: PyTree,
+    ) -> None:  # fmt: skip
+        self._problem, self._params = problem, params
+        self._batch, self._outer_batch, self._validation = batch, outer_batch, validation
+        self._held_out = None if validation is None else self._data(0, validation)
+
+    def _data(self, update: int, outer: PyTree) -> tuple[PyTree, PyTree]:
+        """What is trained on and what is evaluated; functions are called with the number."""
+        inner = self._batch
+        if callable(inner) and not isinstance(inner, Stream):
+            inner = inner(update)
+        return inner, outer(update) if callable(outer) else outer
 
     @override
     def draw(self, update: int) -> tuple[PyTree, PyTree]:
-        return self._batches.at(update)
+        return self._data(update, self._outer_batch)
 
     @override
     def gradient(
@@ -251,7 +248,7 @@ class _OuterLoss(OuterObjective):
         return {
             "the problem": self._problem,
             "the initial params": self._params,
-            "the data": self._batches,
+            "the data": (self._batch, self._outer_batch, self._validation),
         }
 
 
@@ -291,41 +288,28 @@ def _check_grid(grid: Any, learned: bool = False) -> TimeGrid:
     return grid
 
 
-def _at(value: PyTree, given: PyTree, own: PyTree, what: str) -> PyTree:
-    """A tree as it is, or what a function makes of hparams."""
-    if not callable(value):
-        return value
+def _with_graph(
+    make: Callable[[PyTree], T], fixed: PyTree, leaves: PyTree, what: str,
+    differentiated: Callable[[T], PyTree],
+) -> T:  # fmt: skip
+    """What a function makes of hparams that require grad, and of no other tensor that does."""
     with torch.enable_grad():
-        if any_requires_grad(value(given)):
+        if any_requires_grad(differentiated(make(fixed))):
             raise CapturedTensorError(_CAPTURED.format(what=what))
-        return value(own)
+        return make(leaves)
 
 
 def _as_leaf(leaf: Tensor) -> Tensor:
     return leaf.clone().requires_grad_() if tree.is_differentiable(leaf) else leaf
 
 
-def _pull(outputs: Sequence[tuple[Tensor, Tensor | None]], own: PyTree) -> list[Tensor | None]:
+def _pull(outputs: Sequence[tuple[Tensor, Tensor | None]], leaves: PyTree) -> list[Tensor | None]:
     """Cotangents of outputs as gradients w.r.t. the differentiable leaves of a tree."""
-    learned = [leaf for leaf in tree.tensors(own) if leaf.requires_grad]
-    reached = [(out, g) for out, g in outputs if out.requires_grad]
-    if not reached or not learned:
+    learned = [leaf for leaf in tree.tensors(leaves) if leaf.requires_grad]
+    with_graph = [(out, g) for out, g in outputs if out.requires_grad]
+    if not with_graph or not learned:
         return [None] * len(learned)
-    tensors, gradients = zip(*reached, strict=True)
+    tensors, gradients = zip(*with_graph, strict=True)
     return list(
         torch.autograd.grad(tensors, learned, gradients, retain_graph=True, allow_unused=True)
     )
-
-
-def _add_pullback(
-    direct: PyTree, own: PyTree, outputs: Sequence[tuple[Tensor, Tensor | None]]
-) -> PyTree:
-    extra = iter(_pull(outputs, own))
-
-    def add(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        more = next(extra)
-        return leaf if more is None else leaf + more
-
-    return tree.pytree.tree_map(add, direct)

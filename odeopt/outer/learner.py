@@ -15,56 +15,14 @@ from typing_extensions import override
 from odeopt.engine.safety import Status
 from odeopt.errors import InputError
 from odeopt.inner.module import ModuleLoss, from_module
-from odeopt.outer.method import MetaGradient, Method, TaskBatch, TaskData, as_task_batch
+from odeopt.outer.method import Method, TaskBatch, TaskData, as_task_batch
 from odeopt.outer.metrics import Step
 from odeopt.outer.outer_loop import OuterGradient, OuterLoop, OuterObjective
-from odeopt.outer.spread import SpreadMethod
 from odeopt.outer.workers import Workers
+from odeopt.outer.workers.spreading import SpreadMethod
 from odeopt.registry import METHODS
 from odeopt.tools.keywords import keywords_of
 from odeopt.tools.types import Loss, PyTree
-
-
-def resolve(
-    method: Method | str, model: Any, loss: Loss | None, settings: dict[str, Any]
-) -> tuple[Method, PyTree, PyTree]:
-    """The method, the initial parameters and the model's own hparams."""
-    params, hparams, own = _parts(model, loss)
-    if isinstance(method, str):
-        factory = METHODS.get(method)
-        if own is None:
-            raise InputError(
-                f"method is the name {method!r}, but there is no loss: pass a module with"
-                " loss=objective(model, batch), parameters with loss=loss(params, batch), or build"
-                f" the method yourself, METHODS.get({method!r})(loss, ...)."
-            )
-        keywords_of(factory).check(f"method {method!r}", settings)
-        return cast("Method", factory(own, **settings)), params, hparams
-    if not isinstance(method, Method):  # pyright: ignore
-        raise InputError(f"method is {method!r}; expected a Method or a name in METHODS.")
-    if settings or loss is not None:
-        raise InputError(
-            f"settings {sorted(settings)} and loss are for a method given by name; this one is"
-            f" {type(method).__name__}, which has its own."
-        )
-    return method, params, hparams
-
-
-def _parts(model: Any, loss: Loss | None) -> tuple[PyTree, PyTree, Loss | None]:
-    """Parameters, hparams and the loss of parameters, where there is one."""
-    if isinstance(model, nn.Module):
-        if loss is None:
-            raise InputError(
-                "model is a module: pass loss=objective, called as objective(model, batch), or the"
-                " parameters that your Method moves."
-            )
-        model, loss = from_module(model, loss), None
-    if isinstance(model, ModuleLoss):
-        if loss is not None:
-            raise InputError("model is a ModuleLoss, which has a loss: leave loss out.")
-        return model.params, model.hparams, model.loss
-    return model, None, loss
-
 
 Tasks = Callable[[int], TaskData]
 """`tasks(k)` is the meta-batch of update k, the same whenever it is asked for."""
@@ -131,7 +89,7 @@ class MetaLearner:
         show_progress: bool = True,
         workers: Workers | None = None,
     ) -> None:
-        self.method, params, own = resolve(method, model, loss, dict(settings or {}))
+        self.method, params, own = _method_and_start(method, model, loss, dict(settings or {}))
         if not callable(tasks):
             raise InputError(
                 f"tasks is {tasks!r}; expected tasks(k) -> TaskBatch, e.g. a TaskPool."
@@ -234,9 +192,14 @@ class _MetaLoss(OuterObjective):
 
     @override
     def gradient(self, learned: Mapping[str, PyTree], drawn: TaskBatch) -> OuterGradient:
-        found = self._spread(learned["params"], drawn, learned["hparams"])
-        grads = {"params": found.grads.params, "hparams": found.grads.hparams}
-        return OuterGradient(found.value, grads, _failed(found, drawn))
+        meta = self._spread(learned["params"], drawn, learned["hparams"])
+        codes: list[int] = meta.status.reshape(-1).tolist()
+        failed = tuple(
+            f"{drawn.names[i] if drawn.names else f'task {i}'} ({Status(code).name})"
+            for i, code in enumerate(codes)
+            if code != Status.OK
+        )
+        return OuterGradient(meta.value, meta.grads._asdict(), failed)
 
     @override
     def validation(self, learned: Mapping[str, PyTree]) -> float | None:
@@ -261,11 +224,42 @@ class _MetaLoss(OuterObjective):
         return {"the method": self._method, "the validation tasks": self._validation}
 
 
-def _failed(found: MetaGradient, batch: TaskBatch) -> tuple[str, ...]:
-    """The names of tasks that were left out."""
-    codes: list[int] = found.status.reshape(-1).tolist()
-    return tuple(
-        f"{batch.names[i] if batch.names else f'task {i}'} ({Status(code).name})"
-        for i, code in enumerate(codes)
-        if code != Status.OK
-    )
+def _method_and_start(
+    method: Method | str, model: Any, loss: Loss | None, settings: dict[str, Any]
+) -> tuple[Method, PyTree, PyTree]:
+    """The method, the initial parameters and the model's own hparams."""
+    params, hparams, own = _parts(model, loss)
+    if isinstance(method, str):
+        factory = METHODS.get(method)
+        if own is None:
+            raise InputError(
+                f"method is the name {method!r}, but there is no loss: pass a module with"
+                " loss=objective(model, batch), parameters with loss=loss(params, batch), or build"
+                f" the method yourself, METHODS.get({method!r})(loss, ...)."
+            )
+        keywords_of(factory).check(f"method {method!r}", settings)
+        return cast("Method", factory(own, **settings)), params, hparams
+    if not isinstance(method, Method):  # pyright: ignore
+        raise InputError(f"method is {method!r}; expected a Method or a name in METHODS.")
+    if settings or loss is not None:
+        raise InputError(
+            f"settings {sorted(settings)} and loss are for a method given by name; this one is"
+            f" {type(method).__name__}, which has its own."
+        )
+    return method, params, hparams
+
+
+def _parts(model: Any, loss: Loss | None) -> tuple[PyTree, PyTree, Loss | None]:
+    """Parameters, hparams and the loss of parameters, where there is one."""
+    if isinstance(model, nn.Module):
+        if loss is None:
+            raise InputError(
+                "model is a module: pass loss=objective, called as objective(model, batch), or the"
+                " parameters that your Method moves."
+            )
+        model, loss = from_module(model, loss), None
+    if isinstance(model, ModuleLoss):
+        if loss is not None:
+            raise InputError("model is a ModuleLoss, which has a loss: leave loss out.")
+        return model.params, model.hparams, model.loss
+    return model, None, loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -85,11 +86,11 @@ class MetricsFile:
 def _parse(line: str) -> Step | None:
     """A line, or None for one that an interruption cut short."""
     try:
-        found: Any = json.loads(line)
+        entries: Any = json.loads(line)
     except json.JSONDecodeError:
         return None
-    found["failed"] = tuple(found["failed"])
-    return Step(**found)
+    entries["failed"] = tuple(entries["failed"])
+    return Step(**entries)
 
 
 def tensorboard(folder: str | Path) -> Callable[[Step], None]:
@@ -114,3 +115,37 @@ def tensorboard(folder: str | Path) -> Callable[[Step], None]:
         writer.flush()
 
     return write
+
+
+@contextmanager
+def progress(total: int, done: int, shown: bool) -> Generator[Callable[[Step], None]]:
+    """A progress bar on standard error with the loss and the updates per second.
+
+    Raises:
+        CompatibilityError: if it should be shown on a terminal, but rich is not installed.
+    """
+    try:
+        from rich import progress as bars  # noqa: PLC0415
+        from rich.console import Console  # noqa: PLC0415
+    except ImportError as error:
+        if shown and sys.stderr.isatty():
+            raise CompatibilityError(
+                "show_progress=True needs the package rich: run `pip install 'odeopt[progress]'`,"
+                " or pass show_progress=False."
+            ) from error
+        yield lambda step: None
+        return
+    console = Console(stderr=True)
+    columns = (
+        bars.TextColumn("outer updates"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TimeRemainingColumn(),
+        bars.TextColumn("loss {task.fields[loss]:.4g}, {task.fields[rate]:.1f}/s"),
+    )
+    hidden = not (shown and console.is_terminal)
+    with bars.Progress(*columns, console=console, disable=hidden) as bar:
+        task = bar.add_task("", total=total, completed=done, loss=float("nan"), rate=0.0)
+        yield lambda step: bar.update(
+            task, advance=1, loss=step.value, rate=1 / max(step.seconds, 1e-9)
+        )

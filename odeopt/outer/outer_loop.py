@@ -6,7 +6,8 @@ import math
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, final
@@ -17,14 +18,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from odeopt.errors import DivergenceError, InputError, OdeoptError, OdeoptWarning
-from odeopt.outer.keeper import Keeper
-from odeopt.outer.metrics import Step
-from odeopt.outer.named import NamedOptimizer, named_leaves
-from odeopt.outer.progress import progress
+from odeopt.outer.metrics import Step, progress
+from odeopt.outer.run_folder import Checkpoint, NamedOptimizer, RunFolder, layout, named_leaves
 from odeopt.outer.workers import Workers
 from odeopt.tools import tree
+from odeopt.tools.arguments import check_positive
 from odeopt.tools.describing import describe_leniently
 from odeopt.tools.types import PyTree
+from odeopt.tools.version import versions
 
 T = TypeVar("T")
 
@@ -85,21 +86,12 @@ class OuterLoop:
     $\eta \leftarrow \mathrm{optimizer}(\eta, \nabla F(\eta))$, the gradient cut to length `clip`,
     the learning rate set by `schedule`. A run that was interrupted goes on from its checkpoint, on
     a CPU bit for bit. `MetaLearner` and `BilevelProblem.minimize` are this with objectives of
-    their own.
+    their own; the settings that are not described here are those of `MetaLearner`.
 
     Args:
         objective: what is made small.
         learned: trees by name; their tensors are copied. `Step.change` is that of the first.
         optimizer: makes the outer optimiser from a list of tensors.
-        schedule: makes a scheduler of `torch.optim.lr_scheduler` from that optimiser. It is
-            stepped after each update, `ReduceLROnPlateau` after each validation with its value.
-        clip: the largest norm of a gradient; longer ones are shortened. None for no limit.
-        validate_every: updates between two validations; the last one makes one, too.
-        callback: called with a `Step` after each update.
-        folder: where `checkpoint.pt` and `metrics.jsonl` go; None to write nothing.
-        checkpoint_every: updates between two checkpoints; the end of `fit` makes one, too.
-        show_progress: whether to show a progress bar, where standard error is a terminal.
-        workers: who takes part; worker 0 writes.
 
     Attributes:
         learned: the trees as they are now.
@@ -117,31 +109,36 @@ class OuterLoop:
         callback: Callable[[Step], None] | None = None, folder: str | Path | None = None,
         checkpoint_every: int = 100, show_progress: bool = True, workers: Workers | None = None,
     ) -> None:  # fmt: skip
-        _check_settings(clip, validate_every, checkpoint_every)
+        if clip is not None and not clip > 0:
+            raise InputError(f"clip is {clip!r}; expected a positive number or None.")
+        self._validate_every = check_positive(validate_every, "validate_every")
+        self._checkpoint_every = check_positive(checkpoint_every, "checkpoint_every")
         self._objective, self._clip, self._callback = objective, clip, callback
-        self._validate_every, self._checkpoint_every = validate_every, checkpoint_every
         self._workers = Workers.alone() if workers is None else workers
         self._speaks = self._workers.rank == 0
         self._show = show_progress and self._speaks
         self.updates = 0
-        self.learned = {name: tree.map_tensors(_copy, own) for name, own in learned.items()}
-        moved = [leaf for leaf in self._leaves() if tree.is_differentiable(leaf)]
-        self._optimizer = _made("optimizer", optimizer, moved, Optimizer, _OPTIMIZER)
+        self.learned = {
+            name: tree.map_tensors(lambda leaf: leaf.detach().clone(), own)
+            for name, own in learned.items()
+        }
+        leaves = named_leaves(self.learned)
+        moved = [leaf for leaf in leaves.values() if tree.is_differentiable(leaf)]
+        self._optimizer = _built("optimizer", optimizer, moved, Optimizer, _OPTIMIZER)
         self._schedule: LRScheduler | None = None
         if schedule is not None:
-            self._schedule = _made("schedule", schedule, self._optimizer, LRScheduler, _SCHEDULE)
-        self._named_optimizer = NamedOptimizer(self._optimizer, self._named())
-        self._keeper = Keeper(
-            None if folder is None else Path(folder).absolute(), self._workers, self._named,
-            self._named_optimizer, self._schedule, lambda: self._describe(schedule),
-        )  # fmt: skip
+            self._schedule = _built("schedule", schedule, self._optimizer, LRScheduler, _SCHEDULE)
+        self._named_optimizer = NamedOptimizer(self._optimizer, leaves)
+        self._folder = None if folder is None else RunFolder(Path(folder).absolute())
+        self._writer = self._folder if self._speaks else None
+        self._settings = {} if self._writer is None else self._describe(schedule)
 
     def fit(self, updates: int, tolerance: float = 0.0) -> list[Step]:
         """Go on until so many updates have been made in all, or one moves by less than tolerance.
 
         Returns the steps made in this call; raises as `MetaLearner.fit`.
         """
-        with self._keeper.claimed(self.updates):
+        with self._claimed():
             self._check_same({"updates and tolerance": (updates, tolerance)})
             steps = self._go_on(updates, tolerance)
             if steps:
@@ -150,20 +147,27 @@ class OuterLoop:
 
     def history(self) -> list[Step]:
         """Every step so far, as `metrics.jsonl` has them (read by each worker for itself)."""
-        return self._keeper.history()
+        return [] if self._folder is None else self._folder.metrics.read()
 
     def save(self) -> None:
         """Write a checkpoint atomically; raises as `MetaLearner.save`."""
-        self._keeper.check_folder()
-        with self._keeper.claimed(self.updates):
+        if self._folder is None:
+            raise InputError("this learner has no folder to save to: pass folder= when it is made.")
+        with self._claimed():
             self._save()
 
     def restore(self) -> bool:
         """Go on from the checkpoint in the folder; raises as `MetaLearner.restore`."""
-        updates = self._keeper.restore()
-        if updates is None:
+        workers, writer = self._workers, self._writer
+        there = workers.from_first(
+            "a restart", lambda: writer is not None and writer.checkpoint.exists()
+        )
+        if not there:
             return False
-        self.updates = updates
+        with self._locked():
+            header, checkpoint = workers.from_first("a restart", self._read)
+            workers.together("a restart", lambda: self._check_restart(checkpoint))
+            self._load(header, checkpoint)
         return True
 
     def _go_on(self, updates: int, tolerance: float) -> list[Step]:
@@ -178,15 +182,72 @@ class OuterLoop:
                     break
         return steps
 
+    @contextmanager
+    def _claimed(self) -> Generator[None]:
+        """Keep other learners out of the folder, which becomes this one's."""
+        with self._locked():
+            self._write("the folder", lambda folder: folder.claim(self.updates))
+            yield
+
+    @contextmanager
+    def _locked(self) -> Generator[None]:
+        is_new = self._write("the folder", RunFolder.lock)
+        try:
+            yield
+        finally:
+            if is_new and self._writer is not None:
+                self._writer.unlock()
+
+    def _write(self, what: str, change: Callable[[RunFolder], T]) -> T | None:
+        """Let worker 0 change the folder, if there is one; all go on once that has gone well."""
+        writer = self._writer
+        return self._workers.together(what, lambda: None if writer is None else change(writer))
+
     def _save(self) -> None:
         self._check_same({})
-        self._keeper.save(self.updates)
+        self._write("a checkpoint", lambda folder: folder.write(self._checkpoint()))
+
+    def _checkpoint(self) -> Checkpoint:
+        leaves = named_leaves(self.learned)
+        tensors = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
+        return Checkpoint(
+            versions(), self._settings, layout(leaves), self.updates, tensors,
+            self._named_optimizer.state(), torch.get_rng_state(),
+            None if self._schedule is None else self._schedule.state_dict(),
+        )  # fmt: skip
+
+    def _read(self) -> tuple[bytes, Checkpoint]:
+        assert self._writer is not None, "worker 0 reads"
+        path = self._writer.checkpoint
+        header, checkpoint = Checkpoint.read(path)
+        checkpoint.check_layout(layout(named_leaves(self.learned)), path)
+        checkpoint.check_settings(self._settings, path)
+        return header, checkpoint
+
+    def _check_restart(self, checkpoint: Checkpoint) -> None:
+        """All that can fail in a restart."""
+        assert self._folder is not None, "worker 0 has found a checkpoint"
+        checkpoint.check_layout(layout(named_leaves(self.learned)), self._folder.checkpoint)
+        if self._writer is not None:
+            self._writer.metrics.truncate(checkpoint.updates)
+
+    def _load(self, header: bytes, checkpoint: Checkpoint) -> None:
+        self._named_optimizer.load(checkpoint.optimizer)
+        if self._schedule is not None and checkpoint.schedule is not None:
+            self._schedule.load_state_dict(checkpoint.schedule)
+        torch.set_rng_state(checkpoint.random)
+        leaves = named_leaves(self.learned)
+        for name, stored in checkpoint.tensors.items():
+            leaves[name].copy_(stored)
+        assert self._folder is not None, "worker 0 has found a checkpoint"
+        self._folder.go_on_from(header)
+        self.updates = checkpoint.updates
 
     def _update(self, last: bool) -> Step:
         begin, update = time.perf_counter(), self.updates
         drawn = self._workers.agree("the tasks", f"in update {update}", self._draw)
-        found = self._differentiate(drawn)
-        norm = self._set_gradients(found.grads)
+        outer = self._differentiate(drawn)
+        norm = self._set_gradients(outer.grads)
         first = tree.tensors(next(iter(self.learned.values()), None))
         before = [leaf.clone() for leaf in first]
         with torch.no_grad():
@@ -198,9 +259,11 @@ class OuterLoop:
             validation = self._objective.validation(self.learned)
         self._step_schedule(validation)
         self.updates += 1
-        self._warn_of(found.failed, update)
+        if outer.failed and self._speaks:
+            message = f"update {update} left out: {', '.join(outer.failed)}"
+            warnings.warn(message, OdeoptWarning, stacklevel=2)
         return Step(
-            update, float(found.value), norm, change, time.perf_counter() - begin, found.failed,
+            update, float(outer.value), norm, change, time.perf_counter() - begin, outer.failed,
             validation,
         )  # fmt: skip
 
@@ -218,13 +281,16 @@ class OuterLoop:
 
     def _set_gradients(self, grads: Mapping[str, PyTree]) -> float:
         """Give each leaf its gradient; the norm of all, before it is cut."""
-        gradients = [leaf for name in self.learned for leaf in tree.leaves(grads[name])]
+        leaves = tree.leaves(list(self.learned.values()))
+        gradients = tree.leaves([grads[name] for name in self.learned])
         pairs = [
             (leaf, gradient)
-            for leaf, gradient in zip(self._leaves(), gradients, strict=True)
+            for leaf, gradient in zip(leaves, gradients, strict=True)
             if isinstance(gradient, Tensor)
         ]
-        norm = math.hypot(*(_norm(gradient) for _, gradient in pairs))
+        # in double precision, in which those of huge numbers have a norm
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for _, gradient in pairs]
+        norm = math.hypot(*map(float, norms))
         if not math.isfinite(norm):
             raise DivergenceError(
                 f"the outer gradient of update {self.updates} is not finite: lower the outer"
@@ -242,13 +308,9 @@ class OuterLoop:
         elif self._schedule is not None:
             self._schedule.step()
 
-    def _warn_of(self, failed: Sequence[str], update: int) -> None:
-        if failed and self._speaks:
-            message = f"update {update} left out: {', '.join(failed)}"
-            warnings.warn(message, OdeoptWarning, stacklevel=2)
-
     def _record(self, step: Step) -> None:
-        self._keeper.note(step)
+        if self._writer is not None:
+            self._writer.metrics.append(step)
         if self.updates % self._checkpoint_every == 0:
             self._save()
         if self._callback is not None:
@@ -263,7 +325,7 @@ class OuterLoop:
             "the outer optimizer": (type(self._optimizer), self._named_optimizer.state()),
             "validate_every": self._validate_every,
             "checkpoint_every": self._checkpoint_every,
-            "the folder": self._keeper.has_folder,
+            "the folder": self._folder is not None,
             **call,
         }
         self._workers.check_same(f"before update {self.updates}", parts)
@@ -272,12 +334,6 @@ class OuterLoop:
         own = {name: describe_leniently(part) for name, part in self._objective.settings().items()}
         named = {"the schedule": describe_leniently(schedule)} if schedule is not None else {}
         return {**own, "clip": repr(self._clip), **named, **self._named_optimizer.settings()}
-
-    def _named(self) -> dict[str, Any]:
-        return named_leaves(self.learned)
-
-    def _leaves(self) -> list[Any]:
-        return [leaf for own in self.learned.values() for leaf in tree.leaves(own)]
 
 
 _OPTIMIZER = (
@@ -290,34 +346,16 @@ _SCHEDULE = (
 )
 
 
-def _made(what: str, factory: Any, argument: Any, kind: type[T], wanted: str) -> T:
-    """What a factory makes.
+def _built(what: str, factory: Any, argument: Any, kind: type[T], wanted: str) -> T:
+    """What a factory returns.
 
     Raises:
         InputError: if it is no factory, such as an optimiser that is made already.
     """
-    found = factory(argument) if callable(factory) else factory
-    if not callable(factory) or not isinstance(found, kind):
+    value = factory(argument) if callable(factory) else factory
+    if not callable(factory) or not isinstance(value, kind):
         said = "returned" if callable(factory) else "is"
         raise InputError(
-            f"{what} {said} a {type(found).__name__}; expected a function that makes {wanted}."
+            f"{what} {said} a {type(value).__name__}; expected a function that makes {wanted}."
         )
-    return found
-
-
-def _check_settings(clip: float | None, validate_every: object, checkpoint_every: object) -> None:
-    if clip is not None and not clip > 0:
-        raise InputError(f"clip is {clip!r}; expected a positive number or None.")
-    counts = {"validate_every": validate_every, "checkpoint_every": checkpoint_every}
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InputError(f"{name} is {count!r}; expected a positive integer.")
-
-
-def _norm(gradient: Tensor) -> float:
-    """In double precision, in which those of huge numbers have one."""
-    return float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
-
-
-def _copy(leaf: Tensor) -> Tensor:
-    return leaf.detach().clone()
+    return value

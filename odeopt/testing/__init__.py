@@ -4,16 +4,14 @@ One line checks everything that is registered, your plugin's entries included:
 `pytest --pyargs odeopt.testing`. The functions check a single instance.
 """
 
-from odeopt.testing.adaptive import check_controller
 from odeopt.testing.adjoints import check_adjoint
-from odeopt.testing.backends import check_backend
-from odeopt.testing.compiled import check_compiled
+from odeopt.testing.compiled import check_backend, check_compiled
 from odeopt.testing.fields import check_field
 from odeopt.testing.methods import check_method
 from odeopt.testing.problems import Quadratic, relative_error, smooth_problem
 from odeopt.testing.rules import check_rule
 from odeopt.testing.schedules import check_schedule
-from odeopt.testing.solvers import check_solver
+from odeopt.testing.solvers import check_controller, check_solver
 from odeopt.testing.streams import check_stream
 from odeopt.testing.tiers import check_tier
 

@@ -16,7 +16,14 @@ from odeopt.grid import TimeGrid
 from odeopt.inner.flows import GradientFlow, RegularizedFlow
 from odeopt.optimizer import ODEOptimizer
 from odeopt.solver.runge_kutta import RK4
-from odeopt.testing.problems import Quadratic, SmoothProblem, relative_error, smooth_problem
+from odeopt.testing.problems import (
+    Quadratic,
+    SmoothProblem,
+    check_close,
+    relative_error,
+    smooth_problem,
+    task,
+)
 from odeopt.tools import tree
 from odeopt.tools.types import PyTree
 
@@ -56,14 +63,9 @@ def _gradients(
 ) -> Any:
     opt = ODEOptimizer(GradientFlow(problem.loss), RK4(), adjoint, checkpoints, Safety.off())
     call = opt.value_and_grad(outer or problem.loss, tasks=tasks)
-    found = call(
-        problem.params,
-        problem.batch,
-        grid or TimeGrid.uniform(1.0, 12),
-        problem.outer_batch,
-        problem.hparams,
-    )
-    return found.grads.params, found.grads.hparams
+    grid = grid or TimeGrid.uniform(1.0, 12)
+    grads = call(problem.params, problem.batch, grid, problem.outer_batch, problem.hparams).grads
+    return grads.params, grads.hparams
 
 
 def _check_minimiser(adjoint: Adjoint, device: torch.device | None) -> None:
@@ -71,13 +73,16 @@ def _check_minimiser(adjoint: Adjoint, device: torch.device | None) -> None:
     field = RegularizedFlow(problem.loss, strength)
     params = torch.ones(4, dtype=torch.float64, device=device)
     outer = torch.linspace(-1, 1, 4, dtype=torch.float64, device=device)
-    found = ODEOptimizer(field, adjoint=adjoint).value_and_grad(torch.dot)(
-        params, problem.center.to(device), TimeGrid.from_lr(0.2, 120), outer
+    grads = (
+        ODEOptimizer(field, adjoint=adjoint)
+        .value_and_grad(torch.dot)(
+            params, problem.center.to(device), TimeGrid.from_lr(0.2, 120), outer
+        )
+        .grads
     )
     matrix = problem.matrix.to(device) + strength * torch.eye(4, dtype=torch.float64, device=device)
     expected = strength * torch.linalg.solve(matrix, outer)
-    error = relative_error(found.grads.params, expected)
-    assert error < 1e-8, f"the gradient of a quadratic's minimiser is off by {error:.1e}"
+    check_close(grads.params, expected, 1e-8, "the gradient of a quadratic's minimiser is wrong")
 
 
 def _check_linearity(adjoint: Adjoint, problem: SmoothProblem) -> None:
@@ -90,8 +95,7 @@ def _check_linearity(adjoint: Adjoint, problem: SmoothProblem) -> None:
     whole = _gradients(adjoint, problem, twice)
     parts = [_gradients(adjoint, problem), _gradients(adjoint, problem, shift)]
     total = tree.pytree.tree_map(lambda a, b: 2 * a + b, *parts)
-    error = relative_error(whole, total)
-    assert error < 1e-11, f"the adjoint is not linear in the outer loss: relative error {error:.1e}"
+    check_close(whole, total, 1e-11, "the adjoint is not linear in the outer loss")
 
 
 def _check_identity(adjoint: Adjoint, problem: SmoothProblem) -> None:
@@ -99,46 +103,38 @@ def _check_identity(adjoint: Adjoint, problem: SmoothProblem) -> None:
     still = TimeGrid(torch.zeros(4, dtype=torch.float64))
     for grid in (TimeGrid.uniform(0.0, 0), still):
         found = _gradients(adjoint, problem, grid=grid)[0]
-        error = relative_error(found, expected)
-        assert error < 1e-13, f"without motion the adjoint is not the identity: {error:.1e}"
+        check_close(found, expected, 1e-13, "without motion the adjoint is not the identity")
 
 
 def _check_tasks(adjoint: Adjoint, device: torch.device | None) -> None:
     problem = smooth_problem(device, tasks=3)
     together = _gradients(adjoint, problem, tasks=True)
     alone: list[Any] = []
-    for task in range(3):
-        pick = lambda x, i=task: x[i]  # noqa: E731
-        batches = [tree.map_tensors(pick, b) for b in (problem.batch, problem.outer_batch)]
-        alone.append(
-            _gradients(adjoint, problem._replace(batch=batches[0], outer_batch=batches[1]))
-        )
+    for index in range(3):
+        batch, outer_batch = task((problem.batch, problem.outer_batch), index)
+        own = problem._replace(batch=batch, outer_batch=outer_batch)
+        alone.append(_gradients(adjoint, own))
     mean = tree.pytree.tree_map(lambda *gs: torch.stack(gs).mean(0), *alone)
-    error = relative_error(together, mean)
-    assert error < 1e-11, f"tasks are not independent: relative error {error:.1e}"
+    check_close(together, mean, 1e-11, "tasks are not independent")
 
 
 def _check_observed(adjoint: Adjoint, problem: SmoothProblem) -> None:
     def observing(params: PyTree, batch: PyTree, hparams: PyTree, observed: list[PyTree]) -> Tensor:
-        losses = [problem.loss(state, batch, hparams) for state in observed]
-        return torch.stack(losses).sum()
+        return torch.stack([problem.loss(state, batch, hparams) for state in observed]).sum()
 
     grid = TimeGrid.uniform(1.0, 12, observe=[0, 12])
     both = _gradients(adjoint, problem, observing, grid)[0]
     start = torch.func.grad(problem.loss)(problem.params, problem.outer_batch, problem.hparams)
     end = _gradients(adjoint, problem)[0]
     total = tree.pytree.tree_map(torch.add, start, end)
-    error = relative_error(both, total)
-    assert error < 1e-11, f"observed states are not counted as they should: {error:.1e}"
+    check_close(both, total, 1e-11, "observed states are not counted as they should")
 
 
 def _check_replay(adjoint: Adjoint, problem: SmoothProblem) -> None:
     kept = _gradients(adjoint, problem, checkpoints=Every(1))
     replayed = _gradients(adjoint, problem, checkpoints=Binomial(3))
-    same = all(
-        torch.equal(a, b) for a, b in zip(tree.tensors(kept), tree.tensors(replayed), strict=True)
-    )
-    assert same, "the gradient depends on which states are kept and which are replayed"
+    same = map(torch.equal, tree.tensors(kept), tree.tensors(replayed))
+    assert all(same), "the gradient depends on which states are kept and which are replayed"
 
 
 def _check_convergence(adjoint: Adjoint, problem: SmoothProblem) -> None:

@@ -1,4 +1,4 @@
-"""The conformance suite of what is compiled: a field, an update rule or a solver."""
+"""The conformance suites of compile backends and of what is compiled by them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,94 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odeopt.engine.compile import Backend, Compiled, record
 from odeopt.errors import CompilationError, OdeoptWarning
 from odeopt.gradient.result import Result
 from odeopt.grid import TimeGrid
 from odeopt.inner.base import InnerOptimizer
 from odeopt.optimizer import ODEOptimizer
 from odeopt.solver.base import StepSolver
-from odeopt.testing.problems import SmoothProblem, relative_error, smooth_problem
+from odeopt.testing.problems import SmoothProblem, number, relative_error, smooth_problem
 from odeopt.tools import tree
 from odeopt.tools.types import Loss, PyTree
+
+
+def check_backend(backend: Backend, device: torch.device | None = None) -> None:
+    """Check a compile backend; raises AssertionError if it is wrong.
+
+    What it makes of graphs gives what the graphs give, in single and double precision, for the
+    inputs that they were recorded with and for others of the same shapes; it leaves its inputs as
+    they are; results of one call are not those of the next; and it sees what becomes of a tensor
+    that a loss captures. Takes seconds with a backend that generates code.
+
+    Args:
+        backend: an instance.
+        device: where to compute.
+    """
+    for dtype in (torch.float32, torch.float64):
+        like = torch.empty(0, dtype=dtype, device=device)
+        _check_numbers(backend, like)
+        _check_what_is_captured(backend, like)
+
+
+def _compile(
+    backend: Backend, function: Callable[..., list[Tensor]], inputs: list[Tensor]
+) -> Compiled:
+    return backend.compile(record(function, inputs), inputs)
+
+
+def _draw(like: Tensor, *shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(like)
+
+
+def _layers(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> list[Tensor]:
+    """Products, with and without tasks and factors, element by element, sums and views."""
+    hidden = torch.tanh(torch.baddbmm(bias[:, None], x, weight, beta=0.5, alpha=2.0))
+    narrow = torch.addmm(x[0, :2, :4], hidden[0, :, :2].mT, x[0], beta=-1.0, alpha=0.25)
+    loss = (hidden @ weight.mT - x).square().mean((-2, -1))
+    return [hidden, narrow, loss, loss.sum() * scale, scale.exp(), x.mT.reshape(3, -1), bias]
+
+
+def _check_numbers(backend: Backend, like: Tensor) -> None:
+    def inputs(seed: int) -> list[Tensor]:
+        shapes = ((3, 8, 4), (3, 4, 16), (3, 16), ())
+        return [_draw(like, *shape, seed=seed + place) for place, shape in enumerate(shapes)]
+
+    run = _compile(backend, _layers, inputs(0))
+    first, again = inputs(0), inputs(0)
+    results = list(run(*first))
+    _check_same(results, _layers(*again), "for the inputs that it was recorded with")
+    changed = [k for k, (x, y) in enumerate(zip(first, again, strict=True)) if not x.equal(y)]
+    assert not changed, f"the inputs {changed} have been changed"
+    copies = [x.clone() for x in results]
+    _check_same(list(run(*inputs(9))), _layers(*inputs(9)), "for other inputs")
+    lost = [k for k, (x, y) in enumerate(zip(results, copies, strict=True)) if not x.equal(y)]
+    assert not lost, f"the results {lost} of a call have been changed by the next call"
+
+
+def _check_what_is_captured(backend: Backend, like: Tensor) -> None:
+    matrix, factor = _draw(like, 4, 4), number(3.0, like)
+
+    def function(x: Tensor) -> list[Tensor]:
+        return [(matrix @ x * factor).sin() + x @ matrix, factor * 2]
+
+    x = _draw(like, 4, seed=1)
+    run = _compile(backend, function, [x])
+    _check_same(list(run(x)), function(x), "with captured tensors")
+    matrix.mul_(2)
+    factor.add_(1)
+    when = "once captured tensors have been changed in place"
+    _check_same(list(run(x)), function(x), when)
+
+
+def _check_same(found: list[Tensor], expected: list[Tensor], when: str) -> None:
+    assert len(found) == len(expected), f"{len(found)} results, expected {len(expected)}"
+    for place, (x, y) in enumerate(zip(found, expected, strict=True)):
+        own, other = ((z.shape, z.dtype, z.device) for z in (x, y))
+        assert own == other, f"result {place} {when} has {own}; expected {other}"
+        error, limit = relative_error(x, y), 100 * torch.finfo(y.dtype).eps
+        assert error <= limit, f"result {place} {when} is off by {error:.1e} (at most {limit:.0e})"
 
 
 def check_compiled(
@@ -55,7 +134,7 @@ def check_compiled(
     case.check(problem, "once a number that the loss captures has changed")
 
 
-class _Scaled:
+class _ScaledLoss:
     """A loss that captures a number."""
 
     def __init__(self) -> None:
@@ -72,7 +151,7 @@ class _Case:
     def __init__(
         self, make: Callable[[Loss], InnerOptimizer], solver: StepSolver | None, backend: str
     ) -> None:
-        self.loss = _Scaled()
+        self.loss = _ScaledLoss()
         self._make, self._solver = make, solver
         self._compiled = ODEOptimizer(make(self.loss), solver, compile=backend)
 
@@ -83,17 +162,17 @@ class _Case:
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                found = self._run(self._compiled, problem, tasks)
+                result = self._run(self._compiled, problem, tasks)
         except CompilationError as error:
             raise AssertionError(f"{when}: {error}") from error
         for warning in caught:
             declined = issubclass(warning.category, OdeoptWarning)
             assert not declined, f"{when} it is not compiled: {warning.message}"
-        gap = relative_error(_numbers(found), _numbers(expected))
+        gap = relative_error(_numbers(result), _numbers(expected))
         assert gap < 1e-10, (
             f"{when} compiled results differ from eager ones: relative error {gap:.1e}"
         )
-        return found
+        return result
 
     def _run(self, opt: ODEOptimizer, problem: SmoothProblem, tasks: bool) -> Result:
         grid = TimeGrid.uniform(0.3, 3)
@@ -101,9 +180,9 @@ class _Case:
         return call(problem.params, problem.batch, grid, problem.batch, problem.hparams)
 
 
-def _numbers(found: Result) -> list[Tensor]:
-    grads = found.grads
-    return [found.value, *tree.tensors((grads.params, grads.hparams, grads.dt))]
+def _numbers(result: Result) -> list[Tensor]:
+    grads = result.grads
+    return [result.value, *tree.tensors((grads.params, grads.hparams, grads.dt))]
 
 
 def _check_again(case: _Case, problem: SmoothProblem) -> None:

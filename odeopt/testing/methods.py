@@ -12,7 +12,7 @@ from odeopt.engine.safety import Status
 from odeopt.engine.stats import Stats
 from odeopt.errors import DivergenceError, InputError
 from odeopt.outer.method import MetaGradient, Method, TaskBatch
-from odeopt.testing.problems import SmoothProblem, relative_error, smooth_problem
+from odeopt.testing.problems import SmoothProblem, check_close, smooth_problem
 from odeopt.tools import tree
 from odeopt.tools.types import Loss, PyTree
 
@@ -36,31 +36,41 @@ def check_method(factory: Callable[[Loss], Method], device: torch.device | None 
     problem = smooth_problem(device, tasks=TASKS)
     method = factory(problem.loss)
     assert isinstance(method, Method), f"the factory made a {type(method).__name__}, not a Method"  # pyright: ignore
-    hparams = method.init_hparams(problem.params)
-    batch = TaskBatch(problem.batch, problem.outer_batch)
-    found = method(problem.params, batch, hparams)
-    _check_result(found, problem.params, hparams)
-    _check_purity(method, found, problem, hparams)
-    _check_order(method, found, problem.params, batch, hparams)
-    _check_tasks(method, found, problem.params, batch, hparams)
-    _check_adapt(method, problem, hparams)
-    _check_evaluate(method, problem.params, batch, hparams)
-    _check_refusals(method, problem.params, batch, hparams)
+    case = _Case(method, problem)
+    _check_result(case.result, problem.params, case.hparams)
+    _check_purity(case)
+    _check_order(case)
+    _check_tasks(case)
+    _check_adapt(case)
+    _check_evaluate(case)
+    _check_refusals(case)
 
 
-def _check_result(found: MetaGradient, params: PyTree, hparams: PyTree) -> None:
-    assert isinstance(found, MetaGradient), f"a call returns {type(found)}, not a MetaGradient"  # pyright: ignore
-    assert isinstance(found.stats, Stats), f"stats is {found.stats!r}, not a Stats"  # pyright: ignore
-    assert found.value.ndim == 0, f"value has the shape {tuple(found.value.shape)}, not ()"
-    for name, per_task in (("values", found.values), ("status", found.status)):
+class _Case:
+    """A method, what it is called with, and what it gives."""
+
+    def __init__(self, method: Method, problem: SmoothProblem) -> None:
+        self.method, self.loss, self.params = method, problem.loss, problem.params
+        self.batch = TaskBatch(problem.batch, problem.outer_batch)
+        self.hparams = method.init_hparams(problem.params)
+        self.result = self(self.batch)
+
+    def __call__(self, batch: TaskBatch) -> MetaGradient:
+        return self.method(self.params, batch, self.hparams)
+
+
+def _check_result(result: MetaGradient, params: PyTree, hparams: PyTree) -> None:
+    assert isinstance(result, MetaGradient), f"a call returns {type(result)}, not a MetaGradient"  # pyright: ignore
+    assert isinstance(result.stats, Stats), f"stats is {result.stats!r}, not a Stats"  # pyright: ignore
+    assert result.value.ndim == 0, f"value has the shape {tuple(result.value.shape)}, not ()"
+    for name, per_task in (("values", result.values), ("status", result.status)):
         shape = tuple(per_task.shape)
         assert shape == (TASKS,), f"{name} has the shape {shape}, not [tasks]"
-    codes = found.status.tolist()
+    codes = result.status.tolist()
     assert codes == [int(Status.OK)] * TASKS, f"tasks that are well have the status {codes}"
-    error = relative_error(found.value, found.values.mean())
-    assert error < 1e-14, f"value is not the mean of values: relative error {error:.1e}"
-    _check_like(found.grads.params, params, "grads.params")
-    _check_like(found.grads.hparams, hparams, "grads.hparams")
+    check_close(result.value, result.values.mean(), 1e-14, "value is not the mean of values")
+    _check_like(result.grads.params, params, "grads.params")
+    _check_like(result.grads.hparams, hparams, "grads.hparams")
 
 
 def _check_like(found: PyTree, expected: PyTree, what: str) -> None:
@@ -77,86 +87,79 @@ def _check_like(found: PyTree, expected: PyTree, what: str) -> None:
         assert bool(torch.isfinite(mine).all()), f"{what}{path} is not finite"
 
 
-def _check_purity(
-    method: Method, found: MetaGradient, problem: SmoothProblem, hparams: PyTree
-) -> None:
+def _check_purity(case: _Case) -> None:
     """A second call, with inputs that require grad, gives the same and leaves no trace."""
-    given = (problem.params, problem.batch, problem.outer_batch, hparams)
-    tracked: Any = tree.map_tensors(lambda x: x.detach().clone().requires_grad_(), given)
-    params, train, validation, mine = tracked
-    again = method(params, TaskBatch(train, validation), mine)
-    adapted = method.adapt(params, train, mine)
-    values = method.evaluate(params, TaskBatch(train, validation), mine)
+    inputs = (case.params, case.batch, case.hparams)
+    tracked: Any = tree.map_tensors(lambda x: x.detach().clone().requires_grad_(), inputs)
+    params, batch, hparams = tracked
+    again = case.method(params, batch, hparams)
+    adapted = case.method.adapt(params, batch.train, hparams)
+    values = case.method.evaluate(params, batch, hparams)
     for x in tree.tensors((*_numbers(again), adapted, values)):
         assert not x.requires_grad, "a result requires grad"
-    for x, before in zip(tree.tensors(tracked), tree.tensors(given), strict=True):
+    for x, before in zip(tree.tensors(tracked), tree.tensors(inputs), strict=True):
         assert torch.equal(x, before), "an input was modified"
         assert x.grad is None, "a call left something in .grad of an input"
-    pairs = zip(tree.tensors(_numbers(again)), tree.tensors(_numbers(found)), strict=True)
+    pairs = zip(tree.tensors(_numbers(again)), tree.tensors(_numbers(case.result)), strict=True)
     assert all(torch.equal(x, y) for x, y in pairs), "a second call gives other numbers"
 
 
-def _numbers(found: MetaGradient) -> tuple[Any, ...]:
-    return found.value, found.values, tuple(found.grads), found.status, dict(found.diagnostics)
+def _numbers(result: MetaGradient) -> tuple[Any, ...]:
+    return result.value, result.values, tuple(result.grads), result.status, dict(result.diagnostics)
 
 
 def _pick(batch: PyTree, tasks: list[int]) -> Any:
     return tree.map_tensors(lambda x: x[tasks], batch)
 
 
-def _check_order(
-    method: Method, found: MetaGradient, params: PyTree, batch: TaskBatch, hparams: PyTree
-) -> None:
+def _check_order(case: _Case) -> None:
     order = [2, 0, 1]
-    permuted = method(params, _pick(batch, order), hparams)
-    error = relative_error(permuted.values, found.values[order])
-    assert error < SAME, f"values do not follow the order of the tasks: relative error {error:.1e}"
-    error = relative_error(tuple(permuted.grads), tuple(found.grads))
-    assert error < SAME, f"the gradient depends on the order of the tasks: {error:.1e}"
+    permuted, plain = case(_pick(case.batch, order)), case.result
+    message = "values do not follow the order of the tasks"
+    check_close(permuted.values, plain.values[order], SAME, message)
+    message = "the gradient depends on the order of the tasks"
+    check_close(tuple(permuted.grads), tuple(plain.grads), SAME, message)
 
 
-def _check_tasks(
-    method: Method, found: MetaGradient, params: PyTree, batch: TaskBatch, hparams: PyTree
-) -> None:
-    alone = [method(params, _pick(batch, [task]), hparams) for task in range(TASKS)]
-    error = relative_error(found.values, torch.cat([one.values for one in alone]))
-    assert error < SAME, f"a task's value depends on the other tasks: relative error {error:.1e}"
+def _check_tasks(case: _Case) -> None:
+    alone = [case(_pick(case.batch, [task])) for task in range(TASKS)]
+    values = torch.cat([one.values for one in alone])
+    check_close(case.result.values, values, SAME, "a task's value depends on the other tasks")
     grads: list[Any] = [tree.tensors(tuple(one.grads)) for one in alone]
     mean = [torch.stack(leaves).mean(0) for leaves in zip(*grads, strict=True)]
-    error = relative_error(tree.tensors(tuple(found.grads)), mean)
-    assert error < SAME, f"the gradient is not the mean over tasks: relative error {error:.1e}"
+    own = tree.tensors(tuple(case.result.grads))
+    check_close(own, mean, SAME, "the gradient is not the mean over tasks")
 
 
-def _check_adapt(method: Method, problem: SmoothProblem, hparams: PyTree) -> None:
-    adapted = method.adapt(problem.params, problem.batch, hparams)
-    expected = tree.map_tensors(lambda x: x.expand(TASKS, *x.shape), problem.params)
+def _check_adapt(case: _Case) -> None:
+    train = case.batch.train
+    adapted = case.method.adapt(case.params, train, case.hparams)
+    expected = tree.map_tensors(lambda x: x.expand(TASKS, *x.shape), case.params)
     _check_like(adapted, expected, "adapt(...)")
     for task in range(TASKS):
-        alone = method.adapt(problem.params, _pick(problem.batch, [task]), hparams)
-        error = relative_error(_pick(adapted, [task]), alone)
-        assert error < SAME, f"what task {task} adapts to depends on the others: {error:.1e}"
-
-    def losses(params: PyTree) -> Tensor:
-        return torch.func.vmap(problem.loss)(params, problem.batch)
-
-    before, after = losses(expected).mean().item(), losses(adapted).mean().item()
+        alone = case.method.adapt(case.params, _pick(train, [task]), case.hparams)
+        message = f"what task {task} adapts to depends on the others"
+        check_close(_pick(adapted, [task]), alone, SAME, message)
+    losses = torch.func.vmap(case.loss)
+    before, after = (losses(params, train).mean().item() for params in (expected, adapted))
     assert after < before, f"adapt takes the training loss from {before:.4g} to {after:.4g}"
 
 
-def _check_evaluate(method: Method, params: PyTree, batch: TaskBatch, hparams: PyTree) -> None:
-    values = method.evaluate(params, batch, hparams)
+def _check_evaluate(case: _Case) -> None:
+    values = case.method.evaluate(case.params, case.batch, case.hparams)
     assert values.shape == (TASKS,), f"evaluate gives the shape {tuple(values.shape)}, not [tasks]"
     for task in range(TASKS):
-        alone = method.evaluate(params, _pick(batch, [task]), hparams)
-        error = relative_error(values[[task]], alone)
-        assert error < SAME, f"the evaluation of task {task} depends on the others: {error:.1e}"
+        alone = case.method.evaluate(case.params, _pick(case.batch, [task]), case.hparams)
+        message = f"the evaluation of task {task} depends on the others"
+        check_close(values[[task]], alone, SAME, message)
 
 
-def _check_refusals(method: Method, params: PyTree, batch: TaskBatch, hparams: PyTree) -> None:
+def _check_refusals(case: _Case) -> None:
+    batch = case.batch
     wrong: Any
     for wrong in (list(batch), batch.train[0], (*batch, batch.train)):
         try:
-            method(params, wrong, hparams)
+            case(wrong)
         except InputError:
             continue
         raise AssertionError(f"a task batch that is no pair ({type(wrong).__name__}) was taken")
@@ -164,7 +167,7 @@ def _check_refusals(method: Method, params: PyTree, batch: TaskBatch, hparams: P
     targets = targets.clone()
     targets[1, 0] = torch.nan
     try:
-        method(params, TaskBatch((inputs, targets), batch.validation), hparams)
+        case(TaskBatch((inputs, targets), batch.validation))
     except DivergenceError:
         return
     raise AssertionError("a task with NaN in its training batch does not raise DivergenceError")

@@ -1,10 +1,10 @@
-"""Small problems with known answers, in float64."""
+"""Small problems with known answers, in float64, and what the suites compare with."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -109,3 +109,39 @@ def relative_error(found: PyTree, expected: PyTree) -> float:
         difference += (x - reference).double().square().sum().item()
         scale += reference.double().square().sum().item()
     return (difference / scale if scale > 0 else difference) ** 0.5
+
+
+def check_close(found: PyTree, expected: PyTree, limit: float, message: str) -> None:
+    """Raise `AssertionError` with a message if the relative error is not below a limit."""
+    error = relative_error(found, expected)
+    assert error < limit, f"{message}: relative error {error:.1e}"
+
+
+def check_vmap(function: Callable[[Any], PyTree], tasks: PyTree, limit: float, what: str) -> None:
+    """Check that under vmap each task gets what it gets alone."""
+    together = torch.func.vmap(function)(tasks)
+    for index in range(len(tree.tensors(tasks)[0])):
+        alone = function(task(tasks, index))
+        check_close(task(together, index), alone, limit, f"vmap changes {what} of task {index}")
+
+
+def task(tasks: PyTree, index: int) -> Any:
+    """One of several tasks."""
+    return tree.map_tensors(lambda leaf: leaf[index], tasks)
+
+
+def number(value: float, like: Tensor) -> Tensor:
+    """A 0-dim tensor of the same dtype and device."""
+    return torch.full((), value, dtype=like.dtype, device=like.device)
+
+
+class CallCounter:
+    """A function, and the number of its calls."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function, self.calls = function, 0
+
+    def __call__(self, *args: Any) -> Any:
+        """The function's value."""
+        self.calls += 1
+        return self._function(*args)

@@ -14,9 +14,8 @@ from odeopt.grid import TimeGrid
 from odeopt.inner.rule import UpdateRule
 from odeopt.inner.stream import Stream
 from odeopt.optimizer import ODEOptimizer
-from odeopt.testing.counted import Counted
 from odeopt.testing.fields import ROUNDING
-from odeopt.testing.problems import SmoothProblem, relative_error, smooth_problem
+from odeopt.testing.problems import CallCounter, SmoothProblem, check_close, smooth_problem, task
 from odeopt.tools import tree
 from odeopt.tools.types import Loss, PyTree
 
@@ -36,8 +35,8 @@ def check_rule(make: Callable[[Loss], UpdateRule], device: torch.device | None =
     problem = smooth_problem(device)
     rule = make(problem.loss)
     state, consts = rule.init(problem.params, problem.hparams)
-    error = relative_error(rule.readout(state), problem.params)
-    assert error < ROUNDING, f"readout(init(params)) is not params: relative error {error:.1e}"
+    readout = rule.readout(state)
+    check_close(readout, problem.params, ROUNDING, "readout(init(params)) is not params")
     _check_update(rule, state, consts, problem)
     _check_cost(make, problem)
     _check_gradient(rule, problem)
@@ -75,7 +74,7 @@ def _check_update(rule: UpdateRule, state: PyTree, consts: PyTree, problem: Smoo
 
 
 def _check_cost(make: Callable[[Loss], UpdateRule], problem: SmoothProblem) -> None:
-    counted = Counted(problem.loss)
+    counted = CallCounter(problem.loss)
     rule, number = make(counted), problem.batch[0].new_tensor
     state, consts = rule.init(problem.params, None)
     rule.update(number(0.0), number(0.1), state, consts, None, problem.batch)
@@ -86,36 +85,32 @@ def _check_cost(make: Callable[[Loss], UpdateRule], problem: SmoothProblem) -> N
     )
 
 
-def _leaf(value: PyTree) -> Any:
-    return tree.map_tensors(lambda x: x.detach().clone().requires_grad_(), value)
-
-
 def _check_gradient(rule: UpdateRule, problem: SmoothProblem) -> None:
     lrs = torch.linspace(0.1, 0.02, 7).to(problem.batch[0])
     loss = problem.loss
     for hparams in (None, problem.hparams):
-        params, own, rates = _leaf(problem.params), _leaf(hparams), _leaf(lrs)
+        leaves: Any = tree.map_tensors(
+            lambda x: x.detach().clone().requires_grad_(), (problem.params, hparams, lrs)
+        )
+        params, own, rates = leaves
         final = unroll(rule, params, problem.batch, rates, own)
         extra = () if hparams is None else (own,)
-        inputs = [*tree.tensors(params), *tree.tensors(own), rates]
         value = cast("Tensor", loss(final, problem.outer_batch, *extra))
-        expected = torch.autograd.grad(value, inputs)
+        expected = list(torch.autograd.grad(value, tree.tensors(leaves)))
         for checkpoints in (None, Binomial(3)):
             opt = ODEOptimizer(rule, adjoint=DiscreteAdjoint(), checkpoints=checkpoints)
-            res = opt.value_and_grad(loss)(
+            grads = opt.value_and_grad(loss)(
                 problem.params, problem.batch, TimeGrid.from_lr(lrs), problem.outer_batch, hparams
-            )
-            found = [*tree.tensors((res.grads.params, res.grads.hparams)), res.grads.dt]
-            error = relative_error(found, list(expected))
-            assert error < 1e-10, f"the gradient is not that of the loop: {error:.1e}"
+            ).grads
+            found = [*tree.tensors((grads.params, grads.hparams)), grads.dt]
+            check_close(found, expected, 1e-10, "the gradient is not that of the loop")
 
 
 def _check_tasks(rule: UpdateRule, device: torch.device | None) -> None:
     problem = smooth_problem(device, tasks=3)
     grid, opt = TimeGrid.from_lr(0.05, 4), ODEOptimizer(rule)
     together = opt.solve(problem.params, problem.batch, grid, tasks=True).params
-    for task in range(3):
-        batch = tree.map_tensors(lambda x, i=task: x[i], problem.batch)
-        alone = opt.solve(problem.params, batch, grid).params
-        mine = tree.map_tensors(lambda x, i=task: x[i], together)
-        assert relative_error(mine, alone) < 1e-12, f"vmap changes the updates of task {task}"
+    for index in range(3):
+        alone = opt.solve(problem.params, task(problem.batch, index), grid).params
+        mine = task(together, index)
+        check_close(mine, alone, 1e-12, f"vmap changes the updates of task {index}")

@@ -28,42 +28,39 @@ from odeopt.testing import (
     check_tier,
 )
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+@pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each kind of device that there is."""
+    return torch.device(request.param)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", FIELDS.names())
-def test_field(name: str, device: str) -> None:
+def test_field(name: str, device: torch.device) -> None:
     make = FIELDS.example(name)
-    check = (
-        check_rule if isinstance(make(lambda params, batch: params), UpdateRule) else check_field
-    )
-    check(make, torch.device(device))
+    is_rule = isinstance(make(lambda params, batch: params), UpdateRule)
+    (check_rule if is_rule else check_field)(make, device)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", FIELDS.names())
-def test_compiled(name: str, device: str) -> None:
-    check_compiled(FIELDS.example(name), device=torch.device(device))
+def test_compiled(name: str, device: torch.device) -> None:
+    check_compiled(FIELDS.example(name), device=device)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", SOLVERS.names())
-def test_solver(name: str, device: str) -> None:
-    check_solver(SOLVERS.example(name)(), torch.device(device))
+def test_solver(name: str, device: torch.device) -> None:
+    check_solver(SOLVERS.example(name)(), device)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", ADJOINTS.names())
-def test_adjoint(name: str, device: str) -> None:
-    check_adjoint(ADJOINTS.example(name)(), torch.device(device))
+def test_adjoint(name: str, device: torch.device) -> None:
+    check_adjoint(ADJOINTS.example(name)(), device)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", BACKENDS.names())
-def test_backend(name: str, device: str) -> None:
+def test_backend(name: str, device: torch.device) -> None:
     try:
-        check_backend(BACKENDS.example(name)(), torch.device(device))
+        check_backend(BACKENDS.example(name)(), device)
     except CompilationError as error:  # no C++ compiler, or another device
         pytest.skip(str(error))
 
@@ -73,35 +70,30 @@ def test_schedule(name: str) -> None:
     check_schedule(CHECKPOINTS.example(name)())
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", METHODS.names())
-def test_method(name: str, device: str) -> None:
-    check_method(METHODS.example(name), torch.device(device))
+def test_method(name: str, device: torch.device) -> None:
+    check_method(METHODS.example(name), device)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("controller", [PIController(), PIController(per_task=False), CONTROLLER])
-def test_controller(controller: PIController, device: str) -> None:
-    check_controller(controller, device=torch.device(device))
+def test_controller(controller: PIController, device: torch.device) -> None:
+    check_controller(controller, device=device)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", ["device", "host", "disk", "resumable"])
-def test_tier(tmp_path: Path, name: str, device: str) -> None:
+def test_tier(tmp_path: Path, name: str, device: torch.device) -> None:
     tiers: dict[str, Tier] = {
         "device": Device(), "host": Host(), "disk": Disk(tmp_path),
         "resumable": Disk(tmp_path, resume=True),
     }  # fmt: skip
-    check_tier(tiers[name], torch.device(device))
+    check_tier(tiers[name], device)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     "name", ["minibatches", "in order", "with a random loss", "stacked", "constant", "dataset"]
 )
-def test_stream(name: str, device: str) -> None:
-    where = torch.device(device)
-    x, y = torch.arange(60.0, device=where).reshape(20, 3), torch.arange(20, device=where)
+def test_stream(name: str, device: torch.device) -> None:
+    x, y = torch.arange(60.0, device=device).reshape(20, 3), torch.arange(20, device=device)
     streams = {
         "minibatches": lambda: Stream.minibatches((x, y), 6, seed=0),
         "in order": lambda: Stream.minibatches((x, y), 6, seed=0, shuffle=False),
@@ -110,4 +102,4 @@ def test_stream(name: str, device: str) -> None:
         "constant": lambda: Stream.constant((x, y), seed=0),
         "dataset": lambda: Stream.from_dataset(list(zip(x, y, strict=True)), 6, seed=0),
     }
-    check_stream(streams[name](), device=where)
+    check_stream(streams[name](), device=device)

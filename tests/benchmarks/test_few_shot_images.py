@@ -29,8 +29,7 @@ from benchmarks.harness.registry import Preset, Settings
 from benchmarks.harness.store import ResultStore
 from benchmarks.problems import published
 from benchmarks.problems.few_shot import Feed
-from odeopt.outer.run_folder import CHECKPOINT
-from odeopt.outer.storage import Checkpoint
+from odeopt.outer.run_folder import CHECKPOINT, Checkpoint
 
 
 def run(*args):

@@ -102,8 +102,8 @@ EQUIVALENT = (
         "It keeps a division from being one by zero, where the quotient is not used.",
     ),
     Equivalent(
-        "odeopt/outer/spread.py",
-        "return count_tasks((batch.train, batch.validation), TimeGrid.uniform(1.0, 0), None)",
+        "odeopt/outer/workers/spreading.py",
+        "no_grid = TimeGrid.uniform(1.0, 0)",
         "A grid without a step has no length, whatever it is asked to have.",
     ),
     Equivalent(

@@ -24,10 +24,10 @@ _NAMED = {
         "1.0 if self._clip is None else",
     ),
     "learner-random-not-saved": _Named(
-        "odeopt/outer/keeper.py", "torch.get_rng_state(),", "torch.Generator().get_state(),"
+        "odeopt/outer/outer_loop.py", "torch.get_rng_state(),", "torch.Generator().get_state(),"
     ),
     "learner-random-not-restored": _Named(
-        "odeopt/outer/keeper.py", "torch.set_rng_state(found.random)", "pass"
+        "odeopt/outer/outer_loop.py", "torch.set_rng_state(checkpoint.random)", "pass"
     ),
     "event-never": _Named(
         "odeopt/gradient/event.py",

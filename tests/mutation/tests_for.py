@@ -181,9 +181,8 @@ _PARTS = {
     ),
     "learner": Part(
         (
-            "outer/inner_loop.py", "outer/keeper.py", "outer/learner.py", "outer/method.py",
-            "outer/metrics.py", "outer/named.py", "outer/outer_loop.py", "outer/progress.py",
-            "outer/run_folder.py", "outer/spread.py", "outer/storage.py", "outer/task_pool.py",
+            "outer/learner.py", "outer/method.py", "outer/metrics.py", "outer/outer_loop.py",
+            "outer/run_folder.py",
         ),
         (
             "outer/test_arguments.py",
@@ -195,7 +194,8 @@ _PARTS = {
             "outer/test_outer_loop.py",
         ),
         {
-            "outer/inner_loop.py": (
+            "outer/method.py": (
+                "plugins/test_reptile.py",
                 "plugins/test_horizon.py::test_looks",
                 "plugins/test_horizon.py::test_choose_is_early_stopping",
                 "plugins/test_horizon.py::test_patience_lets_a_later_minimum_go",
@@ -203,15 +203,14 @@ _PARTS = {
                 "plugins/test_horizon.py::test_a_task_that_diverges_late_stops_before",
                 "plugins/test_horizon.py::test_the_search_for_the_horizon_is_counted",
             ),
-            "outer/method.py": ("plugins/test_reptile.py",),
-            "outer/keeper.py": (
+            "outer/outer_loop.py": (
                 "outer/test_checkpoints.py",
                 "outer/workers/test_workers.py::test_one_worker_writes",
             ),
         },
     ),
     "merging": Part(
-        ("outer/workers/merging.py", "outer/workers/share.py"),
+        ("outer/workers/merging.py", "outer/workers/spreading.py"),
         ("outer/workers/test_one_worker.py", "outer/workers/test_workers.py"),
     ),
 }  # fmt: skip

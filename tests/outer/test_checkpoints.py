@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import odeopt
 from odeopt import InputError, StorageError
-from odeopt.outer.storage import Checkpoint
+from odeopt.outer.run_folder import Checkpoint
 from odeopt.testing import smooth_problem
 from tests.outer.conftest import make, same
 
@@ -22,7 +22,7 @@ from tests.outer.conftest import make, same
 def contents(learner):
     """What a failed restart must leave as it is."""
     state = copy.deepcopy(learner._loop._optimizer.state_dict())
-    metrics = learner._loop._keeper._folder.checkpoint.with_name("metrics.jsonl")
+    metrics = learner._loop._folder.checkpoint.with_name("metrics.jsonl")
     written = metrics.read_bytes() if metrics.exists() else b""
     tensors = copy.deepcopy((learner.params, learner.hparams)), torch.get_rng_state()
     return (tensors, state), (learner.updates, written, str(state))
@@ -168,7 +168,7 @@ class Second:
 def test_another_worker_than_the_first_looks_whether_it_fits_as_well(folder):
     learner = make(folder, hparams={"lr": {"out": torch.zeros(9)}})
     found = Checkpoint.read(folder / "checkpoint.pt")
-    learner._loop._keeper._workers, learner._loop._keeper._writer = Second(True, found), None
+    learner._loop._workers, learner._loop._writer = Second(True, found), None
     refuses(learner, InputError, r"hparams\['lr'\]")
 
 

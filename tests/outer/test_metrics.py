@@ -6,11 +6,11 @@ import sys
 import types
 
 import pytest
+import rich.console
+import rich.progress
 
 import odeopt
-from odeopt.outer import bar as rich_bar
-from odeopt.outer.metrics import Step, tensorboard
-from odeopt.outer.progress import progress
+from odeopt.outer.metrics import Step, progress, tensorboard
 
 
 class Bar:
@@ -39,9 +39,9 @@ class Bar:
 def test_the_bar_goes_on_by_one_update_and_says_how_fast(monkeypatch, terminal, shown, disabled):
     bars = []
     monkeypatch.setattr(
-        rich_bar, "Progress", lambda *a, **kw: bars.append(Bar(*a, **kw)) or bars[0]
+        rich.progress, "Progress", lambda *a, **kw: bars.append(Bar(*a, **kw)) or bars[0]
     )
-    monkeypatch.setattr(rich_bar.Console, "is_terminal", terminal)
+    monkeypatch.setattr(rich.console.Console, "is_terminal", terminal)
     with progress(total=10, done=3, shown=shown) as show:
         show(Step(3, value=0.25, grad_norm=1.0, change=0.1, seconds=0.5))
     [bar] = bars
@@ -53,7 +53,7 @@ def test_the_bar_goes_on_by_one_update_and_says_how_fast(monkeypatch, terminal, 
 
 
 def test_the_bar_is_on_standard_error(monkeypatch, capsys):
-    monkeypatch.setattr(rich_bar.Console, "is_terminal", True)
+    monkeypatch.setattr(rich.console.Console, "is_terminal", True)
     with progress(total=2, done=0, shown=True) as show:
         show(Step(0, value=0.25, grad_norm=1.0, change=0.1, seconds=0.5))
     out, err = capsys.readouterr()
@@ -85,7 +85,7 @@ def test_what_a_step_has_is_written_for_tensorboard(monkeypatch, tmp_path):
 @pytest.mark.parametrize("shown", [False, True])
 @pytest.mark.parametrize("terminal", [False, True])
 def test_without_rich_a_bar_is_refused_where_one_would_be_seen(monkeypatch, shown, terminal):
-    monkeypatch.setitem(sys.modules, "odeopt.outer.bar", None)
+    monkeypatch.setitem(sys.modules, "rich", None)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     step = Step(0, value=0.25, grad_norm=1.0, change=0.1, seconds=0.5)
     if shown and terminal:

@@ -58,7 +58,7 @@ def test_patience_lets_a_later_minimum_go():
 
 @pytest.mark.parametrize("wrong", [{"every": 0}, {"patience": 0}, {"every": 1.5}, {"every": True}])
 def test_wrong_settings_are_refused(wrong):
-    with pytest.raises(odeopt.InputError, match="positive integer"):
+    with pytest.raises(odeopt.InputError, match="integer of at least 1"):
         TaskHorizon(**wrong)
 
 

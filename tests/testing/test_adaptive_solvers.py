@@ -8,7 +8,7 @@ import torch
 from odeopt import Adaptive, Midpoint, PIController, StabilizedRK
 from odeopt.solver import BOGACKI_SHAMPINE
 from odeopt.testing import check_controller, check_solver
-from odeopt.testing.adaptive import check_chosen_steps
+from odeopt.testing.solvers import check_chosen_steps
 
 
 class Altered(Adaptive):

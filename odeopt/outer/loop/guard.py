@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
-from typing import final
+from typing import cast, final
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from odeopt.errors import CompatibilityError, InputError
+from odeopt.errors import CompatibilityError, InputError, OdeoptWarning
+from odeopt.tools import tree
 
 
 @final
@@ -18,36 +22,33 @@ class Guard:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._parameters, self._rest = _marks(module.parameters()), self._look_at_rest()
+        self._before = self._look()
 
-    def check_parameters(self) -> None:
-        """Raise `InputError` if a parameter was changed."""
-        if _marks(self._module.parameters()) != self._parameters:
-            raise InputError(
-                "the module's parameters were changed since the loop began: inner.step takes the"
-                " place of optimizer.step(), and the final parameters come with inner.write_back()."
-                " Change parameters before the loop."
-            )
-
-    def check_between_steps(self) -> None:
-        """Raise `InputError` if anything else was changed that steps depend on.
+    def check(self, *, between_steps: bool) -> None:
+        """Raise `InputError` if a parameter was changed or, between steps, anything they depend on.
 
         These are the modes of its parts (train, eval), its buffers, and which parameters require
         grad.
         """
-        for message, now in self._look_at_rest().items():
-            if now != self._rest[message]:
+        for message, now in self._look().items():
+            if now != self._before[message] and (between_steps or message is _MOVED):
                 raise InputError(message)
 
-    def _look_at_rest(self) -> dict[str, object]:
+    def _look(self) -> dict[str, object]:
         module = self._module
         return {
+            _MOVED: _marks(module.parameters()),
             _SWITCHED: [child.training for child in module.modules()],
             _REFILLED: _marks(module.buffers()),
             _FROZEN: [p.requires_grad for p in module.parameters()],
         }
 
 
+_MOVED = (
+    "the module's parameters were changed since the loop began: inner.step takes the place of"
+    " optimizer.step(), and the final parameters come with inner.write_back(). Change parameters"
+    " before the loop."
+)
 _SWITCHED = (
     "the module was switched between train() and eval() since the loop began: every step sees one"
     " mode. Validate a copy in between: inner.model.eval()."
@@ -73,31 +74,26 @@ def check_hooks(model: nn.Module, optimizer: Optimizer) -> None:
 
     Hooks of the forward pass are called as ever.
     """
-    found = [
-        f"{kind} on {owner}"
-        for owner, hooked, kinds in _hooked(model, optimizer)
+    owners = [
+        *((f"the parameter {n!r}", p, _OF_PARAMETERS) for n, p in model.named_parameters()),
+        *((f"the module {n!r}" if n else "the module", m, _OF_MODULES)
+          for n, m in model.named_modules()),
+        ("the optimizer", optimizer, _OF_OPTIMIZERS),
+        ("all optimizers", import_module("torch.optim.optimizer"), _OF_ALL_OPTIMIZERS),
+        ("all modules", import_module("torch.nn.modules.module"), _OF_ALL_MODULES),
+    ]  # fmt: skip
+    hooks = [
+        f"{kind} on {name}"
+        for name, owner, kinds in owners
         for attribute, kind in kinds.items()
-        if getattr(hooked, attribute, None)
+        if getattr(owner, attribute, None)
     ]
-    if found:
+    if hooks:
         raise CompatibilityError(
-            f"there is a hook ({', '.join(found)}), which a recorded loop does not call, since it"
+            f"there is a hook ({', '.join(hooks)}), which a recorded loop does not call, since it"
             " has no graph of its own: remove it. What is to be done to gradients goes into"
             " gradient_transform=, what is to be done in each step into the loop."
         )
-
-
-def _hooked(
-    model: nn.Module, optimizer: Optimizer
-) -> Iterator[tuple[str, object, Mapping[str, str]]]:
-    """What may have hooks, with the attributes in which torch keeps them."""
-    for name, parameter in model.named_parameters():
-        yield f"the parameter {name!r}", parameter, _OF_PARAMETERS
-    for name, child in model.named_modules():
-        yield (f"the module {name!r}" if name else "the module"), child, _OF_MODULES
-    yield "the optimizer", optimizer, _OF_OPTIMIZERS
-    yield "all optimizers", import_module("torch.optim.optimizer"), _OF_ALL_OPTIMIZERS
-    yield "all modules", import_module("torch.nn.modules.module"), _OF_ALL_MODULES
 
 
 _OF_PARAMETERS = {
@@ -129,7 +125,7 @@ def moved_groups(model: nn.Module, optimizer: Optimizer) -> list[list[str]]:
         InputError: if one is no parameter of the module.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    found: list[list[str]] = []
+    groups: list[list[str]] = []
     for index, group in enumerate(optimizer.param_groups):
         moved: list[Tensor] = [p for p in group["params"] if p.requires_grad]
         if any(id(p) not in names for p in moved):
@@ -137,5 +133,70 @@ def moved_groups(model: nn.Module, optimizer: Optimizer) -> list[list[str]]:
                 f"group {index} of the optimizer holds a tensor that is no parameter of the module:"
                 " make it of model.parameters(), and learn other tensors as hparams."
             )
-        found.append([names[id(p)] for p in moved])
-    return found
+        groups.append([names[id(p)] for p in moved])
+    return groups
+
+
+def copy_of(module: nn.Module) -> nn.Module:
+    """A deep copy, without the history of tensors that the module keeps beside its parameters.
+
+    Such as a weight that is computed from others before each forward pass, or the last output.
+    Torch refuses to copy them as they are.
+    """
+    kept = tree.tensors([list(vars(child).values()) for child in module.modules()])
+    return copy.deepcopy(module, {id(x): x.detach().clone() for x in kept if not x.is_leaf})
+
+
+Evaluate = Callable[[Mapping[str, Tensor]], Tensor]
+"""A loss, with a graph, at some parameters."""
+
+
+@final
+class UnusedParameters:
+    """Looks for parameters that steps move although their loss does not depend on them."""
+
+    def __init__(self) -> None:
+        self._known: dict[object, list[str]] = {}
+        self._warned = False
+
+    def check(
+        self, loss: object, evaluate: Evaluate, before: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
+    ) -> None:  # fmt: skip
+        """Warn, once, if the step from `before` to `after` has done so.
+
+        A loss is evaluated when it first comes, and before it is warned of: functions of one code
+        may use other parameters.
+        """
+        if self._warned:
+            return
+        code = getattr(loss, "__code__", type(loss))
+        if code not in self._known:
+            self._known[code] = _unused(evaluate, before)
+        if not _moved(self._known[code], before, after):
+            return
+        self._known[code] = _unused(evaluate, before)
+        names = _moved(self._known[code], before, after)
+        if names:
+            self._warned = True
+            warnings.warn(
+                f"the loss does not depend on {', '.join(names)}, which weight decay or momentum"
+                " moves nevertheless: torch.optim leaves alone what has no gradient, but in a"
+                " recorded loop it has a gradient of zero. Leave such parameters out of the"
+                " optimizer, or put them into a group without weight_decay.",
+                OdeoptWarning,
+                stacklevel=5,
+            )
+
+
+def _unused(evaluate: Evaluate, params: Mapping[str, Tensor]) -> list[str]:
+    leaves = {name: leaf.detach().requires_grad_() for name, leaf in params.items()}
+    gradients = torch.autograd.grad(evaluate(leaves), list(leaves.values()), allow_unused=True)
+    gradients = cast("tuple[Tensor | None, ...]", gradients)
+    return [name for name, gradient in zip(leaves, gradients, strict=True) if gradient is None]
+
+
+def _moved(
+    names: Iterable[str], before: Mapping[str, Tensor], after: Mapping[str, Tensor]
+) -> list[str]:
+    return [name for name in names if not torch.equal(before[name], after[name])]

@@ -27,13 +27,9 @@ from odeopt.grid import TimeGrid
 from odeopt.inner.clipping import GradientTransform
 from odeopt.inner.module import from_module
 from odeopt.optimizer import ODEOptimizer
-from odeopt.outer.loop.copies import copy_of
-from odeopt.outer.loop.guard import Guard, check_hooks, moved_groups
+from odeopt.outer.loop.guard import Guard, UnusedParameters, check_hooks, copy_of, moved_groups
 from odeopt.outer.loop.records import (
-    Alike,
-    ByNumber,
     Call,
-    Feed,
     Inputs,
     RecordedRule,
     Records,
@@ -45,11 +41,10 @@ from odeopt.outer.loop.torch_optim import (
     Groups,
     check_settings,
     make_rule,
+    read_memory,
     settings,
-    take_over,
-    write_state,
+    write_memory,
 )
-from odeopt.outer.loop.unused import UnusedParameters
 from odeopt.solver.reached import reached
 from odeopt.tools import tree
 from odeopt.tools.eagerly import eagerly
@@ -80,8 +75,6 @@ class LoopGrads:
 @dataclass(frozen=True, eq=False)
 class LoopResult:
     """The outer loss after a recorded loop, its gradients, and what they cost.
-
-    The value is 0-dim; `grads` is described in `LoopGrads`, the counts in `Stats`.
 
     Attributes:
         value: the outer loss, 0-dim.
@@ -177,13 +170,13 @@ class RecordedLoop:
         self._groups = Groups(names, self._problem.params)
         rule, self._options = make_rule(optimizer, self._groups.keys)
         parameters = {name: self._own[name] for name in self._problem.params}
-        self._taken = take_over(optimizer, rule.slot_names, parameters)
+        self._memory = read_memory(optimizer, rule.slot_names, parameters)
         self._records = Records()
         self._make_rule = partial(
-            RecordedRule, rule, self._groups, self._taken, self._problem,
-            transform=gradient_transform,
+            RecordedRule, rule, self._groups, self._memory, self._problem, self._records,
+            gradient_transform,
         )  # fmt: skip
-        self._rule = self._make_rule(feed=ByNumber(self._records))
+        self._rule = self._make_rule()
         self._engine = partial(ODEOptimizer, adjoint=adjoint, checkpoints=checkpoints)
         self._compiler = None if compile is None else shared_compiler(model, compile)
         self._engine(self._rule)  # checks the choices
@@ -205,14 +198,14 @@ class RecordedLoop:
     @property
     def steps(self) -> int:
         """The number of steps made so far."""
-        return len(self._records)
+        return len(self._records.steps)
 
     @property
     def model(self) -> nn.Module:
         """A copy of the module with the parameters and statistics of the moment; no graph."""
-        found = copy_of(self._module)
-        self._load(found)
-        return found
+        copy = copy_of(self._module)
+        self._load(copy)
+        return copy
 
     @eagerly
     def step(self, loss: StepLoss, batch: PyTree = None) -> Tensor:
@@ -234,9 +227,9 @@ class RecordedLoop:
         rates = _current_rates(self._optimizer)
         self._records.append(loss, batch)
         try:
-            flat, value = self._advance(rates)
+            flat, value = self._next(rates)
         except BaseException:
-            self._records.drop()
+            self._records.steps.pop()
             raise
         self._flat = flat
         self._rates.append(rates)
@@ -257,7 +250,7 @@ class RecordedLoop:
             OdeoptError: see `odeopt.errors`; each message says what to do.
         """
         check_loss(outer_loss)
-        self._guard.check_parameters()
+        self._guard.check(between_steps=False)
         if any(leaf.requires_grad for leaf in tree.tensors(outer_batch)):
             raise CapturedTensorError(
                 "outer_batch holds a tensor that requires grad: its gradient would be lost. Pass"
@@ -269,16 +262,16 @@ class RecordedLoop:
             return self._rule.outer(params, call, inputs, buffers), params
 
         grid = TimeGrid.from_lr(1.0, self.steps)  # the rates themselves are among the inputs
-        opt, feed = self._chosen_engine()
+        opt, rule = self._chosen_engine()
         call = opt.value_and_grad(outer, has_aux=True)
         inputs = self._inputs(self._lrs())
-        res = call(self._problem.params, feed.stream(self._seed), grid, outer_batch, inputs)
+        res = call(self._problem.params, rule.stream(self._seed), grid, outer_batch, inputs)
         self._check_replay(res)
-        found: Inputs = res.grads.hparams
-        params = {**res.grads.params, **(found.frozen or {})}
+        others: Inputs = res.grads.hparams
+        params = {**res.grads.params, **(others.frozen or {})}
         grads = LoopGrads(
-            {name: params[name] for name in self._own}, found.hparams, found.rates.cpu(),
-            tuple(found.found), tuple(found.options),
+            {name: params[name] for name in self._own}, others.hparams, others.rates.cpu(),
+            tuple(others.in_batches), tuple(others.options),
         )  # fmt: skip
         return LoopResult(res.value, grads, res.stats)
 
@@ -290,15 +283,13 @@ class RecordedLoop:
         """
         res = self.value_and_grad(outer_loss, outer_batch)
         grads = res.grads
-        pairs: list[tuple[Any, Any]] = []
-        pairs += [(self._own[name], grad) for name, grad in grads.params.items()]
-        pairs += zip(tree.leaves(self._hparams), tree.leaves(grads.hparams), strict=True)
-        pairs += zip(self._records.found, grads.batch, strict=True)
-        pairs += zip(self._options, grads.options, strict=True)
-        pairs.append((self._lrs(), grads.lr))
-        wanted = [
-            (leaf, grad) for leaf, grad in pairs if isinstance(grad, Tensor) and leaf.requires_grad
-        ]
+        inputs = (
+            [self._own[name] for name in grads.params], self._hparams, self._records.in_batches,
+            self._options, self._lrs(),
+        )  # fmt: skip
+        gradients = (list(grads.params.values()), grads.hparams, grads.batch, grads.options)
+        pairs = zip(tree.leaves(inputs), tree.leaves((*gradients, grads.lr)), strict=True)
+        wanted = [(leaf, g) for leaf, g in pairs if isinstance(g, Tensor) and leaf.requires_grad]
         if wanted:
             tensors, gradients = zip(*wanted, strict=True)
             torch.autograd.backward(tensors, gradients)
@@ -313,22 +304,20 @@ class RecordedLoop:
         moved = {name: self._own[name] for name in self._problem.params}
         state = self._layout.unflatten(self._flat)
         slots = {name: self._groups.split(own) for name, own in state.slots.items()}
-        write_state(self._optimizer, moved, slots, self._taken.steps + self.steps)
+        write_memory(self._optimizer, moved, slots, self._memory.steps + self.steps)
         self._guard = Guard(self._module)
 
-    def _chosen_engine(self) -> tuple[ODEOptimizer, Feed]:
-        """What makes the steps again, compiled if that is wanted and possible, and feeds them."""
-        compiler, numbered = self._compiler, ByNumber(self._records)
-        if compiler is None or not self.steps:
-            return self._engine(self._rule), numbered
-        reason = Alike.why_not(self._records)
-        if reason is not None:
-            compiler.decline(reason)
-            return self._engine(self._rule), numbered
-        alike = Alike(self._records)
-        return self._engine(self._make_rule(feed=alike), compile=compiler), alike
+    def _chosen_engine(self) -> tuple[ODEOptimizer, RecordedRule]:
+        """What makes the steps again, compiled if that is wanted and possible, and its rule."""
+        if self._compiler is not None and self.steps:
+            reason = self._records.why_not_alike()
+            if reason is None:
+                rule = self._make_rule(self._records.steps[0][0])
+                return self._engine(rule, compile=self._compiler), rule
+            self._compiler.decline(reason)
+        return self._engine(self._rule), self._rule
 
-    def _advance(self, rates: Tensor) -> tuple[Tensor, Tensor]:
+    def _next(self, rates: Tensor) -> tuple[Tensor, Tensor]:
         """The next flat state and the loss before it, exactly as the engine computes them."""
         k, like = self.steps - 1, self._flat
         refuse_autocast(like.device)
@@ -369,7 +358,7 @@ class RecordedLoop:
     def _inputs(self, rates: Tensor) -> Inputs:
         frozen = self._problem.hparams
         rates = rates.to(self._flat.device)
-        return Inputs(rates, self._options, frozen, self._hparams, self._records.found)
+        return Inputs(rates, self._options, frozen, self._hparams, self._records.in_batches)
 
     def _lrs(self) -> Tensor:
         if not self._rates:
@@ -389,16 +378,15 @@ class RecordedLoop:
         check_loss(loss)
         if not self._open:
             raise InputError("the loop has been left: make its steps inside the with block.")
-        self._guard.check_parameters()
-        self._guard.check_between_steps()
+        self._guard.check(between_steps=True)
         check_hooks(self._module, self._optimizer)
         check_settings(self._optimizer, self._settings)
 
     def _check_replay(self, res: Result) -> None:
         now = self._layout.unflatten(self._flat).params
-        found, end, start = map(tree.flat, (res.aux, now, self._problem.params))
+        again, end, start = map(tree.flat, (res.aux, now, self._problem.params))
         allowed = 1.0 if self._compiler is None else torch.finfo(end.dtype).eps ** -0.25
-        if not bool(reached(found).gap(start, end) <= allowed):
+        if not bool(reached(again).gap(start, end) <= allowed):
             raise NondeterminismError(
                 "the recorded steps, run again, lead to other parameters than they did at first: a"
                 " batch or hparams were changed in place, or a loss depends on something else"
@@ -409,11 +397,8 @@ class RecordedLoop:
 def _current_rates(optimizer: Optimizer) -> Tensor:
     """The rates of the groups now, shape [groups]; a later change in place does not touch them."""
     with torch.enable_grad():
-        rates = [_as_float64(group["lr"]) for group in optimizer.param_groups]
+        rates = [  # a number is not to be rounded to torch's default
+            torch.as_tensor(group["lr"], dtype=torch.float64, device="cpu").reshape(())
+            for group in optimizer.param_groups
+        ]
         return torch.stack(rates)
-
-
-def _as_float64(rate: Any) -> Tensor:
-    if not isinstance(rate, Tensor):  # a number is not to be rounded to torch's default
-        return torch.tensor(rate, dtype=torch.float64)
-    return rate.to("cpu", torch.float64).reshape(())

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast, final
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from odeopt.errors import CapturedTensorError, InputError
@@ -17,7 +16,7 @@ from odeopt.inner.clipping import GradientTransform
 from odeopt.inner.leafwise import LeafwiseRule
 from odeopt.inner.module import ModuleLoss
 from odeopt.inner.stream import Stream
-from odeopt.outer.loop.torch_optim import Groups, Taken
+from odeopt.outer.loop.torch_optim import Groups, OptimizerMemory, place_in
 from odeopt.tools import tree
 from odeopt.tools.arguments import call_loss
 from odeopt.tools.captured import captured_values
@@ -38,12 +37,12 @@ class Inputs(NamedTuple):
     """Parameters that the optimiser does not move."""
     hparams: PyTree
     """The user's own."""
-    found: list[Tensor]
+    in_batches: list[Tensor]
     """Tensors in batches that require grad."""
 
 
 @dataclass(frozen=True)
-class Found:
+class Placeholder:
     """Stands in a recorded batch for a tensor that requires grad."""
 
     index: int
@@ -57,44 +56,29 @@ class Call(NamedTuple):
     hparams: PyTree
     what: str = "loss"
 
-    def on(self, model: nn.Module) -> Tensor:
-        """The loss of a model."""
-        return call_loss(self.loss, self.hparams, model, self.batch, what=self.what, of="model")
-
 
 def run_call(model: Any, call: Call) -> Tensor:
-    """`call.on(model)`, the objective of every recorded module."""
-    return call.on(model)
+    """The objective of every recorded module: what a call gives with this model."""
+    return call_loss(call.loss, call.hparams, model, call.batch, what=call.what, of="model")
 
 
 class Records:
     """What each step was given. Batches are kept by reference.
 
     Attributes:
-        found: tensors in batches that require grad.
+        steps: the loss and the batch of each, with `Placeholder` for tensors that require grad.
+        in_batches: these tensors.
         drew: whether a step drew random numbers.
     """
 
     def __init__(self) -> None:
-        self.found: list[Tensor] = []
+        self.steps: list[tuple[StepLoss, PyTree]] = []
+        self.in_batches: list[Tensor] = []
         self.drew = False
-        self._steps: list[tuple[StepLoss, PyTree]] = []
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-    @property
-    def steps(self) -> list[tuple[StepLoss, PyTree]]:
-        """The loss and the batch of each step, with `Found` for tensors that require grad."""
-        return self._steps
 
     def append(self, loss: StepLoss, batch: PyTree) -> None:
         """Record a step; leaves of the batch that require grad are noted."""
-        self._steps.append((loss, tree.map_tensors(self._lift, batch)))
-
-    def drop(self) -> None:
-        """Forget the last step."""
-        self._steps.pop()
+        self.steps.append((loss, tree.map_tensors(self._lift, batch)))
 
     def _lift(self, leaf: Tensor) -> Any:
         if not leaf.requires_grad:
@@ -105,87 +89,18 @@ class Records:
                 " it in the loss instead, and pass what it is computed from as hparams to"
                 " RecordedLoop (or pass a leaf tensor in the batch)."
             )
-        for index, known in enumerate(self.found):
-            if known is leaf:
-                return Found(index)
-        self.found.append(leaf)
-        return Found(len(self.found) - 1)
+        return Placeholder(place_in(self.in_batches, leaf))
 
-
-class Feed(ABC):
-    """How the steps of a rule get the records."""
-
-    loss: StepLoss | None = None
-    """The loss of every step, if it is one."""
-
-    @abstractmethod
-    def stream(self, seed: int) -> Stream:
-        """What each step gets for its batch; the seed is that of random numbers in losses."""
-
-    @abstractmethod
-    def call(self, item: PyTree, inputs: Inputs) -> Call:
-        """The loss that a step is to evaluate, from what the stream gave it."""
-
-
-@final
-class ByNumber(Feed):
-    """Each step gets its number: any losses and batches, which are looked up in Python."""
-
-    def __init__(self, records: Records) -> None:
-        self._records = records
-
-    @override
-    def stream(self, seed: int) -> Stream:
-        return Stream(torch.tensor, seed)
-
-    @override
-    def call(self, item: PyTree, inputs: Inputs) -> Call:
-        loss, batch = self._records.steps[int(item)]
-        return Call(loss, _put_back(batch, inputs), inputs.hparams)
-
-
-@final
-class Alike(Feed):
-    """Each step gets its batch: one loss, and batches of one structure, which can be compiled."""
-
-    def __init__(self, records: Records) -> None:
-        self._records = records
-        self.loss, _ = records.steps[0]
-
-    @classmethod
-    def why_not(cls, records: Records) -> str | None:
-        """Why steps differ too much for it; None if they do not."""
-        if records.drew:
+    def why_not_alike(self) -> str | None:
+        """Why steps differ too much to be compiled; None if they do not."""
+        if self.drew:
             return "steps draw random numbers, which a trace would draw anew."
-        if any(loss is not records.steps[0][0] for loss, _ in records.steps):
+        if any(loss is not self.steps[0][0] for loss, _ in self.steps):
             return "steps have different losses: pass the same function object to each."
-        outlines = [tree.partition(batch, _never)[0] for _, batch in records.steps]
+        outlines = [tree.partition(batch, lambda leaf: False)[0] for _, batch in self.steps]
         if any(outline != outlines[0] for outline in outlines):
             return "the batches of the steps differ in structure."
         return None
-
-    @override
-    def stream(self, seed: int) -> Stream:
-        return Stream(lambda k: self._records.steps[k][1], length=len(self._records))
-
-    @override
-    def call(self, item: PyTree, inputs: Inputs) -> Call:
-        assert self.loss is not None, "set when it is made"
-        return Call(self.loss, _put_back(item, inputs), inputs.hparams)
-
-
-def _put_back(batch: PyTree, inputs: Inputs) -> PyTree:
-    """The batch with the tensors that are differentiated in the places of `Found`."""
-
-    def real(leaf: Any) -> Any:
-        return inputs.found[leaf.index] if isinstance(leaf, Found) else leaf
-
-    return tree.pytree.tree_map(real, batch)
-
-
-def _never(leaf: object) -> bool:
-    del leaf
-    return False
 
 
 class RecordedRule(GradientRule):
@@ -193,26 +108,43 @@ class RecordedRule(GradientRule):
 
     Its buffers are the running statistics and the loss of the last step, which thus is known
     without another evaluation.
+
+    Args:
+        rule: the translation.
+        groups: how it joins parameters.
+        memory: what the optimiser remembers of earlier steps.
+        problem: the module.
+        records: what the steps were given.
+        transform: what is done to gradients first.
+        loss: None where each step gets its number, by which any loss and batch is looked up in
+            Python; or the loss of all steps, each of which gets its batch, which can be compiled.
     """
 
     def __init__(
-        self, rule: LeafwiseRule, groups: Groups, taken: Taken, problem: ModuleLoss, feed: Feed,
-        transform: GradientTransform | None,
+        self, rule: LeafwiseRule, groups: Groups, memory: OptimizerMemory, problem: ModuleLoss,
+        records: Records, transform: GradientTransform | None, loss: StepLoss | None = None,
     ) -> None:  # fmt: skip
         like = next(iter(problem.params.values()))
         buffers = {"loss": like.new_zeros(()), "statistics": problem.buffers or {}}
         super().__init__(self._loss_of_step, transform, buffers=buffers)
-        self._rule, self._groups, self._taken = rule, groups, taken
-        self._problem, self._feed = problem, feed
+        self._rule, self._groups, self._memory = rule, groups, memory
+        self._problem, self._records, self._same_loss = problem, records, loss
+
+    def stream(self, seed: int) -> Stream:
+        """What each step gets for its batch; the seed is that of random numbers in losses."""
+        steps = self._records.steps
+        if self._same_loss is None:
+            return Stream(torch.tensor, seed)
+        return Stream(lambda k: steps[k][1], length=len(steps))
 
     @override
     def captured(self) -> tuple[Any, ...]:
-        own = (self._feed.loss, self._problem.loss, self._rule, self._transform)
+        own = (self._same_loss, self._problem.loss, self._rule, self._transform)
         return captured_values(own)
 
     @override
     def init_slots(self, params: PyTree) -> PyTree:
-        slots = self._taken.slots
+        slots = self._memory.slots
         if slots is None:
             return self._rule.init_slots(self._groups.join(params))
         return {name: self._groups.join(values) for name, values in slots.items()}
@@ -224,7 +156,7 @@ class RecordedRule(GradientRule):
         inputs = cast("Inputs", hparams)
         rates = inputs.rates.index_select(0, k.to(inputs.rates.device, torch.long).reshape(1))[0]
         own = {"rates": rates, "options": inputs.options}
-        index, join = k + self._taken.steps, self._groups.join
+        index, join = k + self._memory.steps, self._groups.join
         joined, slots = self._rule.apply(index, lr, join(grads), join(params), slots, own)
         return self._groups.split(joined), slots
 
@@ -236,12 +168,19 @@ class RecordedRule(GradientRule):
     def _loss_of_step(
         self, params: PyTree, item: PyTree, inputs: Inputs, buffers: PyTree
     ) -> tuple[Tensor, PyTree]:
-        call = self._feed.call(item, inputs)
+        loss, batch = self._same_loss, item
+        if loss is None:
+            loss, batch = self._records.steps[int(item)]
+
+        def real(leaf: Any) -> Any:
+            return inputs.in_batches[leaf.index] if isinstance(leaf, Placeholder) else leaf
+
+        call = Call(loss, tree.pytree.tree_map(real, batch), inputs.hparams)
         statistics = buffers["statistics"]
-        found: Any = self._problem.loss(params, call, inputs.frozen, statistics or None)
-        value, statistics = found if self._problem.buffers else (found, statistics)
-        loss = value.detach().to(buffers["loss"].dtype)
-        return value, {"loss": loss, "statistics": statistics}
+        result: Any = self._problem.loss(params, call, inputs.frozen, statistics or None)
+        value, statistics = result if self._problem.buffers else (result, statistics)
+        last = value.detach().to(buffers["loss"].dtype)
+        return value, {"loss": last, "statistics": statistics}
 
 
 def check_loss(loss: Any) -> None:

@@ -47,15 +47,15 @@ class Groups:
 
     def split(self, joined: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inverse of `join`, in the order of the parameters."""
-        found: dict[str, Tensor] = {}
+        parts: dict[str, Tensor] = {}
         for key, own in self._names.items():
             sizes = [self._shapes[name].numel() for name in own]
-            found.update(zip(own, joined[key].split(sizes), strict=True))
-        return {name: found[name].reshape(shape) for name, shape in self._shapes.items()}
+            parts.update(zip(own, joined[key].split(sizes), strict=True))
+        return {name: parts[name].reshape(shape) for name, shape in self._shapes.items()}
 
 
-class Taken(NamedTuple):
-    """The state of an optimiser that has made steps before.
+class OptimizerMemory(NamedTuple):
+    """What an optimiser remembers of the steps that it has made before.
 
     Attributes:
         slots: the rule's slots, each a dictionary by parameter; None for those of a fresh start.
@@ -66,9 +66,9 @@ class Taken(NamedTuple):
     steps: int
 
 
-def take_over(
+def read_memory(
     optimizer: Optimizer, names: tuple[str, ...], parameters: Mapping[str, Tensor]
-) -> Taken:
+) -> OptimizerMemory:
     """Copies of what the optimiser remembers of some parameters.
 
     Args:
@@ -81,9 +81,16 @@ def take_over(
     """
     kind = translation_of(optimizer)
     theirs = {name: kind.slots[name] for name in names}
-    states = {name: _state(optimizer, p, theirs) for name, p in parameters.items()}
+
+    def state_of(parameter: Tensor) -> dict[str, Any] | None:
+        """None where there is none that has an effect."""
+        state: dict[str, Any] = optimizer.state.get(parameter, {})
+        complete = all(state.get(name) is not None for name in theirs.values())
+        return state if theirs and complete else None
+
+    states = {name: state_of(p) for name, p in parameters.items()}
     if all(state is None for state in states.values()):
-        return Taken(None, 0)
+        return OptimizerMemory(None, 0)
     counts = {name: 0 if s is None else kind.count(s) for name, s in states.items()}
     if len(set(counts.values())) > 1:
         raise InputError(
@@ -94,18 +101,10 @@ def take_over(
         ours: {name: (s or {})[own].detach().clone() for name, s in states.items()}
         for ours, own in theirs.items()
     }
-    return Taken(slots, next(iter(counts.values())))
+    return OptimizerMemory(slots, next(iter(counts.values())))
 
 
-def _state(optimizer: Optimizer, parameter: Tensor, slots: dict[str, str]) -> dict[str, Any] | None:
-    """A parameter's state; None where there is none that has an effect."""
-    state: dict[str, Any] = optimizer.state.get(parameter, {})
-    if not slots or any(state.get(name) is None for name in slots.values()):
-        return None
-    return state
-
-
-def write_state(
+def write_memory(
     optimizer: Optimizer, parameters: Mapping[str, Tensor], slots: PyTree, steps: int
 ) -> None:
     """Give an optimiser the slots of a rule that has made so many steps in all."""
@@ -141,16 +140,12 @@ class Translation:
     count: Callable[[dict[str, Any]], int]
 
 
-def _steps(state: dict[str, Any]) -> int:
-    return int(state["step"])
-
-
 _ADAM = Translation(
     Adam,
     {"betas": "betas", "eps": "eps", "weight_decay": "weight_decay"},
     ("amsgrad", "decoupled_weight_decay"),
     {"mean": "exp_avg", "square": "exp_avg_sq", "largest": "max_exp_avg_sq"},
-    _steps,
+    lambda state: int(state["step"]),
 )
 TRANSLATIONS: dict[type[Optimizer], Translation] = {
     torch.optim.SGD: Translation(
@@ -170,7 +165,7 @@ TRANSLATIONS: dict[type[Optimizer], Translation] = {
         },
         ("centered",),
         {"square": "square_avg", "mean": "grad_avg", "momentum": "momentum_buffer"},
-        _steps,
+        lambda state: int(state["step"]),
     ),
 }  # fmt: skip
 
@@ -184,14 +179,14 @@ def translation_of(optimizer: object) -> Translation:
     """
     if not isinstance(optimizer, Optimizer):
         raise InputError(f"optimizer is {optimizer!r}; expected a torch.optim.Optimizer.")
-    found = TRANSLATIONS.get(type(optimizer))
-    if found is None:
+    translation = TRANSLATIONS.get(type(optimizer))
+    if translation is None:
         known = ", ".join(kind.__name__ for kind in TRANSLATIONS)
         raise CompatibilityError(
             f"{type(optimizer).__name__} is not translated; these are: {known} (not their"
             " subclasses). Write it as an odeopt.LeafwiseRule and use BilevelProblem."
         )
-    known = {*found.options, *found.flags, *_FREE}
+    known = {*translation.options, *translation.flags, *_FREE}
     for group in optimizer.param_groups:
         for name in optimizer.defaults:
             if name not in known and group.get(name):
@@ -199,13 +194,13 @@ def translation_of(optimizer: object) -> Translation:
                     f"{type(optimizer).__name__} has {name}={group[name]!r}, which is not"
                     f" supported: leave {name} out."
                 )
-    return found
+    return translation
 
 
 def settings(optimizer: Optimizer) -> list[dict[str, Any]]:
     """The options of each group that must not change between steps."""
-    found = translation_of(optimizer)
-    names = (*found.options, *found.flags)
+    translation = translation_of(optimizer)
+    names = (*translation.options, *translation.flags)
     return [{name: group[name] for name in names} for group in optimizer.param_groups]
 
 
@@ -248,7 +243,7 @@ def make_rule(optimizer: Optimizer, keys: Sequence[str]) -> tuple[LeafwiseRule, 
     decoupled = flags.pop("decoupled_weight_decay", False)
 
     def option(values: list[Any]) -> Option:
-        return _spread([_learnable(value, learned) for value in values], keys)
+        return _per_group([_learnable(value, learned) for value in values], keys)
 
     options: dict[str, Any] = {}
     for theirs, ours in translation.options.items():
@@ -257,16 +252,14 @@ def make_rule(optimizer: Optimizer, keys: Sequence[str]) -> tuple[LeafwiseRule, 
             options[ours] = tuple(option([pair[i] for pair in values]) for i in range(2))
             continue
         if theirs == "dampening":  # torch does not look at it without momentum
-            values = [v if _moves(group) else 0.0 for v, group in zip(values, own, strict=True)]
+            momenta = [group["momentum"] for group in own]
+            uses = [isinstance(m, Tensor) or m != 0 for m in momenta]
+            values = [value if used else 0.0 for value, used in zip(values, uses, strict=True)]
         options[ours] = option(values)
     options["lr_scale"] = {key: _selector("rates", int(key)) for key in keys}
     options |= flags
     make: Callable[..., LeafwiseRule] = AdamW if decoupled else translation.make
     return make(_no_loss, **options), learned
-
-
-def _moves(group: dict[str, Any]) -> bool:
-    return isinstance(group["momentum"], Tensor) or group["momentum"] != 0
 
 
 def _no_loss(*args: Any) -> Tensor:
@@ -290,13 +283,19 @@ def _learnable(value: Any, learned: list[Tensor]) -> Any:
         return value
     if not value.requires_grad:
         return value.item()
-    places = [i for i, known in enumerate(learned) if known is value]
-    if not places:
-        learned.append(value)
-    return _selector("options", places[0] if places else len(learned) - 1)
+    return _selector("options", place_in(learned, value))
 
 
-def _spread(values: list[Any], keys: Sequence[str]) -> Option:
+def place_in(tensors: list[Tensor], tensor: Tensor) -> int:
+    """Where a tensor is in a list, to which it is added if it is not there."""
+    for place, known in enumerate(tensors):
+        if known is tensor:
+            return place
+    tensors.append(tensor)
+    return len(tensors) - 1
+
+
+def _per_group(values: list[Any], keys: Sequence[str]) -> Option:
     """One value for all, where they agree, or one for each group."""
     if all(not callable(value) and value == values[0] for value in values) or len(values) == 1:
         return values[0]

@@ -9,16 +9,70 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from odeopt.engine.problem import check_lead
 from odeopt.engine.safety import Status
 from odeopt.engine.stats import Stats
-from odeopt.errors import InputError, OdeoptError
-from odeopt.outer.workers.agreement import Settings, compare, shorten, texts
-from odeopt.outer.workers.failure import Failure
-from odeopt.outer.workers.share import Share
+from odeopt.errors import CompatibilityError, InputError, OdeoptError
+from odeopt.inner.stream import Stream
+from odeopt.outer.workers.agreement import Failure, Settings, compare, shorten, texts
 from odeopt.outer.workers.workers import Workers
 from odeopt.tools import tree
-from odeopt.tools.describing import describe_leniently
 from odeopt.tools.types import PyTree
+
+
+@dataclass(frozen=True)
+class Share:
+    """Tasks `first` to `stop - 1` of `total`; none where there are more workers than tasks."""
+
+    first: int
+    stop: int
+    total: int
+
+    @classmethod
+    def of(cls, rank: int, workers: int, total: int) -> Share:
+        """Worker `rank` of so many; the first ones have one task more if it must be."""
+        each, more = divmod(total, workers)
+        first = rank * each + min(rank, more)
+        return cls(first, first + each + (rank < more), total)
+
+    @property
+    def tasks(self) -> int:
+        """How many they are."""
+        return self.stop - self.first
+
+    def describe(self, rank: int) -> str:
+        """Which tasks an error of this worker speaks of."""
+        return (
+            f"on worker {rank}, which has tasks {self.first} to {self.stop - 1} of the"
+            f" {self.total} and counts them from 0"
+        )
+
+    def take(self, batch: PyTree, what: str) -> PyTree:
+        """These tasks of a batch, or of each batch of a stream; they require grad as before.
+
+        Raises:
+            InputError: if a tensor has no leading task dimension of `total`.
+            CompatibilityError: if a stream draws random numbers, which depend on how many tasks
+                are solved together.
+        """
+        if isinstance(batch, Stream):
+            return self._stream(batch)
+        if any(isinstance(leaf, Stream) for leaf in tree.leaves(batch)):
+            return tree.pytree.tree_map(lambda leaf: self.take(leaf, what), batch)
+        check_lead(batch, self.total, what)
+        return tree.map_tensors(self._rows, batch)
+
+    def _rows(self, leaf: Tensor) -> Tensor:
+        return leaf.detach()[self.first : self.stop].requires_grad_(leaf.requires_grad)
+
+    def _stream(self, stream: Stream) -> Stream:
+        if stream.seed is not None:
+            raise CompatibilityError(
+                "the batch is a Stream with a seed: the random numbers of a task depend on how many"
+                " tasks are solved together, so that spreading them would change the gradient."
+                " Draw them beforehand and pass them in the batches, or use one worker."
+            )
+        return Stream(lambda k: self.take(stream(k), "the stream's batch"), None, stream.length)
 
 
 class Part(NamedTuple):
@@ -33,32 +87,27 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Head:
-    """What each worker tells of its part before tensors are exchanged."""
+    """What a worker tells of its part before tensors are exchanged.
 
-    share: Share
+    Attributes:
+        ok: how many of its tasks went well.
+        stats: what they cost; None where there is no part.
+        outline: `(means, rows)` of the part without any numbers.
+        failure: why none of its tasks went well, if it has some.
+    """
+
     ok: int = 0
     stats: Stats | None = None
     outline: PyTree = None
-    """Of its part, if it has one."""
     failure: Failure | None = None
-    """Why none of its tasks went well, if it has some."""
-
-
-@dataclass(frozen=True)
-class _Like:
-    """A tensor's dtype and shape, without its tasks."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
 
 
 @dataclass(eq=False)
 class _Own:
-    """What this worker knows of its own part."""
+    """What this worker alone knows: its part, or an error with `all_failed`."""
 
     part: Part | None = None
     error: OdeoptError | None = None
-    """With `all_failed`."""
 
 
 def agreed(
@@ -78,11 +127,11 @@ def agreed(
         OdeoptError: as `count` does, on every worker.
         WorkerError: if a worker is lost, or something differs.
     """
-
-    def compared() -> tuple[dict[str, str], int]:
-        return {**settings.texts(), **texts(given)}, count()
-
-    return workers.agree(f"the arguments of {what}", f"in {what}", compared)
+    return workers.agree(
+        f"the arguments of {what}",
+        f"in {what}",
+        lambda: ({**settings.texts(), **texts(given)}, count()),
+    )
 
 
 def merge(
@@ -106,35 +155,36 @@ def merge(
             if every task of every worker failed.
         WorkerError: if a worker is lost, or its part has another structure.
     """
-    own = _Own()
-    share = Share.of(workers.rank, workers.count, tasks)
+    shares = [Share.of(rank, workers.count, tasks) for rank in range(workers.count)]
+    share, own = shares[workers.rank], _Own()
     heads = workers.gather(what, lambda: _compute(share, workers.rank, compute, own))
     ok = sum(head.ok for head in heads)
     if ok == 0:
-        _raise(heads, own)
+        raise own.error or _first_failure(heads)
+    stats = [head.stats for head in heads if head.stats is not None]
     outlines = [head.outline for head in heads if head.stats is not None]
-    _check_alike(outlines, what)
-    part = _fill(outlines[0], share, own, device) if own.part is None else own.part
+    # tensors of other shapes cannot be added up: the process would end without an error
+    compare([shorten(texts({"the structure of the result": o})) for o in outlines], f"in {what}")
+    part = own.part or _filled(outlines[0], share, own.error, device)
     weight = heads[workers.rank].ok / ok
     summed = workers.add(what, [leaf * weight for leaf in tree.tensors(part.means)])
-    joined = workers.join(what, tree.tensors(part.rows), [head.share.tasks for head in heads])
-    stats = [head.stats for head in heads if head.stats is not None]
-    return Part(_put(part.means, summed), _put(part.rows, joined), add_stats(stats))
+    joined = workers.join(what, tree.tensors(part.rows), [each.tasks for each in shares])
+    return Part(_with_tensors(part.means, summed), _with_tensors(part.rows, joined), _total(stats))
 
 
-def add_stats(parts: list[Stats]) -> Stats:
+def _total(parts: list[Stats]) -> Stats:
     """Counts of the worker with the most, bytes of all; the plan of the first."""
     names = [entry.name for entry in fields(Stats) if entry.name != "plan"]
-    found = {
+    counts = {
         name: (sum if name.endswith("_bytes") else max)(getattr(part, name) for part in parts)
         for name in names
     }
-    return replace(parts[0], **found)
+    return replace(parts[0], **counts)
 
 
 def _compute(share: Share, rank: int, compute: Callable[[Share], Part], own: _Own) -> _Head:
     if share.tasks == 0:
-        return _Head(share)
+        return _Head()
     try:
         part = compute(share)
     except OdeoptError as error:
@@ -142,11 +192,13 @@ def _compute(share: Share, rank: int, compute: Callable[[Share], Part], own: _Ow
         if error.all_failed is None:
             raise
         own.error = error
-        return _Head(share, failure=Failure.of(error))
+        return _Head(failure=Failure.of(error))
     _check_rows(part.rows, share)
     own.part = part
     ok = int((part.rows["status"] == Status.OK).sum())
-    return _Head(share, ok, part.stats, _outline(part))
+    means = tree.map_tensors(lambda leaf: leaf.new_empty(0, *leaf.shape).cpu(), part.means)
+    rows = tree.map_tensors(lambda leaf: leaf[:0].cpu(), part.rows)
+    return _Head(ok, part.stats, (means, rows))
 
 
 def _check_rows(rows: PyTree, share: Share) -> None:
@@ -158,46 +210,26 @@ def _check_rows(rows: PyTree, share: Share) -> None:
             )
 
 
-def _raise(heads: list[_Head], own: _Own) -> None:
-    if own.error is not None:
-        raise own.error
-    rank, failure = next((r, h.failure) for r, h in enumerate(heads) if h.failure is not None)
-    raise failure.error(rank)
+def _first_failure(heads: list[_Head]) -> OdeoptError:
+    return next(h.failure.error(rank) for rank, h in enumerate(heads) if h.failure is not None)
 
 
-def _outline(part: Part) -> tuple[PyTree, PyTree]:
-    means = tree.map_tensors(lambda leaf: _Like(leaf.dtype, tuple(leaf.shape)), part.means)
-    rows = tree.map_tensors(lambda leaf: _Like(leaf.dtype, tuple(leaf.shape[1:])), part.rows)
-    return means, rows
-
-
-def _check_alike(outlines: list[PyTree], what: str) -> None:
-    """Tensors of other shapes cannot be added up: the process would end without an error."""
-    told = [shorten({"the structure of the result": describe_leniently(o)}) for o in outlines]
-    compare(told, f"in {what}")
-
-
-def _fill(outline: PyTree, share: Share, own: _Own, device: torch.device) -> Part:
+def _filled(outline: PyTree, share: Share, error: OdeoptError | None, device: torch.device) -> Part:
     """The part of a worker that has no task that went well: zeros, and NaN in its rows."""
-    means = _full(outline[0], (), 0.0, device)
-    rows = _full(outline[1], (share.tasks,), torch.nan, device)
-    failed = None if own.error is None else own.error.all_failed
+
+    def full(leaf: Tensor, lead: tuple[int, ...], value: float) -> Tensor:
+        filling = value if leaf.is_floating_point() else 0
+        return torch.full((*lead, *leaf.shape[1:]), filling, dtype=leaf.dtype, device=device)
+
+    means = tree.map_tensors(lambda leaf: full(leaf, (), 0.0), outline[0])
+    rows = tree.map_tensors(lambda leaf: full(leaf, (share.tasks,), torch.nan), outline[1])
+    failed = None if error is None else error.all_failed
     if failed is not None:
         rows |= {"values": failed.values, "status": failed.status}
     return Part(means, rows, Stats())
 
 
-def _full(outline: PyTree, lead: tuple[int, ...], value: float, device: torch.device) -> Any:
-    def make(leaf: Any) -> Any:
-        if not isinstance(leaf, _Like):
-            return leaf
-        filling = value if leaf.dtype.is_floating_point else 0
-        return torch.full((*lead, *leaf.shape), filling, dtype=leaf.dtype, device=device)
-
-    return tree.pytree.tree_map(make, outline)
-
-
-def _put(like: PyTree, tensors: list[Tensor]) -> Any:
+def _with_tensors(like: PyTree, tensors: list[Tensor]) -> Any:
     """The tree with other tensors in the places of its own."""
-    given = iter(tensors)
-    return tree.map_tensors(lambda leaf: next(given), like)
+    others = iter(tensors)
+    return tree.map_tensors(lambda leaf: next(others), like)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
@@ -14,11 +15,79 @@ import torch.distributed as dist
 from torch import Tensor
 
 from odeopt.errors import InputError, WorkerError
-from odeopt.outer.workers.agreement import compare, shorten, texts
-from odeopt.outer.workers.failure import Message, read
-from odeopt.outer.workers.roll import Roll
+from odeopt.outer.workers.agreement import Message, compare, read, shorten, texts
 
 T = TypeVar("T")
+
+PATIENCE = 5.0
+"""Seconds that worker 0, in whose process the roll may be, waits for the others to read it."""
+
+
+@final
+class Roll:
+    """Every worker signs it before each exchange, and says in it why it leaves.
+
+    Args:
+        store: what all workers write to (a `torch.distributed.Store`); None to keep no roll.
+        rank: the number of this worker.
+        count: how many there are.
+    """
+
+    def __init__(self, store: Any, rank: int, count: int) -> None:
+        self._store, self._rank, self._count = store, rank, count
+        self._exchanges = 0
+        if store is not None:
+            store.set_timeout(timedelta(seconds=10))  # the store itself may be on a lost machine
+
+    def sign(self) -> None:
+        """This worker has come to its next exchange."""
+        self._exchanges += 1
+        if self._store is not None:
+            self._store.set(str(self._rank), str(self._exchanges))
+
+    def missing(self) -> Mapping[int, str]:
+        """The workers that are furthest behind this one, and why they left if they said so."""
+        if self._store is None:
+            return {}
+        try:
+            signed = {rank: int(self._read(str(rank)) or 0) for rank in range(self._count)}
+            last = min(signed.values())
+            behind = [n for n, k in signed.items() if k == last < self._exchanges]
+            return {rank: self._read(_note(rank)) for rank in behind}
+        except RuntimeError:
+            return {}
+
+    def leave(self, why: str) -> None:
+        """Say why this worker takes part in nothing any more; the first word counts."""
+        if self._store is None:
+            return
+        try:
+            if not self._read(_note(self._rank)):
+                self._store.set(_note(self._rank), why)
+        except RuntimeError:
+            pass  # the store is lost, too
+
+    def wait(self) -> None:
+        """Until the others have left as well, but for those that are lost; some seconds at most."""
+        if self._store is None or self._rank != 0:
+            return
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end and self._staying():
+            time.sleep(0.05)
+
+    def _staying(self) -> set[int]:
+        try:
+            others = {rank for rank in range(1, self._count) if not self._read(_note(rank))}
+        except RuntimeError:
+            return set()
+        return others - set(self.missing())
+
+    def _read(self, key: str) -> str:
+        return self._store.get(key).decode() if self._store.check([key]) else ""
+
+
+def _note(rank: int) -> str:
+    return f"why {rank} left"
 
 
 @final
@@ -155,16 +224,16 @@ class Workers:
         kept: list[T] = []
 
         def mine() -> dict[str, str]:
-            found, value = make()
+            own, value = make()
             kept.append(value)
-            return shorten(found)
+            return shorten(own)
 
         compare(self.gather(what, mine), when)
         return kept[0]
 
     def add(self, what: str, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The sums over workers; every worker gets the same bits."""
-        found: list[Tensor] = [torch.empty(0)] * len(tensors)
+        sums: list[Tensor] = [torch.empty(0)] * len(tensors)
         for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
             places = [i for i, tensor in enumerate(tensors) if tensor.dtype is dtype]
             shapes = [tensors[i].shape for i in places]
@@ -172,8 +241,8 @@ class Workers:
             self._exchange(what, lambda flat=flat: dist.all_reduce(flat, group=self._group))
             pieces = flat.split([shape.numel() for shape in shapes])
             for i, piece, shape in zip(places, pieces, shapes, strict=True):
-                found[i] = piece.reshape(shape)
-        return found
+                sums[i] = piece.reshape(shape)
+        return sums
 
     def join(self, what: str, tensors: Sequence[Tensor], rows: Sequence[int]) -> list[Tensor]:
         """The rows of all workers one after another, bit for bit.
@@ -199,14 +268,15 @@ class Workers:
         # it has the group in its default arguments: imported later, by torch.func, it would keep
         # the group's threads alive to the end of the process, which they can abort
         importlib.import_module("torch.distributed.nn.functional")
-        timeout = timedelta(seconds=self.timeout)
+        timeout, backend = timedelta(seconds=self.timeout), "gloo"
         if torch.cuda.is_available():
-            _take_gpu(self.device)
+            _set_gpu(self.device)
+            backend = "cpu:gloo,cuda:nccl" if dist.is_nccl_available() else backend
         try:
             meeting = dist.rendezvous("env://", timeout=timeout)  # pyright: ignore[reportPrivateImportUsage]
             store, self.rank, self.count = next(iter(meeting))
             dist.init_process_group(
-                _backend(), timeout=timeout, rank=self.rank, world_size=self.count,
+                backend, timeout=timeout, rank=self.rank, world_size=self.count,
                 store=_part_of(store, "group"),
             )  # fmt: skip
         except (RuntimeError, ValueError) as error:
@@ -245,12 +315,7 @@ def _part_of(store: Any, name: str) -> Any:
     return dist.PrefixStore(f"odeopt/{name}", store)  # pyright: ignore[reportPrivateImportUsage]
 
 
-def _backend() -> str:
-    gpus = torch.cuda.is_available() and dist.is_nccl_available()
-    return "cpu:gloo,cuda:nccl" if gpus else "gloo"
-
-
-def _take_gpu(device: torch.device) -> None:
+def _set_gpu(device: torch.device) -> None:
     gpus = torch.cuda.device_count()
     if device.index >= gpus:
         raise InputError(

@@ -8,7 +8,7 @@ import torch
 from support import distributed as cases
 
 import odeopt
-from odeopt.outer.spread import SpreadMethod
+from odeopt.outer.workers.spreading import SpreadMethod
 
 
 def disagreements(workers):

@@ -15,7 +15,7 @@ from support import distributed as cases
 
 import odeopt
 from odeopt.outer.run_folder import RunFolder
-from odeopt.outer.spread import SpreadMethod
+from odeopt.outer.workers.spreading import SpreadMethod
 from tests.outer.workers.disagreements import disagreements
 
 torch.set_num_threads(1)

@@ -10,9 +10,8 @@ from support import distributed as cases
 
 import odeopt
 from odeopt.outer.workers import Share
-from odeopt.outer.workers.agreement import shorten, texts
-from odeopt.outer.workers.failure import Failure
-from odeopt.outer.workers.merging import _Head, _Own, _raise
+from odeopt.outer.workers.agreement import Failure, shorten, texts
+from odeopt.outer.workers.merging import _Head, merge
 
 
 def loss(params, batch):
@@ -83,11 +82,25 @@ def test_a_digest_notices_places_signs_and_nan():
     assert mark(torch.ones(1, 9).expand(3, 9)[:, 4]) == mark(torch.ones(3))
 
 
+class TwoWorkers:
+    """Worker 0 of two that have a task each, of which the other's has failed."""
+
+    rank, count = 0, 2
+
+    def gather(self, what, make):
+        failure = Failure.of(odeopt.DivergenceError("the state is not finite"))
+        return [make(), _Head(failure=failure)]
+
+
 def test_the_worker_that_failed_is_named():
-    share = Share.of(0, 2, 4)
-    failure = Failure.of(odeopt.DivergenceError("the state is not finite"))
-    heads = [_Head(share), _Head(share, failure=failure)]
-    with pytest.raises(odeopt.DivergenceError, match="worker 1 failed: the state is not finite"):
-        _raise(heads, _Own())
-    with pytest.raises(odeopt.InputError, match="of its own"):
-        _raise(heads, _Own(error=odeopt.InputError("of its own")))
+    def compute(share):
+        error = odeopt.InputError("of its own")
+        error.all_failed = "all"
+        raise error
+
+    for tasks, kind, message in [
+        (0, odeopt.DivergenceError, "worker 1 failed: the state is not finite"),
+        (2, odeopt.InputError, "of its own"),
+    ]:
+        with pytest.raises(kind, match=message):
+            merge(TwoWorkers(), "a sum", tasks, compute, torch.device("cpu"))
