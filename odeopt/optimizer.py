@@ -28,8 +28,7 @@ from odeopt.grid import TimeGrid
 from odeopt.inner.base import InnerOptimizer
 from odeopt.inner.field import as_field
 from odeopt.inner.rule import UpdateRule
-from odeopt.solver.base import Solver
-from odeopt.solver.rule_steps import RuleSteps
+from odeopt.solver.base import RuleSteps, Solver
 from odeopt.solver.runge_kutta import Euler
 from odeopt.tools import tree
 from odeopt.tools.eagerly import eagerly
@@ -174,15 +173,15 @@ class ODEOptimizer:
             with torch.no_grad():
                 probe(self._choices, problem)
         run = solve_tracked if tracked else solve_untracked
-        found = run(self._choices, problem, raises=on_failure == "raise")
+        solved = run(self._choices, problem, raises=on_failure == "raise")
         unflatten = problem.layout.state.unflatten
-        final = unflatten(found.y_end)
+        final = unflatten(solved.y_end)
         return Solution(
             self._choices.field.readout(final),
             final,
-            [unflatten(y) for y in found.observed],
-            found.status,
-            found.stats,
+            [unflatten(y) for y in solved.observed],
+            solved.status,
+            solved.stats,
         )
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import threading
+import weakref
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 from torch import Tensor, nn
 
@@ -12,11 +15,13 @@ from odeopt.errors import InputError
 from odeopt.tools.arguments import check_scalar
 from odeopt.tools.captured import check_not_scripted
 from odeopt.tools.describing import module_settings
-from odeopt.tools.loan import Loan
 from odeopt.tools.types import PyTree
 
 Objective = Callable[[Callable[..., Any], PyTree], Tensor]
 """`objective(model, batch) -> scalar`, where `model` is the module with other parameters in it."""
+
+_LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_MAKING = threading.Lock()
 
 
 def _no_evaluation(*args: Any, **keywords: Any) -> Tensor:
@@ -91,6 +96,61 @@ def from_module(
     return ModuleLoss(params, frozen or None, parts.loss, moving or None, parts.evaluate)
 
 
+@final
+class Loan:
+    """Lends a module other parameters and buffers, and gives it back as it was.
+
+    A tensor that is in several places (tied parameters, a submodule in two places) is replaced in
+    all of them. Threads that borrow one module take turns.
+
+    Args:
+        module: the module; parts that are added to it later are not replaced.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._children = dict(module.named_modules())
+        self._places: dict[str, list[tuple[dict[str, Any], str]]] = {}
+        """The dictionaries in which the module keeps a tensor, and its key in each."""
+        with _MAKING:
+            self._lock = _LOCKS.setdefault(module, threading.RLock())
+        names = {id(p): name for name, p in (*module.named_parameters(), *module.named_buffers())}
+        for child in module.modules():
+            for tensors in (vars(child)["_parameters"], vars(child)["_buffers"]):
+                for key, tensor in tensors.items():
+                    if tensor is not None:
+                        self._places.setdefault(names[id(tensor)], []).append((tensors, key))
+
+    def __reduce__(self) -> Any:
+        raise InputError(
+            "a recorded loop, or a module that was taken apart, can be neither copied nor pickled:"
+            " it belongs to its module. Make another one from a copy of the module; inner.model and"
+            " inner.write_back() give what a loop has come to."
+        )
+
+    @contextmanager
+    def of(self, values: Mapping[str, Tensor], training: Mapping[str, bool]) -> Generator[None]:
+        """A block in which the module has other tensors, by name, and is in other modes."""
+        with self._lock:
+            children = self._children
+            modes = {name: children[name].training for name in training}
+            before = [
+                (tensors, key, tensors[key], value)
+                for name, value in values.items()
+                for tensors, key in self._places[name]
+            ]
+            try:
+                for tensors, key, _, value in before:
+                    tensors[key] = value
+                for name, mode in training.items():
+                    children[name].training = mode
+                yield
+            finally:
+                for tensors, key, own, _ in before:
+                    tensors[key] = own
+                for name, mode in modes.items():
+                    children[name].training = mode
+
+
 class _Parts:
     """A module as functions of its parameters and running statistics.
 
@@ -143,15 +203,21 @@ class _Parts:
         self, params: dict[str, Tensor], batch: PyTree, hparams: Any, now: dict[str, Tensor],
         training: dict[str, bool],
     ) -> Tensor:  # fmt: skip
-        counters = {name: b for name, b in self.fixed.items() if name.endswith(_COUNTER)}
-        others = {name: b for name, b in self.fixed.items() if name not in counters}
-        before = _versions(others)
-        spent = {name: counter.clone() for name, counter in counters.items()}
-        values = {**others, **spent, **now, **(hparams or {}), **params}
-        with self._loan.of(values, training):
-            found = self._objective(self._module, batch)
-        value = check_scalar(found, "objective")
-        _check_unchanged(before, _versions(others))
+        fixed = {
+            name: buffer.clone() if name.endswith(_COUNTER) else buffer
+            for name, buffer in self.fixed.items()
+        }
+        before = [buffer._version for buffer in self.fixed.values()]  # noqa: SLF001
+        with self._loan.of({**fixed, **now, **(hparams or {}), **params}, training):
+            value = self._objective(self._module, batch)
+        value = check_scalar(value, "objective")
+        after = zip(self.fixed.items(), before, strict=True)
+        changed = [name for (name, own), was in after if own._version != was]  # noqa: SLF001
+        if changed:
+            raise InputError(
+                f"the forward pass changes the buffers {changed}, which the inner loop cannot"
+                " replay: call module.eval(), or take that part out of the module."
+            )
         return value
 
 
@@ -184,7 +250,7 @@ def _check_apart(module: nn.Module) -> None:
 
 def _statistics(module: nn.Module) -> list[str]:
     """The names of running statistics that the forward pass updates."""
-    found: list[str] = []
+    names: list[str] = []
     for name, child in module.named_modules():
         if not (child.training and getattr(child, "track_running_stats", False)):
             continue
@@ -194,18 +260,5 @@ def _statistics(module: nn.Module) -> list[str]:
                 " statistics depend on how often it was called: give it a momentum, e.g. 0.1."
             )
         own = (part for part, _ in child.named_buffers(recurse=False) if part != _COUNTER)
-        found += [f"{name}.{part}" if name else part for part in own]
-    return found
-
-
-def _versions(buffers: dict[str, Tensor]) -> dict[str, int]:
-    return {name: buffer._version for name, buffer in buffers.items()}  # noqa: SLF001
-
-
-def _check_unchanged(before: dict[str, int], after: dict[str, int]) -> None:
-    changed = [name for name, version in after.items() if before[name] != version]
-    if changed:
-        raise InputError(
-            f"the forward pass changes the buffers {changed}, which the inner loop cannot replay:"
-            " call module.eval(), or take that part out of the module."
-        )
+        names += [f"{name}.{part}" if name else part for part in own]
+    return names

@@ -1,11 +1,25 @@
 """Solvers: how an inner optimisation is run forward."""
 
-from odeopt.solver.adaptive import Adaptive
-from odeopt.solver.attempts import Attempt, Attempts, Evaluations, Point
-from odeopt.solver.base import GridSolver, Solver, StepGradient, Stepping, StepSolver
+from odeopt.solver.adaptive import BOGACKI_SHAMPINE, DORMAND_PRINCE, Adaptive
+from odeopt.solver.base import (
+    GridSolver,
+    Reached,
+    Solver,
+    StepGradient,
+    Stepping,
+    StepSolver,
+    reached,
+)
 from odeopt.solver.dynamics import Cotangents, Linearization, Theta, add_thetas, scale_theta
-from odeopt.solver.error_control import ErrorControlled
-from odeopt.solver.reached import Reached, reached
+from odeopt.solver.error_control import (
+    Attempt,
+    Attempts,
+    ErrorControlled,
+    Evaluations,
+    PIController,
+    Point,
+    Tolerances,
+)
 from odeopt.solver.runge_kutta import (
     RK4,
     Chebyshev2,
@@ -14,10 +28,9 @@ from odeopt.solver.runge_kutta import (
     ExplicitRungeKutta,
     Midpoint,
     ModifiedEuler,
+    Tableau,
 )
 from odeopt.solver.stabilized import StabilizedRK
-from odeopt.solver.step_control import PIController, Tolerances
-from odeopt.solver.tableau import BOGACKI_SHAMPINE, DORMAND_PRINCE, Tableau
 from odeopt.solver.torchdiffeq import DormandPrince, Torchdiffeq
 
 __all__ = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -11,19 +12,38 @@ from torch import Tensor
 from typing_extensions import override
 
 from odeopt.registry import SOLVERS
-from odeopt.solver.base import StepGradient, Stepping, StepSolver
+from odeopt.solver.base import Reached, StepGradient, Stepping, StepSolver, spread
 from odeopt.solver.dynamics import Cotangents, Linearization, add_thetas
-from odeopt.solver.reached import Reached, spread
-from odeopt.solver.tableau import (
-    CHEBYSHEV_2,
-    CHEBYSHEV_3,
-    EULER,
-    HEUN,
-    MIDPOINT,
-    RUNGE_KUTTA_4,
-    Tableau,
-)
 from odeopt.tools.types import Velocity
+
+
+@dataclass(frozen=True)
+class Tableau:
+    r"""$Y_i = y + dt\sum_{j<i} a_{ij} K_j,\ K_i = f(t + c_i dt, Y_i),\ y_1 = y + dt\sum_i b_i K_i$.
+
+    Attributes:
+        a: row i holds the i coefficients before the diagonal (the first row is empty).
+        b: the weights.
+        order: the order of convergence.
+        stability_limit: the largest stable step times decay rate on the real axis.
+        b_error: `b` minus the weights of the embedded method, for error estimates.
+    """
+
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+    order: int
+    stability_limit: float
+    b_error: tuple[float, ...] | None = None
+
+    @property
+    def c(self) -> tuple[float, ...]:
+        """The stage times, row sums of a."""
+        return tuple(sum(row) for row in self.a)
+
+    @property
+    def stages(self) -> int:
+        """The stages that the step itself needs (not those for the error estimate alone)."""
+        return max(i for i, weight in enumerate(self.b) if weight != 0) + 1
 
 
 class ExplicitRungeKutta(StepSolver):
@@ -59,31 +79,22 @@ class ExplicitRungeKutta(StepSolver):
             points.append(stepping.linearize(shift(t, c, dt), advance(y0, dt, row, slopes)))
             if len(points) < self.stages:
                 slopes.append(points[-1].value)
-        found = self._transpose(points, dt, lam)
-        slopes.append(points[-1].value)  # last, where a product brings it along
-        weights, some = self.tableau.b[: self.stages], [spread(slope) for slope in slopes]
-        return found._replace(end=Reached(advance(spread(y0), dt, weights, some), len(y0)))
-
-    def _transpose(self, points: Sequence[Linearization], dt: Tensor, lam: Tensor) -> StepGradient:
         pulled: dict[int, Cotangents] = {}
         total, g_t, g_dt = lam, torch.zeros_like(dt), torch.zeros_like(dt)
         for i in reversed(range(self.stages)):
-            seed = self._seed(i, lam, pulled)
-            cotangents = points[i].pullback(seed).scale(dt)
-            pulled[i] = cotangents
+            seed = self.tableau.b[i] * lam
+            for j, later in pulled.items():
+                if self.tableau.a[j][i] != 0:
+                    seed = seed + self.tableau.a[j][i] * later.y
+            pulled[i] = cotangents = points[i].pullback(seed).scale(dt)
             total = total + cotangents.y
             g_t = g_t + cotangents.t
             g_dt = g_dt + torch.dot(seed, points[i].value) + self.tableau.c[i] * cotangents.t
-        thetas = [cotangents.theta for cotangents in pulled.values()]
-        return StepGradient(total, g_t, g_dt, add_thetas(thetas))
-
-    def _seed(self, i: int, lam: Tensor, pulled: dict[int, Cotangents]) -> Tensor:
-        seed = self.tableau.b[i] * lam
-        for j, cotangents in pulled.items():
-            coefficient = self.tableau.a[j][i]
-            if coefficient != 0:
-                seed = seed + coefficient * cotangents.y
-        return seed
+        theta = add_thetas([cotangents.theta for cotangents in pulled.values()])
+        slopes.append(points[-1].value)  # last, where a product brings it along
+        weights, some = self.tableau.b[: self.stages], [spread(slope) for slope in slopes]
+        end = Reached(advance(spread(y0), dt, weights, some), len(y0))
+        return StepGradient(total, g_t, g_dt, theta, end)
 
     def _rows(self) -> list[tuple[tuple[float, ...], float]]:
         return list(zip(self.tableau.a, self.tableau.c, strict=True))[: self.stages]
@@ -106,7 +117,7 @@ class Euler(ExplicitRungeKutta):
     is_descent = True
 
     def __init__(self) -> None:
-        super().__init__(EULER)
+        super().__init__(Tableau(a=((),), b=(1.0,), order=1, stability_limit=2.0))
 
 
 @final
@@ -123,7 +134,7 @@ class ModifiedEuler(ExplicitRungeKutta):
     """
 
     def __init__(self) -> None:
-        super().__init__(HEUN)
+        super().__init__(Tableau(a=((), (1.0,)), b=(0.5, 0.5), order=2, stability_limit=2.0))
 
 
 @final
@@ -141,7 +152,7 @@ class Midpoint(ExplicitRungeKutta):
     """
 
     def __init__(self) -> None:
-        super().__init__(MIDPOINT)
+        super().__init__(Tableau(a=((), (0.5,)), b=(0.0, 1.0), order=2, stability_limit=2.0))
 
 
 @final
@@ -159,7 +170,14 @@ class RK4(ExplicitRungeKutta):
     """
 
     def __init__(self) -> None:
-        super().__init__(RUNGE_KUTTA_4)
+        super().__init__(
+            Tableau(
+                a=((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)),
+                b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
+                order=4,
+                stability_limit=2.785,
+            )
+        )
 
 
 def shift(t: Tensor, c: float, dt: Tensor) -> Tensor:
@@ -211,7 +229,9 @@ class Chebyshev2(ExplicitRungeKutta):
     real_spectrum = True
 
     def __init__(self) -> None:
-        super().__init__(CHEBYSHEV_2)
+        super().__init__(
+            Tableau(a=((), (2 / 15,), (0.0, 0.5)), b=(0.0, 0.0, 1.0), order=2, stability_limit=5.8)
+        )
 
 
 @final
@@ -235,4 +255,11 @@ class Chebyshev3(ExplicitRungeKutta):
     real_spectrum = True
 
     def __init__(self) -> None:
-        super().__init__(CHEBYSHEV_3)
+        super().__init__(
+            Tableau(
+                a=((), (0.12,), (0.0, 1 / 3), (0.0, 0.0, 2 / 3)),
+                b=(1 / 4, 0.0, 0.0, 3 / 4),
+                order=3,
+                stability_limit=5.4,
+            )
+        )

@@ -8,14 +8,19 @@ from typing import final
 from torch import Tensor
 from typing_extensions import override
 
-from odeopt.errors import InputError
 from odeopt.registry import SOLVERS
 from odeopt.solver import chebyshev
-from odeopt.solver.attempts import Attempt, Attempts, Evaluations
 from odeopt.solver.base import StepGradient, Stepping
-from odeopt.solver.error_control import ErrorControlled
+from odeopt.solver.error_control import (
+    Attempt,
+    Attempts,
+    ErrorControlled,
+    Evaluations,
+    PIController,
+    Tolerances,
+)
 from odeopt.solver.stage_choice import StageChoice
-from odeopt.solver.step_control import PIController, Tolerances
+from odeopt.tools.arguments import check_integer
 from odeopt.tools.types import Velocity
 
 CONTROLLER = PIController(safety=0.7, alpha=1.0, beta=0.0)
@@ -100,9 +105,9 @@ class StabilizedRK(ErrorControlled):
         stages: int | None = None,
     ) -> None:
         self.tolerances = Tolerances(rtol, atol, controller or CONTROLLER, first_step, max_steps)
-        self.max_stages = _check_stages(max_stages, "max_stages")
+        self.max_stages = check_integer(max_stages, "max_stages", at_least=2)
         self.chooses_steps = stages is None
-        self.stages = _ALONE if stages is None else _check_stages(stages, "stages")
+        self.stages = _ALONE if stages is None else check_integer(stages, "stages", at_least=2)
         self.attempt_gradients = self.stages
         self.stability_limit = chebyshev.coefficients(self.stages).beta
         self.error_constant = chebyshev.coefficients(self.stages).error
@@ -122,7 +127,7 @@ class StabilizedRK(ErrorControlled):
     @property
     def longest(self) -> float:
         r"""The largest stable $dt\,\rho$ there is."""
-        return chebyshev.stability_limit(self.max_stages)
+        return chebyshev.coefficients(self.max_stages).beta
 
     @override
     def attempts(self, evaluate: Evaluations) -> Attempts:
@@ -155,9 +160,3 @@ class StabilizedRK(ErrorControlled):
         self, stepping: Stepping, t: Tensor, dt: Tensor, y0: Tensor, lam: Tensor
     ) -> StepGradient:
         return chebyshev.pull(self.stages, stepping.linearize, t, dt, y0, lam)
-
-
-def _check_stages(value: object, what: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 2:
-        raise InputError(f"{what} is {value!r}; expected an integer of at least 2.")
-    return value

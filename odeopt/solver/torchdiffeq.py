@@ -25,7 +25,7 @@ ORDERS = {
 ADAPTIVE = frozenset(("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun"))
 """Those that choose their own steps."""
 
-GIVEN = frozenset(("func", "y0", "rtol", "atol"))
+SET_BY_ODEINT = frozenset(("func", "y0", "rtol", "atol"))
 """What `odeint` gives to its methods itself, so that it cannot be an option."""
 
 
@@ -130,8 +130,8 @@ class DormandPrince(Torchdiffeq):
 def _check_tolerance(name: str, value: float) -> float:
     """A tolerance, or a tensor of them, which torchdiffeq takes as well."""
     try:
-        found = torch.as_tensor(value)
-        valid = bool(((found >= 0) & found.isfinite()).all())
+        number = torch.as_tensor(value)
+        valid = bool(((number >= 0) & number.isfinite()).all())
     except (TypeError, ValueError, RuntimeError):
         valid = False
     if not valid:
@@ -160,7 +160,7 @@ def _options_of(method: str) -> list[str]:
     classes: dict[str, type[Any]] = _odeint().__globals__["SOLVERS"]  # where it looks methods up
     bases = classes[method].__mro__[:-1]
     names = {name for base in bases for name in keywords_of(base.__init__).names}
-    return sorted(names - GIVEN)
+    return sorted(names - SET_BY_ODEINT)
 
 
 def _odeint() -> Any:

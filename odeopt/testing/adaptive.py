@@ -14,10 +14,8 @@ from torch import Tensor
 from odeopt.grid import TimeGrid
 from odeopt.inner.flows import GradientFlow
 from odeopt.optimizer import ODEOptimizer
-from odeopt.solver.attempts import Attempt
 from odeopt.solver.base import Stepping
-from odeopt.solver.error_control import ErrorControlled
-from odeopt.solver.step_control import PIController
+from odeopt.solver.error_control import Attempt, ErrorControlled, PIController
 from odeopt.testing.counted import Counted
 from odeopt.testing.problems import Quadratic, relative_error
 

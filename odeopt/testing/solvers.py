@@ -13,10 +13,9 @@ from odeopt.adjoint.linearize import ReverseMode
 from odeopt.engine.flat import BoundField, Layout
 from odeopt.engine.problem import start
 from odeopt.inner.flows import GradientFlow
-from odeopt.solver.base import GridSolver, Solver, Stepping, StepSolver
+from odeopt.solver.base import GridSolver, Reached, Solver, Stepping, StepSolver, reached
 from odeopt.solver.dynamics import Data, Theta
 from odeopt.solver.error_control import ErrorControlled
-from odeopt.solver.reached import Reached, reached
 from odeopt.testing.adaptive import check_attempts, check_chosen_steps, check_controller
 from odeopt.testing.counted import Counted
 from odeopt.testing.problems import Quadratic, relative_error, smooth_problem

@@ -67,7 +67,7 @@ EQUIVALENT = (
         "Any factor below one brings the end that stays behind into play.",
     ),
     Equivalent(
-        "odeopt/solver/attempts.py",
+        "odeopt/solver/error_control.py",
         "error = torch.where(dt >= 0, error, torch.zeros_like(dt))",
         "An attempt of zero length, of a task that waits, has no error in any case.",
     ),
