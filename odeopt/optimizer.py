@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -78,9 +79,11 @@ class ODEOptimizer:
         compile: str | Compiler | None = None,
     ) -> None:
         inner = as_field(field)
+        makes_steps = isinstance(inner, UpdateRule)
+        default = partial(RuleSteps, inner.pull_gradients) if makes_steps else Euler
         self._choices = Choices(
             inner,
-            _instance(solver, Solver, "solver", lambda: _default_solver(inner)),
+            _instance(solver, Solver, "solver", default),
             _instance(adjoint, Adjoint, "adjoint", DiscreteAdjoint),
             _instance(checkpoints, CheckpointSchedule, "checkpoints", Every),
             _instance(safety, Safety, "safety", Safety),
@@ -183,12 +186,6 @@ class ODEOptimizer:
             solved.status,
             solved.stats,
         )
-
-
-def _default_solver(inner: InnerOptimizer) -> Solver:
-    if not isinstance(inner, UpdateRule):
-        return Euler()
-    return RuleSteps(inner.pull_gradients)
 
 
 def _instance(value: Any, kind: type[Any], what: str, default: Callable[[], Any]) -> Any:

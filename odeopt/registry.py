@@ -58,7 +58,8 @@ class Registry:
             )
 
         def decorate(entry: Entry) -> Entry:
-            module = _caller()
+            frame = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            module = str(frame.f_globals.get("__name__"))
             if package(module) not in ("odeopt", BUILT_IN):
                 PLUGINS.load_built_in()
             if not callable(entry):
@@ -139,12 +140,6 @@ def load_plugins() -> list[PluginReport]:
     plugin that looks up a name while it is imported finds what is there by then.
     """
     return PLUGINS.load()
-
-
-def _caller() -> str:
-    """The module that calls the caller of this function."""
-    frame = sys._getframe(2)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-    return str(frame.f_globals.get("__name__"))
 
 
 def _origin(entry: Callable[..., Any]) -> str:

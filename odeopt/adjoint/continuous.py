@@ -99,7 +99,6 @@ class ContinuousAdjoint(LocalAdjoint):
 
     @override
     def pull(self, solver: Solver, stepping: Stepping, interval: Interval, lam: Tensor) -> Pulled:
-        del solver  # the forward method does not matter
         dt, tableau = interval.dt, self.solver.tableau
         points = _Points(stepping, interval)
         slopes: list[Tensor] = []
@@ -129,12 +128,10 @@ class ContinuousAdjoint(LocalAdjoint):
 
     @override
     def stability_limit(self, solver: Solver) -> float:
-        del solver
         return self.solver.stability_limit
 
     @override
     def cost(self, solver: Solver) -> Cost:
-        del solver
         positions = {1.0 - c for c in self.solver.tableau.c}
         extra = 0
         if positions - {0.0, 1.0}:  # the velocity at the start is needed before it is pulled back

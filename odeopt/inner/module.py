@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -96,23 +96,27 @@ def from_module(
     return ModuleLoss(params, frozen or None, parts.loss, moving or None, parts.evaluate)
 
 
-@final
-class Loan:
-    """Lends a module other parameters and buffers, and gives it back as it was.
+class _Parts:
+    """A module as functions of its parameters and running statistics, which it is lent for a call.
 
     A tensor that is in several places (tied parameters, a submodule in two places) is replaced in
-    all of them. Threads that borrow one module take turns.
+    all of them; parts that are added to the module later are not. Threads that call one module take
+    turns.
 
-    Args:
-        module: the module; parts that are added to it later are not replaced.
+    Attributes:
+        moving: the names of buffers that the forward pass updates and that join the state.
+        fixed: the other buffers.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, objective: Objective, moving: list[str]) -> None:
+        self._module, self._objective, self.moving = module, objective, moving
         self._children = dict(module.named_modules())
-        self._places: dict[str, list[tuple[dict[str, Any], str]]] = {}
-        """The dictionaries in which the module keeps a tensor, and its key in each."""
+        self._training = {name: child.training for name, child in self._children.items()}
+        self.fixed = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
         with _MAKING:
             self._lock = _LOCKS.setdefault(module, threading.RLock())
+        self._places: dict[str, list[tuple[dict[str, Any], str]]] = {}
+        """The dictionaries in which the module keeps a tensor, and its key in each."""
         names = {id(p): name for name, p in (*module.named_parameters(), *module.named_buffers())}
         for child in module.modules():
             for tensors in (vars(child)["_parameters"], vars(child)["_buffers"]):
@@ -126,44 +130,6 @@ class Loan:
             " it belongs to its module. Make another one from a copy of the module; inner.model and"
             " inner.write_back() give what a loop has come to."
         )
-
-    @contextmanager
-    def of(self, values: Mapping[str, Tensor], training: Mapping[str, bool]) -> Generator[None]:
-        """A block in which the module has other tensors, by name, and is in other modes."""
-        with self._lock:
-            children = self._children
-            modes = {name: children[name].training for name in training}
-            before = [
-                (tensors, key, tensors[key], value)
-                for name, value in values.items()
-                for tensors, key in self._places[name]
-            ]
-            try:
-                for tensors, key, _, value in before:
-                    tensors[key] = value
-                for name, mode in training.items():
-                    children[name].training = mode
-                yield
-            finally:
-                for tensors, key, own, _ in before:
-                    tensors[key] = own
-                for name, mode in modes.items():
-                    children[name].training = mode
-
-
-class _Parts:
-    """A module as functions of its parameters and running statistics.
-
-    Attributes:
-        moving: the names of buffers that the forward pass updates and that join the state.
-        fixed: the other buffers.
-    """
-
-    def __init__(self, module: nn.Module, objective: Objective, moving: list[str]) -> None:
-        self._module, self._objective, self.moving = module, objective, moving
-        self._loan = Loan(module)
-        self._training = {name: child.training for name, child in module.named_modules()}
-        self.fixed = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
 
     def settings(self) -> Mapping[str, Any]:
         """What tells two of them apart: not the module's own parameters, which are not used."""
@@ -208,7 +174,7 @@ class _Parts:
             for name, buffer in self.fixed.items()
         }
         before = [buffer._version for buffer in self.fixed.values()]  # noqa: SLF001
-        with self._loan.of({**fixed, **now, **(hparams or {}), **params}, training):
+        with self._lent({**fixed, **now, **(hparams or {}), **params}, training):
             value = self._objective(self._module, batch)
         value = check_scalar(value, "objective")
         after = zip(self.fixed.items(), before, strict=True)
@@ -219,6 +185,28 @@ class _Parts:
                 " replay: call module.eval(), or take that part out of the module."
             )
         return value
+
+    @contextmanager
+    def _lent(self, values: Mapping[str, Tensor], training: Mapping[str, bool]) -> Generator[None]:
+        """A block in which the module has other tensors, by name, and is in other modes."""
+        with self._lock:
+            modes = {name: child.training for name, child in self._children.items()}
+            before = [
+                (tensors, key, tensors[key], value)
+                for name, value in values.items()
+                for tensors, key in self._places[name]
+            ]
+            try:
+                for tensors, key, _, value in before:
+                    tensors[key] = value
+                for name, mode in training.items():
+                    self._children[name].training = mode
+                yield
+            finally:
+                for tensors, key, own, _ in before:
+                    tensors[key] = own
+                for name, mode in modes.items():
+                    self._children[name].training = mode
 
 
 _COUNTER = "num_batches_tracked"

@@ -111,7 +111,6 @@ class GradientRule(UpdateRule):
 
     @override
     def init(self, params: PyTree, hparams: PyTree) -> tuple[PyTree, PyTree]:
-        del hparams
         buffers = () if self._buffers is None else tree.map_tensors(Tensor.clone, self._buffers)
         return RuleState(params, self.init_slots(params), buffers), ()
 

@@ -1,6 +1,5 @@
 """Solvers: how an inner optimisation is run forward."""
 
-from odeopt.solver.adaptive import BOGACKI_SHAMPINE, DORMAND_PRINCE, Adaptive
 from odeopt.solver.base import (
     GridSolver,
     Reached,
@@ -21,7 +20,10 @@ from odeopt.solver.error_control import (
     Tolerances,
 )
 from odeopt.solver.runge_kutta import (
+    BOGACKI_SHAMPINE,
+    DORMAND_PRINCE,
     RK4,
+    Adaptive,
     Chebyshev2,
     Chebyshev3,
     Euler,

@@ -197,7 +197,6 @@ class GridSolver(Solver):
 
     def coarser(self, factor: float) -> GridSolver:
         """The same with an error larger by a factor; a fixed-step method follows the grid."""
-        del factor
         return self
 
     @abstractmethod

@@ -169,7 +169,6 @@ class Attempts:
 
     def longest(self, point: Point) -> Tensor | None:
         """The longest step that may be tried next, shape [] or [tasks]; None without a bound."""
-        del point
         return None
 
     def attempt(self, point: Point, dt: Tensor, y: Tensor) -> tuple[Attempt, Tensor]:
@@ -182,7 +181,6 @@ class Attempts:
             dt: the lengths; 0 for tasks that wait.
             y: the state.
         """
-        del point
         return self._tried(None, dt, y)
 
     def judged(self, moved: Tensor) -> None:

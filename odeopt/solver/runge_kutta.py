@@ -1,4 +1,4 @@
-"""Explicit Runge-Kutta methods with fixed steps, and their exact adjoint."""
+"""Explicit Runge-Kutta methods, and their exact adjoint."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from odeopt.errors import CompatibilityError
 from odeopt.registry import SOLVERS
 from odeopt.solver.base import Reached, StepGradient, Stepping, StepSolver, spread
 from odeopt.solver.dynamics import Cotangents, Linearization, add_thetas
+from odeopt.solver.error_control import Attempt, ErrorControlled, PIController, Tolerances
 from odeopt.tools.types import Velocity
 
 
@@ -263,3 +265,111 @@ class Chebyshev3(ExplicitRungeKutta):
                 stability_limit=5.4,
             )
         )
+
+
+BOGACKI_SHAMPINE = Tableau(
+    a=((), (1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
+    b=(2 / 9, 1 / 3, 4 / 9, 0.0),
+    order=3,
+    stability_limit=2.51,
+    b_error=(2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8),
+)
+"""Bogacki and Shampine 1989, "A 3(2) pair of Runge-Kutta formulas"."""
+
+DORMAND_PRINCE = Tableau(
+    a=(
+        (),
+        (1 / 5,),
+        (3 / 40, 9 / 40),
+        (44 / 45, -56 / 15, 32 / 9),
+        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+    ),
+    b=(35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0),
+    order=5,
+    stability_limit=3.3,
+    b_error=(
+        35 / 384 - 5179 / 57600,
+        0.0,
+        500 / 1113 - 7571 / 16695,
+        125 / 192 - 393 / 640,
+        -2187 / 6784 + 92097 / 339200,
+        11 / 84 - 187 / 2100,
+        -1 / 40,
+    ),
+)
+"""Dormand and Prince 1980, "A family of embedded Runge-Kutta formulae"."""
+
+
+@final
+@SOLVERS.register("adaptive")
+class Adaptive(ExplicitRungeKutta, ErrorControlled):
+    r"""An embedded explicit Runge-Kutta method with error control; Dormand-Prince 5(4) by default.
+
+    A step is accepted if the root mean square over the entries of $e / (atol + rtol
+    \max(|y_0|, |y_1|))$ is at most 1, where e is the difference of the two embedded solutions.
+
+    It lands on every time of the grid and makes as many steps between two of them as the
+    tolerances ask for: give it `TimeGrid.uniform(t1, steps=1)` to leave it free. The accepted
+    steps are recorded; the backward sweep takes them as they are (the controller is not
+    differentiated), so that `DiscreteAdjoint` gives the exact gradient of the accepted steps.
+    Checkpoint schedules count accepted steps. One that needs their number in advance (`Density`,
+    `Binomial`) makes the forward solve twice.
+
+    Cost: 6 gradients per attempted step, and 2 to choose the first step size; the exact adjoint 6
+    Hessian-vector products per accepted step.
+
+    Args:
+        rtol: relative tolerance of one step.
+        atol: absolute tolerance of one step.
+        tableau: an embedded tableau whose last stage is the velocity at the new state.
+        controller: chooses the step sizes.
+        first_step: the first step size; estimated when None.
+        max_steps: the most attempted steps.
+
+    Raises:
+        InputError: if a tolerance or the first step is not positive and finite.
+        CompatibilityError: if the tableau is not of that kind.
+        StepLimitError: in the solve, if `max_steps` do not suffice.
+
+    References:
+        Dormand and Prince 1980, "A family of embedded Runge-Kutta formulae".
+    """
+
+    chooses_steps = True
+
+    def __init__(
+        self,
+        rtol: float = 1e-6,
+        atol: float = 1e-8,
+        tableau: Tableau = DORMAND_PRINCE,
+        controller: PIController | None = None,
+        first_step: float | None = None,
+        max_steps: int = 100_000,
+    ) -> None:
+        super().__init__(tableau)
+        if tableau.b_error is None or tableau.b != (*tableau.a[-1], 0.0):
+            raise CompatibilityError(
+                "Adaptive needs an embedded tableau whose last stage is the velocity at the new"
+                " state, such as DORMAND_PRINCE or BOGACKI_SHAMPINE."
+            )
+        self.tolerances = Tolerances(
+            rtol, atol, controller or PIController(), first_step, max_steps
+        )
+        self.error_order = tableau.order - 1
+        self.attempt_gradients = len(tableau.b) - 1
+
+    @override
+    def attempt(
+        self, velocity: Velocity, t: Tensor, dt: Tensor, y: Tensor, slope: Tensor
+    ) -> Attempt:
+        tableau = self.tableau
+        assert tableau.b_error is not None, "checked when constructed"
+        slopes = [slope]
+        state = y
+        for row, c in list(zip(tableau.a, tableau.c, strict=True))[1:]:
+            state = advance(y, dt, row, slopes)
+            slopes.append(velocity(shift(t, c, dt), state))
+        error = dt * weighted_sum(tableau.b_error, slopes)
+        return Attempt(state, self.tolerances.ratio(error, y, state), slopes[-1])

@@ -13,8 +13,8 @@ from odeopt.engine.compile.compiler import Compiler
 from odeopt.engine.safety import Safety
 from odeopt.grid import TimeGrid
 from odeopt.inner.field import Field, GradientField
-from odeopt.solver.adaptive import Adaptive
 from odeopt.solver.base import Solver
+from odeopt.solver.runge_kutta import Adaptive
 from odeopt.solver.stabilized import StabilizedRK
 from odeopt.tolerance.course import Course
 from odeopt.tolerance.pilot import Pilot

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import types
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from pathlib import PurePath
 from typing import Any, cast
@@ -45,12 +45,12 @@ def describe(value: Any, name: str = "it") -> str:
     Raises:
         CompatibilityError: if there is an object about which nothing can be said.
     """
-    return _attempt(value, name, _refuse)
+    return _Describer(strict=True).whole(value, name)
 
 
 def describe_leniently(value: Any) -> str:
     """The same, but objects about which nothing can be said are described by their type."""
-    return _attempt(value, "", _only_type)
+    return _Describer().whole(value)
 
 
 def describe_with_captures(value: Any, contents: bool = True) -> str:
@@ -58,7 +58,7 @@ def describe_with_captures(value: Any, contents: bool = True) -> str:
 
     Without `contents` a tensor or array is its shape and dtype only, which costs nothing.
     """
-    return _attempt(value, "", _only_type, captures=True, contents=contents)
+    return _Describer(captures=True, contents=contents).whole(value)
 
 
 def module_settings(module: nn.Module) -> dict[str, Any]:
@@ -69,32 +69,6 @@ def module_settings(module: nn.Module) -> dict[str, Any]:
         "attributes": {name: _own_attributes(child) for name, child in children.items()},
         "shapes": {name: tuple(leaf.shape) for name, leaf in module.named_parameters()},
     }
-
-
-_Unknown = Callable[[Any, str, str], str]
-"""`(object, where it is, why it cannot be described) -> text`, or an error."""
-
-
-def _attempt(
-    value: Any, name: str, unknown: _Unknown, captures: bool = False, contents: bool = True
-) -> str:
-    try:
-        return _Describer(unknown, captures, contents).text(value, name)
-    except RecursionError:
-        return unknown(value, name, "it is nested too deeply")
-
-
-def _only_type(value: Any, where: str, reason: str) -> str:
-    del where, reason
-    return _type_name(value)
-
-
-def _refuse(value: Any, where: str, reason: str) -> str:
-    raise CompatibilityError(
-        f"{where}, a {_type_name(value)}, cannot be compared with that of another process:"
-        f" {reason}. Give its class, or that of an object that holds it, a method settings() that"
-        " returns a mapping of what the results depend on, or leave resume out."
-    )
 
 
 _NEW = object().__reduce_ex__(2)[0]
@@ -119,11 +93,29 @@ _CAPTURED = (
 class _Describer:
     """Describes one object with everything in it; what is met again is a number then."""
 
-    unknown: _Unknown
-    captures: bool
-    contents: bool
+    strict: bool = False
+    """Whether an object about which nothing can be said is an error; else it is its type."""
+    captures: bool = False
+    contents: bool = True
     met: dict[int, tuple[int, Any]] = dataclasses.field(default_factory=dict[int, tuple[int, Any]])
     """By identity: a number, and the object itself, so that its identity is not used again."""
+
+    def whole(self, value: Any, name: str = "") -> str:
+        """An object that is not a part of another."""
+        try:
+            return self.text(value, name)
+        except RecursionError:
+            return self.unknown(value, name, "it is nested too deeply")
+
+    def unknown(self, value: Any, where: str, reason: str) -> str:
+        """An object that cannot be described."""
+        if not self.strict:
+            return _named(type(value))
+        raise CompatibilityError(
+            f"{where}, a {_named(type(value))}, cannot be compared with that of another process:"
+            f" {reason}. Give its class, or that of an object that holds it, a method settings()"
+            " that returns a mapping of what the results depend on, or leave resume out."
+        )
 
     def text(self, value: Any, where: str) -> str:
         if type(value) in _PLAIN:
@@ -180,7 +172,7 @@ class _Describer:
         if isinstance(value, set | frozenset):  # each by itself, since they come in any order
             members = cast("set[Any]", value)
             texts = [dataclasses.replace(self, met={}).text(part, where) for part in members]
-            return _call(_type_name(members), sorted(texts))
+            return _call(_named(type(members)), sorted(texts))
         return self._object(value, where)
 
     def _settings(self, value: Any, where: str) -> str:
@@ -189,9 +181,9 @@ class _Describer:
         except TypeError as error:
             return self.unknown(value, where, f"its settings() fails ({error})")
         if not isinstance(settings, Mapping):
-            return self.unknown(value, where, f"its settings() returns a {_type_name(settings)}")
+            return self.unknown(value, where, f"its settings() returns a {_named(type(settings))}")
         pairs = self._pairs(cast("Mapping[Any, Any]", settings), f"{where}.settings()")
-        return _call(_type_name(value), pairs)
+        return _call(_named(type(value)), pairs)
 
     def _tensor(self, value: Tensor, where: str) -> str:
         try:
@@ -216,7 +208,7 @@ class _Describer:
         inside = [self.text(begin, where), self._state(value, state, where)]
         inside += self._items(items or (), where)
         inside += self._pairs(dict(pairs or ()), where)
-        return _call(_type_name(value), inside)
+        return _call(_named(type(value)), inside)
 
     def _state(self, value: Any, state: Any, where: str) -> str:
         """The attributes in the order of their names, those in slots after the others."""
@@ -249,17 +241,11 @@ def _call(name: str, parts: Iterable[str]) -> str:
 
 def _named(value: type | types.ModuleType | torch.device) -> str:
     """What has a name; the number of a device makes no difference."""
-    match value:
-        case type():
-            return f"{value.__module__}.{value.__qualname__}"
-        case types.ModuleType():
-            return value.__name__
-        case _:
-            return f"device({value.type})"
-
-
-def _type_name(value: object) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+    if isinstance(value, torch.device):
+        return f"device({value.type})"
+    if isinstance(value, types.ModuleType):
+        return value.__name__
+    return f"{value.__module__}.{value.__qualname__}"
 
 
 def _first_line(error: Exception) -> str:

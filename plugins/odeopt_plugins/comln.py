@@ -16,7 +16,7 @@ from odeopt.outer.method import TaskBatch, TaskData, as_task_batch
 from odeopt.solver import Solver
 from odeopt.tools import tree
 from odeopt.tools.types import PyTree
-from odeopt_plugins.common import Settings, check_values, known_settings, mean_over
+from odeopt_plugins.common import Settings, check_values, known_settings, mean_over, optimizer
 
 Features = Callable[[PyTree, PyTree], Tensor]
 """`features(params, batch) -> [M, F]`, the inputs of the last layer."""
@@ -96,13 +96,6 @@ class _Flow(NamedTuple):
     """[tasks]."""
     stats: odeopt.Stats
 
-    def at(self, tasks: Tensor) -> _Flow:
-        """Some of the tasks."""
-        return _Flow(
-            self.s[tasks], self.sensitivities[tasks], self.slope[tasks], self.status[tasks],
-            self.stats,
-        )  # fmt: skip
-
 
 @final
 @odeopt.METHODS.register("comln", example=lambda loss: _example())
@@ -153,12 +146,8 @@ class COMLN(odeopt.Method):
         self._on_failure: OnFailure = settings.get("on_failure", "raise")
         chosen = odeopt.Adaptive(rtol=1e-5, atol=1e-7) if solver is None else solver
         self._sensitive, self._plain = (
-            odeopt.ODEOptimizer(
-                GramFlow(output_loss, sensitive),
-                chosen,
-                odeopt.FirstOrderAdjoint(),
-                safety=settings.get("safety"),
-                compile=settings.get("compile"),
+            optimizer(
+                GramFlow(output_loss, sensitive), chosen, odeopt.FirstOrderAdjoint(), settings
             )
             for sensitive in (True, False)
         )
@@ -181,7 +170,8 @@ class COMLN(odeopt.Method):
         values = torch.full(flow.status.shape, torch.nan).to(flow.s)
         ok = (flow.status == odeopt.Status.OK).nonzero().flatten()
         with torch.enable_grad():
-            kept = self._values(flow.at(ok), params, log_horizon, _pick(batch, ok))
+            good, data = tree.map_tensors(lambda leaf: leaf[ok], (flow, batch))
+            kept = self._values(good, params, log_horizon, data)
         values[ok] = kept.detach()
         status = check_values(flow.status, values, self._on_failure)
         value = mean_over(status[ok], kept)
@@ -295,14 +285,6 @@ class COMLN(odeopt.Method):
                 "COMLN learns its horizon: pass hparams = method.init_hparams(params)."
             )
         return hparams["log_horizon"]
-
-
-def _pick(batch: TaskBatch, tasks: Tensor) -> TaskBatch:
-    """Some of the tasks."""
-    train, validation = (
-        tree.map_tensors(lambda leaf: leaf[tasks], part) for part in (batch.train, batch.validation)
-    )
-    return TaskBatch(train, validation)
 
 
 def _example() -> COMLN:

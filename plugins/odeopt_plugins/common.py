@@ -59,6 +59,14 @@ def known_settings(method: Callable[P, R]) -> Callable[P, R]:
     return checked
 
 
+def optimizer(
+    field: odeopt.Field, solver: Any, adjoint: Any, settings: Settings, checkpoints: Any = None
+) -> odeopt.ODEOptimizer:
+    """The inner optimiser of a method with these settings."""
+    safety, backend = settings.get("safety"), settings.get("compile")
+    return odeopt.ODEOptimizer(field, solver, adjoint, checkpoints, safety, backend)
+
+
 @known_settings
 def inner_loop(
     field: odeopt.Field,
@@ -70,12 +78,9 @@ def inner_loop(
     **settings: Unpack[Settings],
 ) -> odeopt.InnerLoop:
     """A method that is one `ODEOptimizer`."""
-    opt = odeopt.ODEOptimizer(
-        field, solver, adjoint, checkpoints, settings.get("safety"), settings.get("compile")
-    )
-    return odeopt.InnerLoop(
-        opt, outer_loss, grid, settings.get("on_failure", "raise"), settings.get("horizon")
-    )
+    opt = optimizer(field, solver, adjoint, settings, checkpoints)
+    on_failure, horizon = settings.get("on_failure", "raise"), settings.get("horizon")
+    return odeopt.InnerLoop(opt, outer_loss, grid, on_failure, horizon)
 
 
 class Around(odeopt.Method):
@@ -89,7 +94,6 @@ class Around(odeopt.Method):
 
     def outside(self, params: PyTree, grads: odeopt.MetaGrads) -> odeopt.MetaGrads:
         """The gradients of the method, from those of the inner loop."""
-        del params
         return grads
 
     @override

@@ -115,17 +115,8 @@ def imaml_hf(
     r"""IMAML whose inner problem is minimised by Hessian-free (Newton-CG) steps.
 
     Cost per inner step: `cg_steps` Hessian-vector products and the gradients of a line search.
-    Memory: one state.
-
-    Args:
-        loss: the training loss.
-        outer_loss: the validation loss; the training loss by default.
-        steps: Newton steps.
-        strength: $\mu$.
-        cg_steps: conjugate-gradient steps, of each Newton direction and of the meta-gradient.
-        damping: added to the Hessian in the meta-gradient.
-        stationarity: when to warn that the inner problem has not converged.
-        **settings: see `odeopt_plugins.common.Settings`.
+    Memory: one state. Arguments as for `imaml_gd`, but there is no learning rate, and each Newton
+    direction takes `cg_steps` conjugate-gradient steps, as the meta-gradient does.
 
     References:
         Rajeswaran et al. 2019, "Meta-Learning with Implicit Gradients" (Hessian-free variant).

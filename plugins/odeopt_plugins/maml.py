@@ -62,16 +62,8 @@ def truncated_maml(
 ) -> odeopt.InnerLoop:
     """MAML differentiated through its last steps only, the others taken for the identity.
 
-    Cost: as many gradients as steps, as many Hessian-vector products as `last`. Memory: `last`
-    states.
-
-    Args:
-        loss: the training loss.
-        outer_loss: the validation loss; the training loss by default.
-        lr: the inner learning rate.
-        steps: inner steps.
-        last: how many of them are differentiated.
-        **settings: see `odeopt_plugins.common.Settings`.
+    Cost: as many gradients as steps, as many Hessian-vector products as `last`, the number of steps
+    that are differentiated. Memory: `last` states. Other arguments as for `maml`.
 
     References:
         Shaban et al. 2019, "Truncated Back-propagation for Bilevel Optimization".
@@ -90,14 +82,7 @@ def fomaml(
 ) -> odeopt.InnerLoop:
     r"""$\theta - \eta\,\mathrm{mean}_n\nabla L_n^{val}(\psi_n)$, the gradient at the end.
 
-    Cost: one gradient per step. Memory: one state.
-
-    Args:
-        loss: the training loss.
-        outer_loss: the validation loss; the training loss by default.
-        lr: the inner learning rate.
-        steps: inner steps.
-        **settings: see `odeopt_plugins.common.Settings`.
+    Cost: one gradient per step. Memory: one state. Arguments as for `maml`.
 
     References:
         Finn et al. 2017, "Model-Agnostic Meta-Learning", section 5.2.

@@ -65,7 +65,7 @@ _PARTS = {
             "engine/adaptive.py", "engine/backward.py", "engine/forward.py", "engine/journal.py",
             "engine/kept.py", "engine/pulled.py", "engine/replay.py", "engine/rows.py",
             "engine/refinement.py", "engine/spectral_guard.py", "engine/steppers.py",
-            "solver/error_control.py", "solver/spectral_radius.py", "solver/stage_choice.py",
+            "solver/error_control.py", "solver/spectral_radius.py", "solver/stabilized.py",
         ),
         (
             "engine/test_rows.py",
@@ -80,7 +80,7 @@ _PARTS = {
             "engine/adaptive.py": (
                 "solver/test_steps_by_hand.py", "solver/test_adaptive_steps.py", _STAGES, _RESUMED,
             ),
-            "solver/stage_choice.py": ("solver/test_steps_by_hand.py", *_STABILIZED),
+            "solver/stabilized.py": ("solver/test_steps_by_hand.py", *_STABILIZED),
             "solver/spectral_radius.py": (
                 "solver/test_power_iteration.py", "solver/test_steps_by_hand.py", *_STABILIZED,
                 "properties/test_limits.py",

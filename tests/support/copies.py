@@ -17,8 +17,7 @@ from odeopt.checkpoint.store import Shelf, Tier
 from odeopt.solver import ErrorControlled, chebyshev
 from odeopt.solver.dynamics import add_thetas, scale_theta
 from odeopt.solver.error_control import Attempt, Tolerances
-from odeopt.solver.stabilized import CONTROLLER
-from odeopt.solver.stage_choice import StageChoice
+from odeopt.solver.stabilized import CONTROLLER, StageChoice
 
 
 class OtherRKC(ErrorControlled):
