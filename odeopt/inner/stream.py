@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, final
 
 import torch
@@ -58,12 +57,14 @@ class Stream:
     @classmethod
     def constant(cls, batch: PyTree, seed: int) -> Stream:
         """One batch for every step, with random numbers of each step's own."""
-        return cls(partial(_always, batch), seed)
+        return cls(_Batches(lambda k: batch, data=batch), seed)
 
     @classmethod
     def stacked(cls, batches: PyTree, seed: int | None = None) -> Stream:
         """Step k takes entry k of every tensor."""
-        return cls(partial(_entry, batches), seed, _common_length(batches, "batches"))
+        length = _common_length(batches, "batches")
+        entry = lambda k: tree.map_tensors(lambda leaf: leaf[k], batches)  # noqa: E731
+        return cls(_Batches(entry, data=batches), seed, length)
 
     @classmethod
     def minibatches(
@@ -82,7 +83,14 @@ class Stream:
             random_loss: whether the loss draws random numbers (see `seed` above).
         """
         sampler = _Sampler(_common_length(data, "data"), batch_size, seed, shuffle)
-        return cls(_Minibatches(data, sampler), seed if random_loss else None)
+        leaves, assemble = tree.leaves(data), tree.assembler(tree.structure(data))
+
+        def batch(k: int) -> PyTree:
+            indices = sampler(k)
+            return assemble(_entry(leaf, indices) for leaf in leaves)
+
+        batches = _Batches(batch, data=data, size=batch_size, order=seed, shuffle=shuffle)
+        return cls(batches, seed if random_loss else None)
 
     @classmethod
     def from_dataset(
@@ -102,38 +110,27 @@ class Stream:
         """
         join = torch.utils.data.default_collate if collate is None else collate
         sampler = _Sampler(len(dataset), batch_size, seed, shuffle)
-        return cls(partial(_fetch, dataset, join, sampler), seed if random_loss else None)
+        fetch = lambda k: join([dataset[i] for i in sampler(k).tolist()])  # noqa: E731
+        parts = {"data": dataset, "size": batch_size, "order": seed, "shuffle": shuffle}
+        return cls(_Batches(fetch, **parts, collate=join), seed if random_loss else None)
 
 
-def _always(batch: PyTree, k: int) -> PyTree:
-    return batch
+class _Batches:
+    """A function of the step's index that knows what it was made of."""
 
-
-def _entry(batches: PyTree, k: int) -> PyTree:
-    return tree.map_tensors(lambda leaf: leaf[k], batches)
-
-
-def _fetch(dataset: Any, join: Callable[..., PyTree], sampler: _Sampler, k: int) -> PyTree:
-    return join([dataset[i] for i in sampler(k).tolist()])
-
-
-class _Minibatches:
-    """The batch of step k, of examples that are tensors' entries."""
-
-    def __init__(self, data: PyTree, sampler: _Sampler) -> None:
-        self._data, self._sampler = data, sampler
-        self._leaves, self._assemble = tree.leaves(data), tree.assembler(tree.structure(data))
-
-    def settings(self) -> Mapping[str, Any]:
-        """What tells two of them apart."""
-        return {"data": self._data, "sampler": self._sampler}
+    def __init__(self, batch: Callable[[int], PyTree], **parts: Any) -> None:
+        self._batch, self._parts = batch, parts
 
     def __call__(self, k: int) -> PyTree:
-        indices = self._sampler(k)
-        return self._assemble(
-            leaf.index_select(0, indices.to(leaf.device)) if isinstance(leaf, Tensor) else leaf
-            for leaf in self._leaves
-        )
+        return self._batch(k)
+
+    def settings(self) -> Mapping[str, Any]:
+        """What tells two of them apart; orders of examples are kept beside, which come and go."""
+        return self._parts
+
+
+def _entry(leaf: Any, indices: Tensor) -> Any:
+    return leaf.index_select(0, indices.to(leaf.device)) if isinstance(leaf, Tensor) else leaf
 
 
 class _Sampler:
@@ -149,13 +146,6 @@ class _Sampler:
         self._examples, self._size, self._shuffle = examples, batch_size, shuffle
         self._seed = 0 if seed is None else check_integer(seed, "seed", at_least=0)
         self._known = (-1, torch.empty(0))  # one pair, so that threads read both or neither
-
-    def settings(self) -> Mapping[str, Any]:
-        """What tells two of them apart: not the order that is known, which comes and goes."""
-        return {
-            "examples": self._examples, "size": self._size, "shuffle": self._shuffle,
-            "seed": self._seed,
-        }  # fmt: skip
 
     def __call__(self, k: int) -> Tensor:
         epoch, position = divmod(k, self._examples // self._size)

@@ -62,9 +62,9 @@ class ExplicitRungeKutta(StepSolver):
     @override
     def step(self, velocity: Velocity, t: Tensor, dt: Tensor, y: Tensor) -> Tensor:
         slopes: list[Tensor] = []
-        for row, c in self._rows():
-            slopes.append(velocity(shift(t, c, dt), advance(y, dt, row, slopes)))
-        return advance(y, dt, self.tableau.b[: self.stages], slopes)
+        for i in range(self.stages):
+            slopes.append(velocity(*self._stage(i, t, dt, y, slopes)))
+        return add_slopes(y, dt, self.tableau.b[: self.stages], slopes)
 
     @override
     def pull(
@@ -77,8 +77,8 @@ class ExplicitRungeKutta(StepSolver):
         """
         points: list[Linearization] = []
         slopes: list[Tensor] = []
-        for row, c in self._rows():
-            points.append(stepping.linearize(shift(t, c, dt), advance(y0, dt, row, slopes)))
+        for i in range(self.stages):
+            points.append(stepping.linearize(*self._stage(i, t, dt, y0, slopes)))
             if len(points) < self.stages:
                 slopes.append(points[-1].value)
         pulled: dict[int, Cotangents] = {}
@@ -95,11 +95,15 @@ class ExplicitRungeKutta(StepSolver):
         theta = add_thetas([cotangents.theta for cotangents in pulled.values()])
         slopes.append(points[-1].value)  # last, where a product brings it along
         weights, some = self.tableau.b[: self.stages], [spread(slope) for slope in slopes]
-        end = Reached(advance(spread(y0), dt, weights, some), len(y0))
+        end = Reached(add_slopes(spread(y0), dt, weights, some), len(y0))
         return StepGradient(total, g_t, g_dt, theta, end)
 
-    def _rows(self) -> list[tuple[tuple[float, ...], float]]:
-        return list(zip(self.tableau.a, self.tableau.c, strict=True))[: self.stages]
+    def _stage(
+        self, i: int, t: Tensor, dt: Tensor, y: Tensor, slopes: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Time and state of stage i, from the slopes at the stages before."""
+        c = self.tableau.c[i]
+        return t if c == 0 else t + c * dt, add_slopes(y, dt, self.tableau.a[i], slopes)
 
 
 @final
@@ -182,11 +186,6 @@ class RK4(ExplicitRungeKutta):
         )
 
 
-def shift(t: Tensor, c: float, dt: Tensor) -> Tensor:
-    """T + c dt."""
-    return t if c == 0 else t + c * dt
-
-
 def combine(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor | None:
     """The weighted sum of slopes; None when all weights are zero."""
     used = [(w, slope) for w, slope in zip(weights, slopes, strict=True) if w != 0]
@@ -201,7 +200,7 @@ def weighted_sum(weights: Sequence[float], terms: Sequence[Tensor]) -> Tensor:
     return functools.reduce(torch.add, scaled)
 
 
-def advance(y: Tensor, dt: Tensor, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+def add_slopes(y: Tensor, dt: Tensor, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
     """Y + dt * sum(weights * slopes); `addcmul` rounds as `torch.optim.SGD` does."""
     slope = combine(weights, slopes)
     return y if slope is None else torch.addcmul(y, slope, dt)
@@ -366,10 +365,9 @@ class Adaptive(ExplicitRungeKutta, ErrorControlled):
     ) -> Attempt:
         tableau = self.tableau
         assert tableau.b_error is not None, "checked when constructed"
-        slopes = [slope]
-        state = y
-        for row, c in list(zip(tableau.a, tableau.c, strict=True))[1:]:
-            state = advance(y, dt, row, slopes)
-            slopes.append(velocity(shift(t, c, dt), state))
+        slopes, state = [slope], y
+        for i in range(1, len(tableau.b)):
+            time, state = self._stage(i, t, dt, y, slopes)
+            slopes.append(velocity(time, state))
         error = dt * weighted_sum(tableau.b_error, slopes)
         return Attempt(state, self.tolerances.ratio(error, y, state), slopes[-1])
