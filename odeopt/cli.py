@@ -6,6 +6,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import takewhile
 from typing import Annotated, Any
 
 import typer
@@ -111,12 +112,8 @@ def _own_or_of_type(entry: object, attribute: str) -> str:
 
 def _shared(one: str, other: str) -> int:
     """How many leading parts two dotted names have in common."""
-    count = 0
-    for mine, theirs in zip(one.split("."), other.split("."), strict=False):
-        if mine != theirs:
-            break
-        count += 1
-    return count
+    pairs = zip(one.split("."), other.split("."), strict=False)
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
 def _plugin_row(report: PluginReport) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from odeopt.errors import InputError
+from odeopt.tools.arguments import check_integer
 
 Number = float | int | Tensor
 
@@ -86,7 +87,7 @@ class TimeGrid:
         """
         dt = _as_float64(lr, "lr")
         if dt.ndim == 0:
-            dt = dt.expand(_check_count(steps))
+            dt = dt.expand(check_integer(steps, "steps", at_least=0))
         elif steps is not None and dt.shape[-1] != steps:
             raise InputError(
                 f"lr has shape {tuple(dt.shape)} and steps is {steps}; expected {steps} values in"
@@ -98,11 +99,12 @@ class TimeGrid:
     @classmethod
     def uniform(cls, t1: Number, steps: int, observe: Sequence[int] = ()) -> TimeGrid:
         """N equal steps from 0 to t1; t1 a float, a 0-dim tensor, or [tasks] horizons."""
-        count = _check_count(steps)
+        count = check_integer(steps, "steps", at_least=0)
         horizon = _as_float64(t1, "t1")
         if horizon.ndim > 1:
             raise InputError(f"t1 has shape {tuple(horizon.shape)}; expected [] or [tasks].")
-        _check_horizon(horizon)
+        if _first(~(torch.isfinite(horizon) & (horizon >= 0))) is not None:
+            raise InputError(f"t1 is {horizon.tolist()}; expected finite horizons of at least 0.")
         fractions = torch.arange(count + 1, dtype=torch.float64, device=horizon.device)
         times = horizon[..., None] * (fractions / max(count, 1))
         dt = (horizon / max(count, 1))[..., None].expand((*horizon.shape, count))
@@ -136,26 +138,21 @@ class TimeGrid:
         if not isinstance(steps, Tensor) or steps.dtype not in _INTEGERS:  # pyright: ignore
             raise InputError(f"steps is {steps!r}; expected an integer or a tensor of integers.")
         lead = steps.shape if self.tasks is None else (self.tasks,)
-        made = torch.arange(self.steps, device=steps.device) < steps[..., None]
-        dt = torch.where(made.to(self.dt.device), self.dt, 0.0)
+        taking_place = torch.arange(self.steps, device=steps.device) < steps[..., None]
+        dt = torch.where(taking_place.to(self.dt.device), self.dt, 0.0)
         begin = self.times[..., :1].expand(*lead, 1)
         times = torch.cat([begin, begin + dt.cumsum(-1)], dim=-1)
         return TimeGrid(times, self.observe, dt=dt, stops=steps)
 
     def rows(self, first: int, stop: int) -> TimeGrid:
         """The grid of the tasks first..stop-1; the grid itself if all tasks share it."""
-        if self.tasks is None:
-            return self
-        stops = None if self.stops is None else self.stops[first:stop]
-        return TimeGrid(self.times[first:stop], self.observe, dt=self.dt[first:stop], stops=stops)
+        return self if self.tasks is None else self._each(lambda own: own[first:stop])
 
     def for_tasks(self, tasks: int) -> TimeGrid:
         """The grid with one row per task."""
         if self.tasks is not None:
             return self
-        stops = None if self.stops is None else self.stops.expand(tasks)
-        times, dt = self.times.expand(tasks, -1), self.dt.expand(tasks, -1)
-        return TimeGrid(times, self.observe, dt=dt, stops=stops)
+        return self._each(lambda own: own.expand(tasks, *own.shape))
 
     def observing(self, observe: Sequence[int]) -> TimeGrid:
         """The same grid with other observed states."""
@@ -165,15 +162,18 @@ class TimeGrid:
         """The same grid on another device."""
         if self.times.device == device and self.dt.device == device:
             return self
-        stops = None if self.stops is None else self.stops.to(device)
-        return TimeGrid(self.times.to(device), self.observe, dt=self.dt.to(device), stops=stops)
+        return self._each(lambda own: own.to(device))
 
     def detach(self) -> TimeGrid:
         """The same grid without its autograd history."""
         if not (self.times.requires_grad or self.dt.requires_grad):
             return self
-        times, dt = self.times.detach(), self.dt.detach()
-        return TimeGrid(times, self.observe, dt=dt, stops=self.stops)
+        return self._each(Tensor.detach)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> TimeGrid:
+        """The grid of other tensors, each made of one of these."""
+        stops = None if self.stops is None else change(self.stops)
+        return TimeGrid(change(self.times), self.observe, dt=change(self.dt), stops=stops)
 
 
 def _as_float64(value: Number, what: str) -> Tensor:
@@ -200,41 +200,26 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
     return one.shape == other.shape and bool((one == other.to(one.device)).all())
 
 
-def _check_count(steps: int | None) -> int:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise InputError(f"steps is {steps!r}; expected an integer of at least 0.")
-    return steps
-
-
-def _check_horizon(horizon: Tensor) -> None:
-    bad = _values(~(torch.isfinite(horizon) & (horizon >= 0)))
-    if bad is not None and bad.any():
-        raise InputError(f"t1 is {horizon.tolist()}; expected finite horizons of at least 0.")
-
-
 def _check_steps(times: Tensor, dt: Tensor) -> None:
     if dt.shape != (*times.shape[:-1], times.shape[-1] - 1):
         raise InputError(
             f"dt has shape {tuple(dt.shape)} and times {tuple(times.shape)}; dt has one value less."
         )
-    bad = _values(~(torch.isfinite(dt) & (dt >= 0)))
-    if bad is not None and bad.any():
-        where = bad.nonzero()[0].tolist()
+    where = _first(~(torch.isfinite(dt) & (dt >= 0)))
+    if where is not None:
         raise InputError(
-            f"step {where[-1]} of the grid has the length {dt.detach()[tuple(where)].item():g};"
+            f"step {where[-1]} of the grid has the length {dt.detach()[where].item():g};"
             " expected finite steps of at least 0 (times must not decrease)."
         )
-    drift = _values((times.diff(dim=-1) - dt).abs() > 1e-9 + 1e-6 * dt.abs())
-    if drift is not None and torch.isfinite(times).all() and drift.any():
-        where = drift.nonzero()[0].tolist()
+    where = _first((times.diff(dim=-1) - dt).abs() > 1e-9 + 1e-6 * dt.abs())
+    if where is not None and torch.isfinite(times).all():
         raise InputError(
             f"dt and times contradict each other at step {where[-1]}: dt is"
-            f" {dt.detach()[tuple(where)].item():g}, but the times differ by"
-            f" {times.detach().diff(dim=-1)[tuple(where)].item():g}. Give times alone, or lr alone"
+            f" {dt.detach()[where].item():g}, but the times differ by"
+            f" {times.detach().diff(dim=-1)[where].item():g}. Give times alone, or lr alone"
             " to from_lr."
         )
-    finite = _values(torch.isfinite(times))
-    if finite is not None and not finite.all():
+    if _first(~torch.isfinite(times)) is not None:
         raise InputError("times holds a value that is not finite; expected finite times.")
 
 
@@ -259,26 +244,23 @@ def _check_stops(stops: Any, dt: Tensor) -> Tensor:
             f"the steps that are made have shape {tuple(stops.shape)}; expected"
             f" {tuple(dt.shape[:-1])}, one number for each task."
         )
-    bad = _values((stops < 0) | (stops > count))
-    if bad is not None and bad.any():
+    if _first((stops < 0) | (stops > count)) is not None:
         raise InputError(
             f"the steps that are made are {stops.tolist()}; expected integers from 0 to {count}."
         )
     later = torch.arange(count, device=dt.device) >= stops.to(dt.device)[..., None]
-    moving = _values(later & (dt != 0))
-    if moving is not None and moving.any():
-        where = moving.nonzero()[0].tolist()
+    where = _first(later & (dt != 0))
+    if where is not None:
         raise InputError(
             f"step {where[-1]} of the grid is not made, but has the length"
-            f" {dt.detach()[tuple(where)].item():g}: use grid.stopping(steps), which makes it zero."
+            f" {dt.detach()[where].item():g}: use grid.stopping(steps), which makes it zero."
         )
     return stops.to(dt.device, copy=True)
 
 
-def _values(mask: Tensor) -> Tensor | None:
-    """The mask, or None where a function transform hides its values."""
+def _first(mask: Tensor) -> tuple[int, ...] | None:
+    """Where a mask is first true; None if nowhere, or if a function transform hides its values."""
     try:
-        bool(mask.any())
+        return tuple(mask.nonzero()[0].tolist()) if bool(mask.any()) else None
     except RuntimeError:
         return None
-    return mask

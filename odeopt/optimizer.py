@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,8 +29,7 @@ from odeopt.grid import TimeGrid
 from odeopt.inner.base import InnerOptimizer
 from odeopt.inner.field import as_field
 from odeopt.inner.rule import UpdateRule
-from odeopt.solver.base import Solver
-from odeopt.solver.rule_steps import RuleSteps
+from odeopt.solver.base import RuleSteps, Solver
 from odeopt.solver.runge_kutta import Euler
 from odeopt.tools import tree
 from odeopt.tools.eagerly import eagerly
@@ -79,9 +79,11 @@ class ODEOptimizer:
         compile: str | Compiler | None = None,
     ) -> None:
         inner = as_field(field)
+        makes_steps = isinstance(inner, UpdateRule)
+        default = partial(RuleSteps, inner.pull_gradients) if makes_steps else Euler
         self._choices = Choices(
             inner,
-            _instance(solver, Solver, "solver", lambda: _default_solver(inner)),
+            _instance(solver, Solver, "solver", default),
             _instance(adjoint, Adjoint, "adjoint", DiscreteAdjoint),
             _instance(checkpoints, CheckpointSchedule, "checkpoints", Every),
             _instance(safety, Safety, "safety", Safety),
@@ -174,22 +176,16 @@ class ODEOptimizer:
             with torch.no_grad():
                 probe(self._choices, problem)
         run = solve_tracked if tracked else solve_untracked
-        found = run(self._choices, problem, raises=on_failure == "raise")
+        solved = run(self._choices, problem, raises=on_failure == "raise")
         unflatten = problem.layout.state.unflatten
-        final = unflatten(found.y_end)
+        final = unflatten(solved.y_end)
         return Solution(
             self._choices.field.readout(final),
             final,
-            [unflatten(y) for y in found.observed],
-            found.status,
-            found.stats,
+            [unflatten(y) for y in solved.observed],
+            solved.status,
+            solved.stats,
         )
-
-
-def _default_solver(inner: InnerOptimizer) -> Solver:
-    if not isinstance(inner, UpdateRule):
-        return Euler()
-    return RuleSteps(inner.pull_gradients)
 
 
 def _instance(value: Any, kind: type[Any], what: str, default: Callable[[], Any]) -> Any:

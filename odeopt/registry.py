@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from odeopt.errors import InputError, UnknownNameError
 from odeopt.tools.keywords import unknown
@@ -14,6 +14,15 @@ from odeopt.tools.plugins import BUILT_IN, PLUGINS, PluginReport, package
 from odeopt.tools.plugins import ENTRY_POINT_GROUP as ENTRY_POINT_GROUP  # noqa: PLC0414  (public here)
 
 Entry = TypeVar("Entry", bound=Callable[..., Any])
+
+
+class Registration(NamedTuple):
+    """What a registry holds under a name."""
+
+    entry: Callable[..., Any]
+    example: Callable[..., Any]
+    home: str
+    """The module that registered it."""
 
 
 @dataclass
@@ -25,9 +34,7 @@ class Registry:
     """
 
     kind: str
-    _entries: dict[str, Callable[..., Any]] = field(default_factory=dict[str, Callable[..., Any]])
-    _examples: dict[str, Callable[..., Any]] = field(default_factory=dict[str, Callable[..., Any]])
-    _homes: dict[str, str] = field(default_factory=dict[str, str])  # the modules that registered
+    _entries: dict[str, Registration] = field(default_factory=dict[str, Registration])
 
     def register(
         self, name: str, example: Callable[..., Any] | None = None
@@ -51,7 +58,8 @@ class Registry:
             )
 
         def decorate(entry: Entry) -> Entry:
-            module = _caller()
+            frame = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            module = str(frame.f_globals.get("__name__"))
             if package(module) not in ("odeopt", BUILT_IN):
                 PLUGINS.load_built_in()
             if not callable(entry):
@@ -59,30 +67,25 @@ class Registry:
                     f"cannot register {entry!r} as {self.kind} {name!r}; expected a class or a"
                     " function."
                 )
-            self._check_free(name, entry, module)
-            tables = self._entries, self._examples, self._homes
-            PLUGINS.note(module, partial(self._set, name, *(table.get(name) for table in tables)))
-            self._set(name, entry, example or entry, module)
+            known = self._entries.get(name)
+            if known and (_origin(known.entry), known.home) != (_origin(entry), module):
+                raise InputError(
+                    f"cannot register {_origin(entry)} as {self.kind} {name!r}:"
+                    f" {_origin(known.entry)} has that name, registered by {known.home}. Choose"
+                    " another."
+                )
+            PLUGINS.note(module, partial(self._put_back, name, known))
+            self._entries[name] = Registration(entry, example or entry, module)
             return entry
 
         return decorate
 
-    def _check_free(self, name: str, entry: Callable[..., Any], module: str) -> None:
-        known, home = self._entries.get(name), self._homes.get(name)
-        if known is not None and (_origin(known), home) != (_origin(entry), module):
-            raise InputError(
-                f"cannot register {_origin(entry)} as {self.kind} {name!r}: {_origin(known)} has"
-                f" that name, registered by {home}. Choose another."
-            )
-
-    def _set(self, name: str, *values: Any) -> None:
-        """The entry, the example and the home of a name; they are removed where they are None."""
-        tables: tuple[dict[str, Any], ...] = self._entries, self._examples, self._homes
-        for table, value in zip(tables, values, strict=True):
-            if value is None:
-                table.pop(name, None)
-            else:
-                table[name] = value
+    def _put_back(self, name: str, before: Registration | None) -> None:
+        """Let a name have what it had before a plugin registered it."""
+        if before is None:
+            self._entries.pop(name, None)
+        else:
+            self._entries[name] = before
 
     def names(self) -> list[str]:
         """The registered names, sorted."""
@@ -95,20 +98,19 @@ class Registry:
         Raises:
             UnknownNameError: if there is none; the message lists the names there are.
         """
-        self._check(name)
-        return self._entries[name]
+        return self._registration(name).entry
 
     def example(self, name: str) -> Callable[..., Any]:
         """The function that builds a representative instance of that entry."""
-        self._check(name)
-        return self._examples[name]
+        return self._registration(name).example
 
-    def _check(self, name: str) -> None:
-        load_plugins()
+    def _registration(self, name: str) -> Registration:
+        reports = load_plugins()
         if name not in self._entries:
-            failed = [report.name for report in load_plugins() if report.error is not None]
+            failed = [report.name for report in reports if report.error is not None]
             hint = f" Plugins that failed to load: {', '.join(failed)}." if failed else ""
             raise UnknownNameError(unknown(self.kind, [name], self.names()) + hint)
+        return self._entries[name]
 
 
 FIELDS = Registry("field")
@@ -138,12 +140,6 @@ def load_plugins() -> list[PluginReport]:
     plugin that looks up a name while it is imported finds what is there by then.
     """
     return PLUGINS.load()
-
-
-def _caller() -> str:
-    """The module that calls the caller of this function."""
-    frame = sys._getframe(2)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-    return str(frame.f_globals.get("__name__"))
 
 
 def _origin(entry: Callable[..., Any]) -> str:

@@ -13,10 +13,8 @@ from odeopt.adjoint.base import (
     WholeAdjoint,
 )
 from odeopt.adjoint.continuous import ContinuousAdjoint
-from odeopt.adjoint.discrete import DiscreteAdjoint, TruncatedAdjoint
-from odeopt.adjoint.first_order import FirstOrderAdjoint
-from odeopt.adjoint.implicit import ImplicitAdjoint
-from odeopt.adjoint.linear_solver import ConjugateGradient, LinearSolver, Neumann
+from odeopt.adjoint.discrete import DiscreteAdjoint, FirstOrderAdjoint, TruncatedAdjoint
+from odeopt.adjoint.implicit import ConjugateGradient, ImplicitAdjoint, LinearSolver, Neumann
 from odeopt.adjoint.linearize import Differentiation, ForwardOverReverse, ReverseMode
 
 __all__ = [

@@ -92,42 +92,41 @@ class BacksolveAdjoint(WholeAdjoint):
             stepping: Stepping = sweep.stepping(theta, data)
             points: list[Tensor] = []
             pulls: list[Tensor] = []
-            rates: list[tuple[Tensor, Tensor, Theta]] = []
-            for row, c in zip(tableau.a, tableau.c, strict=True):
+            rates: list[Tensor] = []
+            leads: list[Tensor] = []
+            thetas: list[Theta] = []
+            for row, b, c in zip(tableau.a, tableau.b, tableau.c, strict=True):
                 slope, pull = combine(row, points), combine(row, pulls)
                 seed = lam if pull is None else lam + dt * pull
                 point = stepping.linearize(t - c * dt, y if slope is None else y - dt * slope)
                 pulled = point.pullback(seed)
                 points.append(point.value)
                 pulls.append(pulled.y)
-                lead = torch.dot(seed, point.value) + (1 - c) * dt * pulled.t
-                rates.append((pulled.t, lead, pulled.theta))
-            found = _Back(
-                y - dt * weighted_sum(tableau.b, points),
-                lam + dt * weighted_sum(tableau.b, pulls),
-                dt * weighted_sum(tableau.b, [rate for rate, _, _ in rates]),
-                weighted_sum(tableau.b, [lead for _, lead, _ in rates]),
-                add_thetas(
-                    [scale_theta(r[2], b * dt) for b, r in zip(tableau.b, rates, strict=True)]
-                ),
+                rates.append(pulled.t)
+                leads.append(torch.dot(seed, point.value) + (1 - c) * dt * pulled.t)
+                thetas.append(scale_theta(pulled.theta, b * dt))
+            y_back = y - dt * weighted_sum(tableau.b, points)
+            lam_back = lam + dt * weighted_sum(tableau.b, pulls)
+            rate, lead = dt * weighted_sum(tableau.b, rates), weighted_sum(tableau.b, leads)
+            return _unless_frozen(
+                dt, y, lam, _Back(y_back, lam_back, rate, lead, add_thetas(thetas))
             )
-            return _unless_frozen(dt, y, lam, found)
 
         return back
 
 
-def _unless_frozen(dt: Tensor, y: Tensor, lam: Tensor, found: _Back) -> _Back:
+def _unless_frozen(dt: Tensor, y: Tensor, lam: Tensor, back: _Back) -> _Back:
     """An interval of zero length is the identity, even where the velocity is not finite."""
 
     def zero(leaf: Tensor) -> Tensor:
         return torch.where(dt > 0, leaf, torch.zeros_like(leaf))
 
     return _Back(
-        torch.where(dt > 0, found.y, y),
-        torch.where(dt > 0, found.lam, lam),
-        zero(found.t),
-        torch.where(torch.isfinite(found.dt) | (dt > 0), found.dt, torch.zeros_like(dt)),
-        Theta(*(tuple(zero(leaf) for leaf in part) for part in found.theta)),
+        torch.where(dt > 0, back.y, y),
+        torch.where(dt > 0, back.lam, lam),
+        zero(back.t),
+        torch.where(torch.isfinite(back.dt) | (dt > 0), back.dt, torch.zeros_like(dt)),
+        Theta(*(tuple(zero(leaf) for leaf in part) for part in back.theta)),
     )
 
 

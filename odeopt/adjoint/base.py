@@ -110,11 +110,9 @@ class LocalAdjoint(Adjoint, ABC):
 
     def check(self, solver: Solver) -> None:
         """Raise `CompatibilityError` if it cannot differentiate this solver."""
-        del solver
 
     def first_step(self, n: int) -> int:
         """The index of the first step that is pulled; steps before it count as the identity."""
-        del n
         return 0
 
 

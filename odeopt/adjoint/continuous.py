@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from odeopt.adjoint.linearize import Differentiation, check_differentiation
 from odeopt.errors import CompatibilityError
 from odeopt.registry import ADJOINTS
 from odeopt.solver.base import Solver, Stepping
-from odeopt.solver.dynamics import Cotangents, Linearization, add_thetas, scale_theta
+from odeopt.solver.dynamics import Linearization, Theta, add_thetas, scale_theta
 from odeopt.solver.runge_kutta import (
     RK4,
     Euler,
@@ -36,10 +36,10 @@ def hermite(interval: Interval, f0: Tensor, f1: Tensor, position: float) -> Tens
     [(1-2\theta)(y_1-y_0) + (\theta-1) h f_0 + \theta h f_1]$, with an error of
     $h^4 \lVert y''''\rVert / 384$.
     """
-    theta = position
-    change = interval.y1 - interval.y0
-    bump = (1 - 2 * theta) * change + ((theta - 1) * interval.dt) * f0 + (theta * interval.dt) * f1
-    return interval.y0 + theta * change + (theta * (theta - 1)) * bump
+    _, dt, y0, y1 = interval
+    theta, change = position, y1 - y0
+    bump = (1 - 2 * theta) * change + ((theta - 1) * dt) * f0 + (theta * dt) * f1
+    return y0 + theta * change + (theta * (theta - 1)) * bump
 
 
 def midpoint_defect(interval: Interval, f0: Tensor, f1: Tensor, f_middle: Tensor) -> Tensor:
@@ -55,14 +55,6 @@ def midpoint_defect(interval: Interval, f0: Tensor, f1: Tensor, f_middle: Tensor
     return torch.linalg.vector_norm(slope - interval.dt * f_middle) / (
         moved + torch.finfo(change.dtype).tiny
     )
-
-
-class _Stage(NamedTuple):
-    weight: float
-    position: float
-    seed: Tensor
-    value: Tensor
-    pulled: Cotangents
 
 
 @final
@@ -107,56 +99,43 @@ class ContinuousAdjoint(LocalAdjoint):
 
     @override
     def pull(self, solver: Solver, stepping: Stepping, interval: Interval, lam: Tensor) -> Pulled:
-        del solver  # the forward method does not matter
+        dt, tableau = interval.dt, self.solver.tableau
         points = _Points(stepping, interval)
-        stages: list[_Stage] = []
-        tableau = self.solver.tableau
+        slopes: list[Tensor] = []
+        weights: list[float] = []
+        used: list[tuple[Tensor, Tensor, Tensor]] = []
+        thetas: list[Theta] = []
         for row, weight, c in zip(tableau.a, tableau.b, tableau.c, strict=True):
-            slope = combine(row, [stage.pulled.y for stage in stages])
-            seed = lam if slope is None else lam + interval.dt * slope
+            slope = combine(row, slopes)
+            seed = lam if slope is None else lam + dt * slope
             point = points.at(1.0 - c)
             pulled = point.pullback(seed)
-            stages.append(_Stage(weight, 1.0 - c, seed, point.value, pulled))
-        return self._collect(stages, points, interval, lam)
+            slopes.append(pulled.y)
+            if weight != 0:
+                # how the integrand of the objective grows with the length of the interval
+                lead = torch.dot(seed, point.value) + (1.0 - c) * dt * pulled.t
+                weights.append(weight)
+                used.append((pulled.y, pulled.t, lead))
+                thetas.append(scale_theta(pulled.theta, weight * dt))
+        slope, rate, lead = (weighted_sum(weights, terms) for terms in zip(*used, strict=True))
+        diagnostics = Diagnostics(self._step_ratio(lam, slopes[0], dt), points.defect())
+        return Pulled(lam + dt * slope, dt * rate, lead, add_thetas(thetas), diagnostics)
 
-    def _collect(
-        self, stages: list[_Stage], points: _Points, interval: Interval, lam: Tensor
-    ) -> Pulled:
-        used = [stage for stage in stages if stage.weight != 0]
-        weights = [stage.weight for stage in used]
-        slope = weighted_sum(weights, [stage.pulled.y for stage in used])
-        rate = weighted_sum(weights, [stage.pulled.t for stage in used])
-        lead = weighted_sum(weights, [_length_rate(stage, interval.dt) for stage in used])
-        return Pulled(
-            lam=lam + interval.dt * slope,
-            t=interval.dt * rate,
-            dt=lead,
-            theta=add_thetas(
-                [scale_theta(stage.pulled.theta, stage.weight * interval.dt) for stage in used]
-            ),
-            diagnostics=Diagnostics(self._step_ratio(stages[0], interval), points.defect()),
-        )
-
-    def _step_ratio(self, stage: _Stage, interval: Interval) -> Tensor:
-        scale = torch.linalg.vector_norm(stage.seed)
-        rate = torch.linalg.vector_norm(stage.pulled.y)
+    def _step_ratio(self, lam: Tensor, slope: Tensor, dt: Tensor) -> Tensor:
+        scale, rate = torch.linalg.vector_norm(lam), torch.linalg.vector_norm(slope)
         tiny = torch.finfo(scale.dtype).tiny
-        return interval.dt * rate / ((scale + tiny) * self.solver.stability_limit)
+        return dt * rate / ((scale + tiny) * self.solver.stability_limit)
 
     @override
     def stability_limit(self, solver: Solver) -> float:
-        del solver
         return self.solver.stability_limit
 
     @override
     def cost(self, solver: Solver) -> Cost:
-        del solver
         positions = {1.0 - c for c in self.solver.tableau.c}
-        interpolates = bool(positions - {0.0, 1.0})
         extra = 0
-        if interpolates:  # the velocity at the start is needed before it is pulled back, if at all
-            pulled_at_start = 0.0 in positions
-            extra = self.differentiation.value_cost if pulled_at_start else 1
+        if positions - {0.0, 1.0}:  # the velocity at the start is needed before it is pulled back
+            extra = self.differentiation.value_cost if 0.0 in positions else 1
         return Cost(gradients=extra, hvps=len(self.solver.tableau.b))
 
 
@@ -164,37 +143,26 @@ class _Points:
     """Linearisations inside one interval, each made once; position 0 is its start, 1 its end."""
 
     def __init__(self, stepping: Stepping, interval: Interval) -> None:
-        self._stepping = stepping
-        self._interval = interval
-        self._made: dict[float, Linearization] = {}
-        self._middle: tuple[Linearization, Tensor] | None = None
+        self._stepping, self._interval = stepping, interval
+        self._points: dict[float, Linearization] = {}
 
     def at(self, position: float) -> Linearization:
         """The linearisation at a position, its state interpolated where it is not an end."""
-        if position not in self._made:
-            t = self._interval.t + position * self._interval.dt
-            self._made[position] = self._stepping.linearize(t, self._state(position))
-        return self._made[position]
+        if position not in self._points:
+            t0, dt, y0, y1 = self._interval
+            if position in (0.0, 1.0):
+                y = y1 if position else y0
+            else:
+                y = hermite(self._interval, self.at(0.0).value, self.at(1.0).value, position)
+            self._points[position] = self._stepping.linearize(t0 + position * dt, y)
+        return self._points[position]
 
     def defect(self) -> Tensor:
         """The relative defect of the interpolant where it was evaluated midway, else 0."""
-        if 0.5 not in self._made:
+        if 0.5 not in self._points:
             return torch.zeros_like(self._interval.dt)
-        return midpoint_defect(
-            self._interval, self.at(0.0).value, self.at(1.0).value, self.at(0.5).value
-        )
-
-    def _state(self, position: float) -> Tensor:
-        if position == 0.0:
-            return self._interval.y0
-        if position == 1.0:
-            return self._interval.y1
-        return hermite(self._interval, self.at(0.0).value, self.at(1.0).value, position)
-
-
-def _length_rate(stage: _Stage, dt: Tensor) -> Tensor:
-    """How the integrand of the objective grows with the length of the interval; 0-dim."""
-    return torch.dot(stage.seed, stage.value) + stage.position * dt * stage.pulled.t
+        values = [self.at(position).value for position in (0.0, 1.0, 0.5)]
+        return midpoint_defect(self._interval, *values)
 
 
 for _name, _solver in {

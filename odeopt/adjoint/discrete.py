@@ -1,4 +1,4 @@
-"""The exact gradient of what was computed."""
+"""The exact gradient of what was computed, and what is left when parts of it are dropped."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from odeopt.adjoint.base import Cost, Diagnostics, Interval, LocalAdjoint, Pulled
+from odeopt.adjoint.base import (
+    Cost,
+    Diagnostics,
+    Interval,
+    LocalAdjoint,
+    Pulled,
+    Sweep,
+    Swept,
+    WholeAdjoint,
+)
 from odeopt.adjoint.linearize import Differentiation, check_differentiation
 from odeopt.errors import CompatibilityError
 from odeopt.registry import ADJOINTS
-from odeopt.solver.base import Solver, StepGradient, Stepping, StepSolver
-from odeopt.solver.reached import reached
-from odeopt.tools.arguments import check_positive
+from odeopt.solver.base import Solver, StepGradient, Stepping, StepSolver, reached
+from odeopt.tools.arguments import check_integer
 
 
 class ExactAdjoint(LocalAdjoint):
@@ -107,8 +115,36 @@ class TruncatedAdjoint(ExactAdjoint):
 
     def __init__(self, steps: int, differentiation: Differentiation | None = None) -> None:
         super().__init__(differentiation)
-        self.steps = check_positive(steps, "steps")
+        self.steps = check_integer(steps, "steps")
 
     @override
     def first_step(self, n: int) -> int:
         return max(n - self.steps, 0)
+
+
+@final
+@ADJOINTS.register("first-order")
+class FirstOrderAdjoint(WholeAdjoint):
+    r"""Takes the whole solve for the identity: $\lambda_0 := \lambda_T$, as in FOMAML.
+
+    Nothing is kept and nothing is differentiated but the outer loss; the gradients w.r.t.
+    hyperparameters hold their direct part only and those w.r.t. the step sizes are zero. Over
+    long horizons the direction is almost unrelated to the gradient (`docs/choosing.md`).
+
+    Cost: none beside the forward sweep and one gradient of the outer loss.
+
+    References:
+        Finn et al. 2017, "Model-Agnostic Meta-Learning", section 5.2.
+    """
+
+    consistent = False
+    needs_velocity = False
+
+    @override
+    def backward(self, sweep: Sweep, lam: Tensor) -> tuple[Swept, Cost]:
+        for cotangent in sweep.cotangents.values():
+            lam = lam + cotangent
+        zero = torch.zeros_like(sweep.times[..., 1:])
+        growth = torch.ones_like(sweep.times[..., 0])
+        nothing = torch.zeros_like(growth)
+        return Swept(lam, zero, zero, None, growth, nothing), Cost(gradients=0, hvps=0)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
 import torch
@@ -10,12 +13,105 @@ from torch import Tensor
 from typing_extensions import override
 
 from odeopt.adjoint.base import Cost, Sweep, Swept, WholeAdjoint
-from odeopt.adjoint.linear_solver import ConjugateGradient, LinearSolver
 from odeopt.adjoint.linearize import Differentiation, check_differentiation
 from odeopt.errors import CompatibilityError, InputError, OdeoptWarning
 from odeopt.registry import ADJOINTS
 from odeopt.solver.base import Stepping
 from odeopt.solver.dynamics import Theta
+from odeopt.tools.arguments import check_integer
+from odeopt.tools.keywords import KnownKeywords
+
+MatVec = Callable[[Tensor], Tensor]
+
+
+class LinearSolver(KnownKeywords, ABC):
+    """A fixed number of products with a symmetric matrix, so that tasks can be batched."""
+
+    steps: int
+    """Products with the matrix."""
+
+    @abstractmethod
+    def solve(self, matvec: MatVec, b: Tensor) -> Tensor:
+        """An approximate solution of A v = b; vectors have shape [d]."""
+
+
+@final
+@dataclass(frozen=True)
+class ConjugateGradient(LinearSolver):
+    """Conjugate gradients for $A v = b$ from v = 0; A must be positive definite.
+
+    It stays where it is once the residual is zero, or when a direction of non-positive curvature
+    turns up (the residual then tells that A is not positive definite).
+
+    Cost: one product with A per iteration, and four vectors of shape [d].
+
+    Args:
+        steps: iterations.
+
+    Raises:
+        InputError: if steps is not a positive integer.
+
+    References:
+        Hestenes and Stiefel 1952, "Methods of conjugate gradients for solving linear systems".
+    """
+
+    steps: int = 5
+
+    def __post_init__(self) -> None:
+        check_integer(self.steps, "steps")
+
+    @override
+    def solve(self, matvec: MatVec, b: Tensor) -> Tensor:
+        v, residual, direction = torch.zeros_like(b), b, b
+        for _ in range(self.steps):
+            image = matvec(direction)
+            curvature, before = torch.dot(direction, image), torch.dot(residual, residual)
+            length = _quotient(before, curvature, curvature > 0)
+            v = v + length * direction
+            residual = residual - length * image
+            share = _quotient(torch.dot(residual, residual), before, before > 0)
+            direction = residual + share * direction
+        return v
+
+
+@final
+@dataclass(frozen=True)
+class Neumann(LinearSolver):
+    r"""The truncated series $v = \eta\sum_{i<K} (I - \eta A)^i b$, which needs $\eta < 2/\rho(A)$.
+
+    Cost: K products with A, and two vectors of shape [d].
+
+    Args:
+        steps: K, the number of terms.
+        rate: $\eta$.
+
+    Raises:
+        InputError: if steps is not a positive integer, or rate is not positive.
+
+    References:
+        Lorraine et al. 2020, "Optimizing Millions of Hyperparameters by Implicit Differentiation".
+    """
+
+    steps: int
+    rate: float
+
+    def __post_init__(self) -> None:
+        check_integer(self.steps, "steps")
+        if isinstance(self.rate, bool) or not self.rate > 0:
+            raise InputError(f"rate is {self.rate!r}; expected a positive number.")
+
+    @override
+    def solve(self, matvec: MatVec, b: Tensor) -> Tensor:
+        v = torch.zeros_like(b)
+        for _ in range(self.steps):
+            v = v + self.rate * (b - matvec(v))
+        return v
+
+
+def _quotient(numerator: Tensor, denominator: Tensor, allowed: Tensor) -> Tensor:
+    """Numerator over denominator where that is allowed, else 0."""
+    safe = torch.where(allowed, denominator, torch.ones_like(denominator))
+    return torch.where(allowed, numerator / safe, torch.zeros_like(numerator))
 
 
 class _Implicit(NamedTuple):
@@ -88,15 +184,15 @@ class ImplicitAdjoint(WholeAdjoint):
             )
         times = sweep.times
         kernel = sweep.batched(self._kernel(sweep))
-        found: _Implicit = kernel(
+        pulled: _Implicit = kernel(
             times[..., 0], times[..., -1], sweep.y0, sweep.y_end, lam, sweep.theta, sweep.data
         )
-        self._warn(found.stationarity)
+        self._warn(pulled.stationarity)
         zero = torch.zeros_like(times[..., 1:])
         start = sweep.cotangents.get(0, torch.zeros_like(lam))
-        reports = {"residual": found.residual, "stationarity": found.stationarity}
-        nothing = torch.zeros_like(found.norm)
-        swept = Swept(start, zero, zero, found.theta, found.norm, nothing, reports)
+        reports = {"residual": pulled.residual, "stationarity": pulled.stationarity}
+        nothing = torch.zeros_like(pulled.norm)
+        swept = Swept(start, zero, zero, pulled.theta, pulled.norm, nothing, reports)
         return swept, Cost(gradients=1, hvps=self.linear_solver.steps + 1)
 
     def _kernel(self, sweep: Sweep) -> Any:

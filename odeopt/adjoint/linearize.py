@@ -68,8 +68,7 @@ class ReverseMode(Differentiation):
         def velocity(t: Tensor, y: Tensor, theta: Theta) -> Tensor:
             return field.velocity(t, y, theta, data)
 
-        value, pullback = _vjp(velocity, t, y, theta)
-        return _Reverse(value, pullback)
+        return _Reverse(*torch.func.vjp(velocity, t, y, theta)[:2])
 
 
 @final
@@ -113,8 +112,7 @@ class ForwardOverReverse(Differentiation):
 
 class _Reverse(Linearization):
     def __init__(self, value: Tensor, pullback: Any) -> None:
-        self._value = value
-        self._pullback = pullback
+        self._value, self._pullback = value, pullback
 
     @property
     @override
@@ -123,8 +121,7 @@ class _Reverse(Linearization):
 
     @override
     def pullback(self, cotangent: Tensor) -> Cotangents:
-        g_t, g_y, g_theta = self._pullback(cotangent)
-        return Cotangents(g_t, g_y, g_theta)
+        return Cotangents(*self._pullback(cotangent))
 
 
 class _ForwardOverReverse(Linearization):
@@ -139,25 +136,15 @@ class _ForwardOverReverse(Linearization):
     @property
     @override
     def value(self) -> Tensor:
-        found = self._value
-        if found is None:
+        if self._value is None:
             restore_random_state(self._random)
-            found = self._value = torch.neg(self._gradients(self._y)[0])
-        return found
+            self._value = torch.neg(self._gradients(self._y)[0])
+        return self._value
 
     @override
     def pullback(self, cotangent: Tensor) -> Cotangents:
         restore_random_state(self._random)
-        primals, tangents = _jvp(self._gradients, self._y, cotangent)
-        self._value = -primals[0]
-        g_y, g_t, g_theta = tangents
+        derivative: Any = torch.func.jvp(self._gradients, (self._y,), (cotangent,))
+        (velocity, _, _), (g_y, g_t, g_theta) = derivative
+        self._value = -velocity
         return Cotangents(-g_t, -g_y, Theta(*(tuple(-leaf for leaf in part) for part in g_theta)))
-
-
-def _vjp(function: Any, *primals: Any) -> tuple[Tensor, Any]:
-    value, pullback = torch.func.vjp(function, *primals)[:2]
-    return value, pullback
-
-
-def _jvp(function: Any, primal: Tensor, tangent: Tensor) -> tuple[Any, Any]:
-    return torch.func.jvp(function, (primal,), (tangent,))  # type: ignore[return-value]

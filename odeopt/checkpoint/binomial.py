@@ -22,7 +22,7 @@ from odeopt.checkpoint.base import (
 )
 from odeopt.checkpoint.store import Tier
 from odeopt.registry import CHECKPOINTS
-from odeopt.tools.arguments import check_positive
+from odeopt.tools.arguments import check_integer
 
 
 def reach(slots: int, repetitions: int) -> int:
@@ -92,7 +92,7 @@ class Binomial(CheckpointSchedule):
     needs_length = True
 
     def __init__(self, slots: int, store: Tier | None = None) -> None:
-        self.slots = check_positive(slots, "slots")
+        self.slots = check_integer(slots, "slots")
         self.tiers = in_store(store)
 
     @override

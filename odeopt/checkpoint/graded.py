@@ -24,7 +24,7 @@ from odeopt.checkpoint.base import (
 )
 from odeopt.checkpoint.store import Tier
 from odeopt.registry import CHECKPOINTS
-from odeopt.tools.arguments import check_positive
+from odeopt.tools.arguments import check_integer
 
 
 @final
@@ -58,7 +58,7 @@ class Graded(CheckpointSchedule):
     watches = True
 
     def __init__(self, n: int, store: Tier | None = None) -> None:
-        self.n = check_positive(n, "n")
+        self.n = check_integer(n, "n")
         self.tiers = in_store(store)
 
     @override

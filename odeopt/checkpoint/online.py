@@ -20,7 +20,7 @@ from odeopt.checkpoint.base import (
 from odeopt.checkpoint.binomial import reach, reverse_gaps
 from odeopt.checkpoint.store import Tier
 from odeopt.registry import CHECKPOINTS
-from odeopt.tools.arguments import check_positive
+from odeopt.tools.arguments import check_integer
 
 FINENESS = 8
 """How many times finer than `slots` even parts of the way states may be kept: with more of it
@@ -61,7 +61,7 @@ class Online(CheckpointSchedule):
     needs_length = False
 
     def __init__(self, slots: int, store: Tier | None = None) -> None:
-        self.slots = check_positive(slots, "slots")
+        self.slots = check_integer(slots, "slots")
         self.tiers = in_store(store)
 
     @override

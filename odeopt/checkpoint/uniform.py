@@ -19,7 +19,7 @@ from odeopt.checkpoint.base import (
 )
 from odeopt.checkpoint.store import Tier
 from odeopt.registry import CHECKPOINTS
-from odeopt.tools.arguments import check_positive
+from odeopt.tools.arguments import check_integer
 
 
 @final
@@ -48,7 +48,7 @@ class Every(CheckpointSchedule):
     needs_length = False
 
     def __init__(self, k: int = 1, store: Tier | None = None) -> None:
-        self.k = check_positive(k, "k")
+        self.k = check_integer(k, "k")
         self.tiers = in_store(store)
         self.keeps_all = k == 1
 
@@ -87,7 +87,7 @@ class Density(CheckpointSchedule):
     needs_length = True
 
     def __init__(self, n: int, store: Tier | None = None) -> None:
-        self.n = check_positive(n, "n")
+        self.n = check_integer(n, "n")
         self.tiers = in_store(store)
 
     def nodes(self, steps: int) -> list[int]:

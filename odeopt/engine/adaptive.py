@@ -14,8 +14,7 @@ from odeopt.engine.stats import Stats
 from odeopt.engine.steppers import FixedStepper, Stepper
 from odeopt.errors import CompatibilityError, StepLimitError
 from odeopt.grid import TimeGrid
-from odeopt.solver.attempts import Attempt, Evaluations, Point
-from odeopt.solver.error_control import ErrorControlled
+from odeopt.solver.error_control import Attempt, ErrorControlled, Evaluations, Point
 
 LANDS = 1e-9
 """A step that comes to within this part of its length of a time of the grid ends there."""

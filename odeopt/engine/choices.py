@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from odeopt.adjoint.base import Adjoint, LocalAdjoint
-from odeopt.adjoint.first_order import FirstOrderAdjoint
+from odeopt.adjoint.discrete import FirstOrderAdjoint
 from odeopt.checkpoint.base import CheckpointSchedule
 from odeopt.checkpoint.store import JournalSettings
 from odeopt.checkpoint.uniform import Every

@@ -12,7 +12,7 @@ from typing_extensions import override
 from odeopt.inner.base import InnerOptimizer
 from odeopt.inner.field import Field, GradientField
 from odeopt.inner.rule import GradientRule, UpdateRule
-from odeopt.solver.base import FlatRule, StepGradient
+from odeopt.solver.base import FlatRule, StepGradient, reached
 from odeopt.solver.dynamics import (
     Cotangents,
     Data,
@@ -22,7 +22,6 @@ from odeopt.solver.dynamics import (
     Theta,
     add_thetas,
 )
-from odeopt.solver.reached import reached
 from odeopt.tools import tree
 from odeopt.tools.seeds import random_state, restore_random_state
 from odeopt.tools.tree import Partition, Ravel

@@ -18,10 +18,9 @@ from odeopt.engine.pulled import Noted, note
 from odeopt.engine.stagewise import Stagewise
 from odeopt.engine.stats import Stats
 from odeopt.engine.step_inputs import StepInputs
-from odeopt.solver.attempts import Attempt
 from odeopt.solver.base import Solver, Stepping, StepSolver
 from odeopt.solver.dynamics import Cotangents, Data, Theta
-from odeopt.solver.error_control import ErrorControlled
+from odeopt.solver.error_control import Attempt, ErrorControlled
 
 
 @dataclass(frozen=True, eq=False)

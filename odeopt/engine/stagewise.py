@@ -15,10 +15,9 @@ from typing_extensions import override
 
 from odeopt.adjoint.base import Cost, Interval, Pulled
 from odeopt.adjoint.discrete import as_pulled
-from odeopt.solver.attempts import Attempt
 from odeopt.solver.base import Stepping, StepSolver
 from odeopt.solver.dynamics import Cotangents, FlatField, Linearization
-from odeopt.solver.error_control import ErrorControlled
+from odeopt.solver.error_control import Attempt, ErrorControlled
 from odeopt.tools.types import Velocity
 
 

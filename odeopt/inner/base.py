@@ -39,7 +39,6 @@ class InnerOptimizer(KnownKeywords, ABC):
 
     def init(self, params: PyTree, hparams: PyTree) -> tuple[PyTree, PyTree]:
         """The initial state and the constants (e.g. a proximal centre), both differentiable."""
-        del hparams
         return params, ()
 
     def readout(self, state: PyTree) -> PyTree:
@@ -60,5 +59,4 @@ class InnerOptimizer(KnownKeywords, ABC):
 
     def outer_keywords(self, state: PyTree) -> dict[str, Any]:
         """What of a state the outer loss gets by keyword beside the parameters; {} by default."""
-        del state
         return {}

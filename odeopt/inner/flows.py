@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from odeopt.errors import InputError
 from odeopt.inner.field import Field, GradientField
-from odeopt.inner.objective import Objective, add_scaled, map_pairs, squared_norm
+from odeopt.inner.objective import Objective, add_scaled, squared_norm
 from odeopt.registry import FIELDS
 from odeopt.tools import tree
 from odeopt.tools.arguments import Selector, check_selector, select
@@ -97,10 +97,9 @@ class HeavyBall(Field):
     ) -> PyTree:
         u, v = state
         damping = select(self._damping, hparams, "damping")
-        force = map_pairs(
-            lambda g, w: add_scaled(g, w, damping), self._objective.gradient(u, hparams, batch), v
-        )
-        return v, tree.map_tensors(torch.neg, force)
+        gradient = self._objective.gradient(u, hparams, batch)
+        force = tree.pytree.tree_map(lambda g, w: -add_scaled(g, w, damping), gradient, v)
+        return v, force
 
     @override
     def readout(self, state: PyTree) -> PyTree:
@@ -161,7 +160,7 @@ class RegularizedFlow(GradientField):
         self, t: Tensor, state: PyTree, consts: PyTree, hparams: PyTree, batch: PyTree
     ) -> Tensor:
         strength = select(self._strength, hparams, "strength")
-        distance = squared_norm(_difference(state, consts))
+        distance = squared_norm(tree.pytree.tree_map(torch.sub, state, consts))
         return self._objective.value(state, hparams, batch) + 0.5 * strength * distance
 
     @override
@@ -170,11 +169,6 @@ class RegularizedFlow(GradientField):
     ) -> PyTree:
         strength = select(self._strength, hparams, "strength")
         gradient = self._objective.gradient(state, hparams, batch)
-        pull = _difference(state, consts)
-        return tree.map_tensors(
-            Tensor.neg, map_pairs(lambda g, d: add_scaled(g, d, strength), gradient, pull)
+        return tree.pytree.tree_map(
+            lambda g, u, c: -add_scaled(g, u - c, strength), gradient, state, consts
         )
-
-
-def _difference(state: PyTree, center: PyTree) -> PyTree:
-    return map_pairs(lambda u, c: u - c, state, center)

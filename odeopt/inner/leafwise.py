@@ -1,18 +1,25 @@
-"""Rules that treat each parameter by itself."""
+"""Rules that treat each parameter by itself, and their options."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from odeopt.inner.options import Option, resolve
+from odeopt.errors import InputError
 from odeopt.inner.rule import GradientRule
 from odeopt.tools import tree
+from odeopt.tools.arguments import check_selector, select
 from odeopt.tools.types import PyTree
+
+Option = Any
+"""A number; a selector, e.g. `lambda hparams: hparams["decay"]`; or a tree of numbers or selected
+tensors that follows the params from the top and may stop early: {"body": 0.1, "head": 0.0} gives a
+value per group, a tensor of a parameter's shape a value per entry."""
 
 Leaves = dict[str, Tensor]
 """The slots of one parameter by name."""
@@ -48,17 +55,78 @@ class LeafwiseRule(GradientRule):
     ) -> tuple[PyTree, PyTree]:
         leaves, spec = tree.pytree.tree_flatten(params)
         options = {
-            name: resolve(option, hparams, params, name) for name, option in self.options().items()
+            name: _for_leaves(option, hparams, params, name)
+            for name, option in self.options().items()
         }
         own = {name: tree.leaves(slots[name]) for name in self.slot_names}
-        after: list[Tensor] = []
-        kept: dict[str, list[Tensor]] = {name: [] for name in self.slot_names}
+        moved: list[tuple[Tensor, Leaves]] = []
         for i, (g, u) in enumerate(zip(tree.leaves(grads), leaves, strict=True)):
             mine = {name: values[i] for name, values in own.items()}
             chosen = {name: values[i] for name, values in options.items()}
-            u, mine = self.step(k, lr, g, u, mine, chosen)  # noqa: PLW2901
-            after.append(u)
-            for name in self.slot_names:
-                kept[name].append(mine[name])
-        rebuilt = {name: tree.pytree.tree_unflatten(kept[name], spec) for name in self.slot_names}
-        return tree.pytree.tree_unflatten(after, spec), rebuilt
+            moved.append(self.step(k, lr, g, u, mine, chosen))
+        rebuild = tree.pytree.tree_unflatten
+        return rebuild([u for u, _ in moved], spec), {
+            name: rebuild([after[name] for _, after in moved], spec) for name in self.slot_names
+        }
+
+
+def check_option(
+    value: Option, what: str, at_least: float = 0.0, below: float = float("inf")
+) -> Option:
+    """The option, if its numbers are in [at_least, below).
+
+    Raises:
+        InputError: if one is not, or is not a number.
+        CapturedTensorError: if it is a tensor that requires grad.
+    """
+    if isinstance(value, Mapping | list | tuple):
+        for part in tree.leaves(value):
+            check_option(part, what, at_least, below)
+        return value
+    check_selector(value, what)
+    if isinstance(value, bool) or (
+        isinstance(value, int | float) and not at_least <= value < below
+    ):
+        raise InputError(f"{what} is {value!r}; expected a number in [{at_least:g}, {below:g}).")
+    return value
+
+
+def _for_leaves(option: Option, hparams: PyTree, params: PyTree, what: str) -> list[Any]:
+    """The option's value for each leaf of the params: a number, or a tensor that broadcasts."""
+    if callable(option):
+        option = select(option, hparams, what)
+    if isinstance(option, Mapping | list | tuple):
+        parts = _children(cast("Any", option), params, what)
+        return [x for part, child in parts for x in _for_leaves(part, hparams, child, what)]
+    return [_check_fits(option, leaf, what) for leaf in tree.leaves(params)]
+
+
+def _children(value: Any, params: PyTree, what: str) -> list[tuple[Any, PyTree]]:
+    if isinstance(value, Mapping) and isinstance(params, Mapping) and set(value) == set(params):
+        return [(value[name], params[name]) for name in params]
+    if (
+        not isinstance(value, Mapping)
+        and isinstance(params, list | tuple)
+        and len(value) == len(cast("Any", params))
+    ):
+        return list(zip(value, cast("Any", params), strict=True))
+    shown = sorted(map(str, value)) if isinstance(value, Mapping) else f"{len(value)} entries"
+    raise InputError(
+        f"{what} has the parts {shown}, which are not those of the params; expected a number, or a"
+        " tree that follows the params from the top."
+    )
+
+
+def _check_fits(value: Any, leaf: Tensor, what: str) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    try:
+        fits = torch.broadcast_shapes(value.shape, leaf.shape) == leaf.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise InputError(
+            f"{what} has shape {tuple(value.shape)} for a parameter of shape {tuple(leaf.shape)};"
+            " expected a shape that broadcasts to it."
+        )
+    return value.to(leaf.dtype)

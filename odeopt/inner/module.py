@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import threading
+import weakref
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +15,13 @@ from odeopt.errors import InputError
 from odeopt.tools.arguments import check_scalar
 from odeopt.tools.captured import check_not_scripted
 from odeopt.tools.describing import module_settings
-from odeopt.tools.loan import Loan
 from odeopt.tools.types import PyTree
 
 Objective = Callable[[Callable[..., Any], PyTree], Tensor]
 """`objective(model, batch) -> scalar`, where `model` is the module with other parameters in it."""
+
+_LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_MAKING = threading.Lock()
 
 
 def _no_evaluation(*args: Any, **keywords: Any) -> Tensor:
@@ -92,7 +97,11 @@ def from_module(
 
 
 class _Parts:
-    """A module as functions of its parameters and running statistics.
+    """A module as functions of its parameters and running statistics, which it is lent for a call.
+
+    A tensor that is in several places (tied parameters, a submodule in two places) is replaced in
+    all of them; parts that are added to the module later are not. Threads that call one module take
+    turns.
 
     Attributes:
         moving: the names of buffers that the forward pass updates and that join the state.
@@ -101,9 +110,26 @@ class _Parts:
 
     def __init__(self, module: nn.Module, objective: Objective, moving: list[str]) -> None:
         self._module, self._objective, self.moving = module, objective, moving
-        self._loan = Loan(module)
-        self._training = {name: child.training for name, child in module.named_modules()}
+        self._children = dict(module.named_modules())
+        self._training = {name: child.training for name, child in self._children.items()}
         self.fixed = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+        with _MAKING:
+            self._lock = _LOCKS.setdefault(module, threading.RLock())
+        self._places: dict[str, list[tuple[dict[str, Any], str]]] = {}
+        """The dictionaries in which the module keeps a tensor, and its key in each."""
+        names = {id(p): name for name, p in (*module.named_parameters(), *module.named_buffers())}
+        for child in module.modules():
+            for tensors in (vars(child)["_parameters"], vars(child)["_buffers"]):
+                for key, tensor in tensors.items():
+                    if tensor is not None:
+                        self._places.setdefault(names[id(tensor)], []).append((tensors, key))
+
+    def __reduce__(self) -> Any:
+        raise InputError(
+            "a recorded loop, or a module that was taken apart, can be neither copied nor pickled:"
+            " it belongs to its module. Make another one from a copy of the module; inner.model and"
+            " inner.write_back() give what a loop has come to."
+        )
 
     def settings(self) -> Mapping[str, Any]:
         """What tells two of them apart: not the module's own parameters, which are not used."""
@@ -143,16 +169,44 @@ class _Parts:
         self, params: dict[str, Tensor], batch: PyTree, hparams: Any, now: dict[str, Tensor],
         training: dict[str, bool],
     ) -> Tensor:  # fmt: skip
-        counters = {name: b for name, b in self.fixed.items() if name.endswith(_COUNTER)}
-        others = {name: b for name, b in self.fixed.items() if name not in counters}
-        before = _versions(others)
-        spent = {name: counter.clone() for name, counter in counters.items()}
-        values = {**others, **spent, **now, **(hparams or {}), **params}
-        with self._loan.of(values, training):
-            found = self._objective(self._module, batch)
-        value = check_scalar(found, "objective")
-        _check_unchanged(before, _versions(others))
+        fixed = {
+            name: buffer.clone() if name.endswith(_COUNTER) else buffer
+            for name, buffer in self.fixed.items()
+        }
+        before = [buffer._version for buffer in self.fixed.values()]  # noqa: SLF001
+        with self._lent({**fixed, **now, **(hparams or {}), **params}, training):
+            value = self._objective(self._module, batch)
+        value = check_scalar(value, "objective")
+        after = zip(self.fixed.items(), before, strict=True)
+        changed = [name for (name, own), was in after if own._version != was]  # noqa: SLF001
+        if changed:
+            raise InputError(
+                f"the forward pass changes the buffers {changed}, which the inner loop cannot"
+                " replay: call module.eval(), or take that part out of the module."
+            )
         return value
+
+    @contextmanager
+    def _lent(self, values: Mapping[str, Tensor], training: Mapping[str, bool]) -> Generator[None]:
+        """A block in which the module has other tensors, by name, and is in other modes."""
+        with self._lock:
+            modes = {name: child.training for name, child in self._children.items()}
+            before = [
+                (tensors, key, tensors[key], value)
+                for name, value in values.items()
+                for tensors, key in self._places[name]
+            ]
+            try:
+                for tensors, key, _, value in before:
+                    tensors[key] = value
+                for name, mode in training.items():
+                    self._children[name].training = mode
+                yield
+            finally:
+                for tensors, key, own, _ in before:
+                    tensors[key] = own
+                for name, mode in modes.items():
+                    self._children[name].training = mode
 
 
 _COUNTER = "num_batches_tracked"
@@ -184,7 +238,7 @@ def _check_apart(module: nn.Module) -> None:
 
 def _statistics(module: nn.Module) -> list[str]:
     """The names of running statistics that the forward pass updates."""
-    found: list[str] = []
+    names: list[str] = []
     for name, child in module.named_modules():
         if not (child.training and getattr(child, "track_running_stats", False)):
             continue
@@ -194,18 +248,5 @@ def _statistics(module: nn.Module) -> list[str]:
                 " statistics depend on how often it was called: give it a momentum, e.g. 0.1."
             )
         own = (part for part, _ in child.named_buffers(recurse=False) if part != _COUNTER)
-        found += [f"{name}.{part}" if name else part for part in own]
-    return found
-
-
-def _versions(buffers: dict[str, Tensor]) -> dict[str, int]:
-    return {name: buffer._version for name, buffer in buffers.items()}  # noqa: SLF001
-
-
-def _check_unchanged(before: dict[str, int], after: dict[str, int]) -> None:
-    changed = [name for name, version in after.items() if before[name] != version]
-    if changed:
-        raise InputError(
-            f"the forward pass changes the buffers {changed}, which the inner loop cannot replay:"
-            " call module.eval(), or take that part out of the module."
-        )
+        names += [f"{name}.{part}" if name else part for part in own]
+    return names

@@ -38,20 +38,22 @@ class Objective:
         """The loss with its weight decay."""
         decay = select(self.weight_decay, hparams, "weight_decay")
         value = self._loss(params, hparams, batch)
-        return value if _is_zero(decay) else value + 0.5 * decay * squared_norm(params)
+        return value if is_zero(decay) else value + 0.5 * decay * squared_norm(params)
 
     def gradient(self, params: PyTree, hparams: PyTree, batch: PyTree) -> PyTree:
         """The gradient, with weight decay added as `torch.optim.SGD` adds it (bit for bit)."""
         gradient = torch.func.grad(lambda u: self._loss(u, hparams, batch))(params)
         decay = select(self.weight_decay, hparams, "weight_decay")
-        if _is_zero(decay):
-            return gradient
-        return map_pairs(lambda g, u: add_scaled(g, u, decay), gradient, params)
+        return tree.pytree.tree_map(lambda g, u: add_scaled(g, u, decay), gradient, params)
 
     def _loss(self, params: PyTree, hparams: PyTree, batch: PyTree) -> Tensor:
         value: Any = call_loss(self.loss, hparams, params, batch)
         if self.has_aux:
-            value = _first(value)
+            if not isinstance(value, tuple) or len(cast("tuple[Any, ...]", value)) != 2:
+                raise InputError(
+                    f"has_aux=True, but loss returned {value!r}; expected (scalar, aux)."
+                )
+            value, _ = cast("tuple[Any, Any]", value)
         return check_scalar(value, "loss")
 
 
@@ -64,19 +66,9 @@ def add_scaled(x: Tensor, y: Tensor, scale: float | Tensor) -> Tensor:
     """X + scale * y; a number is rounded as in `torch.add(x, y, alpha=scale)`."""
     if isinstance(scale, Tensor):
         return torch.addcmul(x, y, scale.to(x.dtype))
-    return torch.add(x, y, alpha=scale)
+    return x if scale == 0 else torch.add(x, y, alpha=scale)
 
 
-def map_pairs(fn: Any, first: PyTree, second: PyTree) -> PyTree:
-    """Apply fn to the leaves of two trees of one structure."""
-    return tree.pytree.tree_map(fn, first, second)
-
-
-def _is_zero(value: object) -> bool:
+def is_zero(value: object) -> bool:
+    """Whether a value is the number zero, and nothing that may be learned."""
     return isinstance(value, float | int) and value == 0
-
-
-def _first(value: Any) -> Any:
-    if not isinstance(value, tuple) or len(cast("tuple[Any, ...]", value)) != 2:
-        raise InputError(f"has_aux=True, but loss returned {value!r}; expected (scalar, aux).")
-    return cast("tuple[Any, Any]", value)[0]

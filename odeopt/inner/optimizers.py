@@ -10,15 +10,38 @@ from typing_extensions import override
 
 from odeopt.errors import InputError
 from odeopt.inner.clipping import GradientTransform, safe_sqrt
-from odeopt.inner.leafwise import LeafwiseRule, Leaves
-from odeopt.inner.options import Option, add_scaled, add_square, check_option
+from odeopt.inner.leafwise import LeafwiseRule, Leaves, Option, check_option
+from odeopt.inner.objective import add_scaled, is_zero
 from odeopt.registry import FIELDS
 from odeopt.tools.types import Loss, PyTree
 
 
+class _Rule(LeafwiseRule):
+    """A rule of torch.optim: it keeps its options, checked."""
+
+    def __init__(
+        self, loss: Loss, options: dict[str, Option], slot_names: tuple[str, ...],
+        gradient_transform: GradientTransform | None, micro_batches: int, buffers: PyTree,
+    ) -> None:  # fmt: skip
+        super().__init__(loss, gradient_transform, micro_batches, buffers)
+        self._options = options
+        self.slot_names = slot_names
+        for name, option in options.items():
+            below = 1.0 if name in _BELOW_ONE else float("inf")
+            check_option(option, _BELOW_ONE.get(name, name), below=below)
+
+    @override
+    def options(self) -> dict[str, Option]:
+        return self._options
+
+
+_BELOW_ONE = {"beta1": "betas[0]", "beta2": "betas[1]", "smoothing": "smoothing"}
+"""Options that are averages' weights of what was before, and what errors call them."""
+
+
 @final
 @FIELDS.register("sgd", example=lambda loss: SGD(loss, momentum=0.9, nesterov=True))
-class SGD(LeafwiseRule):
+class SGD(_Rule):
     r"""$b_{k+1} = \mu b_k + (1 - \tau)(g + w u),\quad u_{k+1} = u_k - \alpha_k b_{k+1}$.
 
     Bit-equal to `torch.optim.SGD` in float64 as long as options are numbers. The first step takes
@@ -53,22 +76,15 @@ class SGD(LeafwiseRule):
         gradient_transform: GradientTransform | None = None, micro_batches: int = 1,
         buffers: PyTree = None,
     ) -> None:  # fmt: skip
-        super().__init__(loss, gradient_transform, micro_batches, buffers)
-        self._nesterov = nesterov
-        self._options = {
-            "momentum": check_option(momentum, "momentum"),
-            "dampening": check_option(dampening, "dampening"),
-            "weight_decay": check_option(weight_decay, "weight_decay"),
-            "lr_scale": check_option(lr_scale, "lr_scale"),
-        }
-        self._plain = _is_zero(momentum)
-        if nesterov and (self._plain or not _is_zero(dampening)):
+        options = {
+            "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay,
+            "lr_scale": lr_scale,
+        }  # fmt: skip
+        self._nesterov, self._plain = nesterov, is_zero(momentum)
+        slots = () if self._plain else ("momentum",)
+        super().__init__(loss, options, slots, gradient_transform, micro_batches, buffers)
+        if nesterov and (self._plain or not is_zero(dampening)):
             raise InputError("nesterov=True needs a momentum and no dampening.")
-        self.slot_names = () if self._plain else ("momentum",)
-
-    @override
-    def options(self) -> dict[str, Option]:
-        return self._options
 
     @override
     def step(
@@ -85,14 +101,11 @@ class SGD(LeafwiseRule):
         return torch.addcmul(u, g, lr * options["lr_scale"], value=-1), slots
 
 
-def _is_zero(option: Option) -> bool:
-    return isinstance(option, float | int) and option == 0
-
-
-class _Adam(LeafwiseRule):
+class _Adam(_Rule):
     """What Adam and AdamW share."""
 
-    slot_names = ("mean", "square")
+    _decoupled = False
+    """Whether weight decay shortens the parameters, and is no part of the gradient."""
 
     def __init__(
         self, loss: Loss, betas: tuple[Option, Option] = (0.9, 0.999), eps: Option = 1e-8,
@@ -100,30 +113,26 @@ class _Adam(LeafwiseRule):
         gradient_transform: GradientTransform | None = None, micro_batches: int = 1,
         buffers: PyTree = None,
     ) -> None:  # fmt: skip
-        super().__init__(loss, gradient_transform, micro_batches, buffers)
-        first, second = betas
-        self._options = {
-            "beta1": check_option(first, "betas[0]", below=1.0),
-            "beta2": check_option(second, "betas[1]", below=1.0),
-            "eps": check_option(eps, "eps"),
-            "weight_decay": check_option(weight_decay, "weight_decay"),
-            "lr_scale": check_option(lr_scale, "lr_scale"),
-        }
+        beta1, beta2 = betas
+        options = {
+            "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay,
+            "lr_scale": lr_scale,
+        }  # fmt: skip
         self._amsgrad = amsgrad
-        if amsgrad:
-            self.slot_names = (*self.slot_names, "largest")
+        slots = ("mean", "square", "largest") if amsgrad else ("mean", "square")
+        super().__init__(loss, options, slots, gradient_transform, micro_batches, buffers)
 
     @override
-    def options(self) -> dict[str, Option]:
-        return self._options
-
-    def _move(
-        self, k: Tensor, rate: Tensor, g: Tensor, u: Tensor, slots: Leaves, options: dict[str, Any]
+    def step(
+        self, k: Tensor, lr: Tensor, g: Tensor, u: Tensor, slots: Leaves, options: dict[str, Any]
     ) -> tuple[Tensor, Leaves]:
-        """One step of Adam along a gradient that holds its decay."""
-        beta1, beta2 = options["beta1"], options["beta2"]
+        beta1, beta2, rate = options["beta1"], options["beta2"], lr * options["lr_scale"]
+        if self._decoupled:
+            u = u * (1 - rate * options["weight_decay"])
+        else:
+            g = add_scaled(g, u, options["weight_decay"])
         mean = torch.lerp(slots["mean"], g, 1 - beta1)
-        square = add_square(slots["square"] * beta2, g, 1 - beta2)
+        square = _add_square(slots["square"] * beta2, g, 1 - beta2)
         after = {"mean": mean, "square": square}
         if self._amsgrad:
             square = after["largest"] = torch.maximum(slots["largest"], square)
@@ -166,13 +175,6 @@ class Adam(_Adam):
         Kingma and Ba 2015, arXiv 1412.6980; Reddi et al. 2018 for amsgrad.
     """
 
-    @override
-    def step(
-        self, k: Tensor, lr: Tensor, g: Tensor, u: Tensor, slots: Leaves, options: dict[str, Any]
-    ) -> tuple[Tensor, Leaves]:
-        g = add_scaled(g, u, options["weight_decay"])
-        return self._move(k, lr * options["lr_scale"], g, u, slots, options)
-
 
 @final
 @FIELDS.register("adamw", example=lambda loss: AdamW(loss, betas=(0.8, 0.9)))
@@ -189,6 +191,8 @@ class AdamW(_Adam):
         Loshchilov and Hutter 2019, arXiv 1711.05101.
     """
 
+    _decoupled = True
+
     def __init__(
         self, loss: Loss, betas: tuple[Option, Option] = (0.9, 0.999), eps: Option = 1e-8,
         weight_decay: Option = 0.01, lr_scale: Option = 1.0, amsgrad: bool = False,
@@ -200,17 +204,10 @@ class AdamW(_Adam):
             buffers,
         )  # fmt: skip
 
-    @override
-    def step(
-        self, k: Tensor, lr: Tensor, g: Tensor, u: Tensor, slots: Leaves, options: dict[str, Any]
-    ) -> tuple[Tensor, Leaves]:
-        rate = lr * options["lr_scale"]
-        return self._move(k, rate, g, u * (1 - rate * options["weight_decay"]), slots, options)
-
 
 @final
 @FIELDS.register("rmsprop", example=lambda loss: RMSprop(loss, momentum=0.5))
-class RMSprop(LeafwiseRule):
+class RMSprop(_Rule):
     r"""$v = \rho v + (1 - \rho) g^2,\; b = \mu b + g / (\sqrt{v} + \epsilon),\; u = u - \alpha b$.
 
     Equal to `torch.optim.RMSprop` to rounding; g holds $w u$. The square root has
@@ -245,22 +242,14 @@ class RMSprop(LeafwiseRule):
         centered: bool = False, gradient_transform: GradientTransform | None = None,
         micro_batches: int = 1, buffers: PyTree = None,
     ) -> None:  # fmt: skip
-        super().__init__(loss, gradient_transform, micro_batches, buffers)
-        self._options = {
-            "smoothing": check_option(smoothing, "smoothing", below=1.0),
-            "eps": check_option(eps, "eps"),
-            "weight_decay": check_option(weight_decay, "weight_decay"),
-            "momentum": check_option(momentum, "momentum"),
-            "lr_scale": check_option(lr_scale, "lr_scale"),
-        }
-        self._centered = centered
-        self._moves = not (isinstance(momentum, float | int) and momentum == 0)
+        options = {
+            "smoothing": smoothing, "eps": eps, "weight_decay": weight_decay,
+            "momentum": momentum, "lr_scale": lr_scale,
+        }  # fmt: skip
+        self._centered, self._moves = centered, not is_zero(momentum)
         extra = (("mean", centered), ("momentum", self._moves))
-        self.slot_names = ("square", *(name for name, used in extra if used))
-
-    @override
-    def options(self) -> dict[str, Option]:
-        return self._options
+        slots = ("square", *(name for name, used in extra if used))
+        super().__init__(loss, options, slots, gradient_transform, micro_batches, buffers)
 
     @override
     def step(
@@ -268,7 +257,7 @@ class RMSprop(LeafwiseRule):
     ) -> tuple[Tensor, Leaves]:
         g = add_scaled(g, u, options["weight_decay"])
         rho = options["smoothing"]
-        square = add_square(slots["square"] * rho, g, 1 - rho)
+        square = _add_square(slots["square"] * rho, g, 1 - rho)
         after = {"square": square}
         if self._centered:
             mean = after["mean"] = torch.lerp(slots["mean"], g, 1 - rho)
@@ -279,3 +268,10 @@ class RMSprop(LeafwiseRule):
             return torch.addcdiv(u, rate * g, spread, value=-1), after
         after["momentum"] = torch.addcdiv(slots["momentum"] * options["momentum"], g, spread)
         return torch.addcmul(u, after["momentum"], rate, value=-1), after
+
+
+def _add_square(x: Tensor, g: Tensor, scale: float | Tensor) -> Tensor:
+    """X + scale * g * g, rounded for a number as `torch.addcmul(x, g, g, value=scale)` does."""
+    if isinstance(scale, Tensor):
+        return torch.addcmul(x, scale * g, g)
+    return torch.addcmul(x, g, g, value=scale)

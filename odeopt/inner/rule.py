@@ -13,7 +13,7 @@ from odeopt.errors import CapturedTensorError, InputError
 from odeopt.inner.base import Binder, Bound, InnerOptimizer
 from odeopt.inner.clipping import GradientTransform
 from odeopt.tools import tree
-from odeopt.tools.arguments import call_loss, check_positive, check_scalar
+from odeopt.tools.arguments import call_loss, check_integer, check_scalar
 from odeopt.tools.types import Loss, PyTree
 
 
@@ -87,7 +87,7 @@ class GradientRule(UpdateRule):
             raise InputError(f"loss is {loss!r}; expected a function loss(params, batch).")
         self._loss = loss
         self._transform = gradient_transform
-        self.micro_batches = check_positive(micro_batches, "micro_batches")
+        self.micro_batches = check_integer(micro_batches, "micro_batches")
         self._buffers = _check_buffers(buffers)
 
     @property
@@ -111,7 +111,6 @@ class GradientRule(UpdateRule):
 
     @override
     def init(self, params: PyTree, hparams: PyTree) -> tuple[PyTree, PyTree]:
-        del hparams
         buffers = () if self._buffers is None else tree.map_tensors(Tensor.clone, self._buffers)
         return RuleState(params, self.init_slots(params), buffers), ()
 
@@ -168,15 +167,15 @@ class GradientRule(UpdateRule):
         """A piece's share in the loss, and the buffers after it."""
         buffers = tree.map_tensors(Tensor.detach, buffers)
         if self._buffers is None:
-            found = call_loss(self._loss, hparams, params, batch)
+            value = call_loss(self._loss, hparams, params, batch)
         else:
-            found = call_loss(self._loss, hparams, params, batch, buffers=buffers)
-            if not isinstance(found, tuple) or len(cast("tuple[Any, ...]", found)) != 2:
+            value = call_loss(self._loss, hparams, params, batch, buffers=buffers)
+            if not isinstance(value, tuple) or len(cast("tuple[Any, ...]", value)) != 2:
                 raise InputError(
-                    f"with buffers, loss returned {found!r}; expected (scalar, new buffers)."
+                    f"with buffers, loss returned {value!r}; expected (scalar, new buffers)."
                 )
-            found, buffers = cast("tuple[Any, Any]", found)
-        value = check_scalar(found, "loss")
+            value, buffers = cast("tuple[Any, Any]", value)
+        value = check_scalar(value, "loss")
         return (value if self.micro_batches == 1 else value / self.micro_batches), buffers
 
     def pieces(self, batch: PyTree) -> list[PyTree]:

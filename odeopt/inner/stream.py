@@ -10,6 +10,7 @@ from torch import Tensor
 
 from odeopt.errors import InputError
 from odeopt.tools import tree
+from odeopt.tools.arguments import check_integer
 from odeopt.tools.seeds import generator, mix
 from odeopt.tools.types import PyTree
 
@@ -42,7 +43,7 @@ class Stream:
         if not callable(batch):
             raise InputError(f"batch is {batch!r}; expected a function of the step's index.")
         self._batch = batch
-        self.seed = _check_seed(seed)
+        self.seed = None if seed is None else check_integer(seed, "seed", at_least=0)
         self.length = length
 
     def __call__(self, k: int) -> PyTree:
@@ -56,14 +57,14 @@ class Stream:
     @classmethod
     def constant(cls, batch: PyTree, seed: int) -> Stream:
         """One batch for every step, with random numbers of each step's own."""
-        return cls(_Made(lambda k: batch, data=batch), seed)
+        return cls(_Batches(lambda k: batch, data=batch), seed)
 
     @classmethod
     def stacked(cls, batches: PyTree, seed: int | None = None) -> Stream:
         """Step k takes entry k of every tensor."""
         length = _common_length(batches, "batches")
         entry = lambda k: tree.map_tensors(lambda leaf: leaf[k], batches)  # noqa: E731
-        return cls(_Made(entry, data=batches), seed, length)
+        return cls(_Batches(entry, data=batches), seed, length)
 
     @classmethod
     def minibatches(
@@ -82,14 +83,14 @@ class Stream:
             random_loss: whether the loss draws random numbers (see `seed` above).
         """
         sampler = _Sampler(_common_length(data, "data"), batch_size, seed, shuffle)
-        found, assemble = tree.leaves(data), tree.assembler(tree.structure(data))
+        leaves, assemble = tree.leaves(data), tree.assembler(tree.structure(data))
 
         def batch(k: int) -> PyTree:
             indices = sampler(k)
-            return assemble(_entry(leaf, indices) for leaf in found)
+            return assemble(_entry(leaf, indices) for leaf in leaves)
 
-        made = _Made(batch, data=data, size=batch_size, order=seed, shuffle=shuffle)
-        return cls(made, seed if random_loss else None)
+        batches = _Batches(batch, data=data, size=batch_size, order=seed, shuffle=shuffle)
+        return cls(batches, seed if random_loss else None)
 
     @classmethod
     def from_dataset(
@@ -111,11 +112,10 @@ class Stream:
         sampler = _Sampler(len(dataset), batch_size, seed, shuffle)
         fetch = lambda k: join([dataset[i] for i in sampler(k).tolist()])  # noqa: E731
         parts = {"data": dataset, "size": batch_size, "order": seed, "shuffle": shuffle}
-        made = _Made(fetch, **parts, collate=join)
-        return cls(made, seed if random_loss else None)
+        return cls(_Batches(fetch, **parts, collate=join), seed if random_loss else None)
 
 
-class _Made:
+class _Batches:
     """A function of the step's index that knows what it was made of."""
 
     def __init__(self, batch: Callable[[int], PyTree], **parts: Any) -> None:
@@ -136,7 +136,7 @@ def _entry(leaf: Any, indices: Tensor) -> Any:
 class _Sampler:
     """The examples of step k."""
 
-    def __init__(self, examples: int, batch_size: int, seed: int, shuffle: bool) -> None:
+    def __init__(self, examples: int, batch_size: int, seed: int | None, shuffle: bool) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int):  # pyright: ignore
             raise InputError(f"batch_size is {batch_size!r}; expected an integer.")
         if not 1 <= batch_size <= examples:
@@ -144,33 +144,22 @@ class _Sampler:
                 f"batch_size is {batch_size}; expected 1 to {examples}, the number of examples."
             )
         self._examples, self._size, self._shuffle = examples, batch_size, shuffle
-        self._seed = _check_seed(seed) or 0
+        self._seed = 0 if seed is None else check_integer(seed, "seed", at_least=0)
         self._known = (-1, torch.empty(0))  # one pair, so that threads read both or neither
 
     def __call__(self, k: int) -> Tensor:
         epoch, position = divmod(k, self._examples // self._size)
         known, order = self._known
         if epoch != known:
-            order = self._make_order(epoch)
+            order = torch.arange(self._examples)
+            if self._shuffle:
+                order = torch.randperm(self._examples, generator=generator(self._seed, epoch))
             self._known = epoch, order
         return order.narrow(0, position * self._size, self._size)
 
-    def _make_order(self, epoch: int) -> Tensor:
-        if not self._shuffle:
-            return torch.arange(self._examples)
-        return torch.randperm(self._examples, generator=generator(self._seed, epoch))
-
 
 def _common_length(data: PyTree, what: str) -> int:
-    found = tree.tensors(data)
-    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in found}
-    if len(sizes) != 1 or None in sizes:
-        shapes = [tuple(leaf.shape) for leaf in found]
+    shapes = [tuple(leaf.shape) for leaf in tree.tensors(data)]
+    if len({shape[:1] for shape in shapes}) != 1 or () in shapes:
         raise InputError(f"{what} has tensors of shapes {shapes}; expected one leading dimension.")
-    return found[0].shape[0]
-
-
-def _check_seed(seed: int | None) -> int | None:
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):  # pyright: ignore
-        raise InputError(f"seed is {seed!r}; expected an integer of at least 0.")
-    return seed
+    return shapes[0][0]

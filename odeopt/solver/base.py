@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,10 +11,45 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from odeopt.errors import CompatibilityError
 from odeopt.solver.dynamics import Data, Differentiate, FlatField, Linearization, Theta
-from odeopt.solver.reached import Reached, reached
 from odeopt.tools.keywords import KnownKeywords
 from odeopt.tools.types import Velocity
+
+COMPARED = 2**16
+"""So many entries of a state are compared at most, evenly spread: a loss that has changed changes
+nearly all of them, and a comparison is to cost next to nothing."""
+
+
+class Reached(NamedTuple):
+    """Some entries of a state."""
+
+    entries: Tensor
+    """Shape [..., n]."""
+    of: int
+    """They are spread over so many of its first entries."""
+
+    def gap(self, y0: Tensor, y1: Tensor) -> Tensor:
+        r"""The distance from y1 in units of what rounding explains: above 1 it does not.
+
+        Allowed are $\sqrt\epsilon$ of the way from y0 to y1, and a few units in the last place of
+        y1, which matter where a step is tiny. Shapes [..., d] to [...].
+        """
+        y0, y1 = (spread(y[..., : self.of]) for y in (y0, y1))
+        eps, tiny = torch.finfo(y1.dtype).eps, torch.finfo(y1.dtype).tiny
+        way, size = (torch.linalg.vector_norm(y, dim=-1) for y in (y1 - y0, y1))
+        missed = torch.linalg.vector_norm(self.entries - y1, dim=-1)
+        return missed / (eps**0.5 * way + 4 * eps * size + tiny)
+
+
+def reached(state: Tensor) -> Reached:
+    """What is compared of a state, or of as many of its first entries as are known."""
+    return Reached(spread(state), state.shape[-1])
+
+
+def spread(state: Tensor) -> Tensor:
+    """The entries that are compared, a view."""
+    return state[..., :: max(state.shape[-1] // COMPARED, 1)]
 
 
 class StepGradient(NamedTuple):
@@ -161,7 +197,6 @@ class GridSolver(Solver):
 
     def coarser(self, factor: float) -> GridSolver:
         """The same with an error larger by a factor; a fixed-step method follows the grid."""
-        del factor
         return self
 
     @abstractmethod
@@ -173,3 +208,36 @@ class GridSolver(Solver):
         Returns:
             The states, and the number of velocity evaluations.
         """
+
+
+class RuleSteps(StepSolver):
+    """One update per interval; its time is the index of the step, its length the learning rate."""
+
+    order = 1
+    stages = 1
+    stability_limit = math.inf
+    moves_at_zero = True
+    takes_rules = True
+
+    def __init__(self, pull_gradients: int = 0) -> None:
+        self.pull_gradients = pull_gradients
+
+    @override
+    def step(self, velocity: Velocity, t: Tensor, dt: Tensor, y: Tensor) -> Tensor:
+        raise CompatibilityError("an update rule has no velocity: it brings its own steps.")
+
+    @override
+    def advance(self, stepping: Stepping, t: Tensor, dt: Tensor, y: Tensor) -> Tensor:
+        return _rule_of(stepping).update(t, dt, y, stepping.theta, stepping.data)
+
+    @override
+    def pull(
+        self, stepping: Stepping, t: Tensor, dt: Tensor, y0: Tensor, lam: Tensor
+    ) -> StepGradient:
+        differentiate, theta, data = stepping.differentiate, stepping.theta, stepping.data
+        return _rule_of(stepping).pull(differentiate, t, dt, y0, lam, theta, data)
+
+
+def _rule_of(stepping: Stepping) -> FlatRule:
+    assert isinstance(stepping.dynamics, FlatRule), "chosen together with its rule"
+    return stepping.dynamics

@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from odeopt.solver.base import StepGradient
+from odeopt.solver.base import StepGradient, reached
 from odeopt.solver.dynamics import Cotangents, Linearization, add_thetas
-from odeopt.solver.reached import reached
 from odeopt.tools.types import Velocity
 
 DAMPING = 2 / 13
@@ -81,14 +80,9 @@ def coefficients(s: int) -> Coefficients:
     return Coefficients(b[1] * w1, tuple(stages), (w0 + 1) / w1, error)
 
 
-def stability_limit(stages: int) -> float:
-    r"""The largest stable $dt\,\rho$ of a step with so many stages."""
-    return coefficients(stages).beta
-
-
 def stages_for(stiffness: float, most: int) -> int:
     r"""The number of stages for a step with $dt\,\rho$ = `stiffness`, from 2 to `most`."""
-    if stiffness >= stability_limit(most):
+    if stiffness >= coefficients(most).beta:
         return most
     return min(most, max(2, math.ceil(math.sqrt(1 + SQUARES_PER_STIFFNESS * stiffness))))
 
@@ -113,14 +107,10 @@ def step(s: int, velocity: Velocity, t: Tensor, dt: Tensor, y: Tensor, slope: Te
 
     Shapes: t and dt [], y [d]; or t and dt [tasks], y [tasks, d].
     """
-    found = coefficients(s)
-    length = dt[..., None]
-    rise = length * slope
-    before, now = torch.zeros_like(y), found.first * rise
-    for stage in found.stages:
-        push = length * velocity(t + stage.c * dt, y + now)
-        before, now = now, _next(stage, before, now, push, rise)
-    return y + now
+    *stages, last = coefficients(s).stages
+    before, now = _displacements(s, stages, velocity, t, dt, y, slope)
+    ahead = velocity(t + last.c * dt, y + now)
+    return y + _next(last, before, now, dt[..., None] * ahead, dt[..., None] * slope)
 
 
 def pull(
@@ -134,13 +124,20 @@ def pull(
     $\ell_0 = h f'(y)^\top(\sum_j \tilde\gamma_j p_j + \tilde\mu_1 p_1)$, and
     $\lambda_0 = \lambda + \sum_j \ell_j$.
     """
-    found, length = coefficients(s), dt[..., None]
-    points, last = _linearize(found, linearize, t, dt, y)
+    first, (*stages, last) = coefficients(s).first, coefficients(s).stages
+    length, points = dt[..., None], [linearize(t, y)]
+
+    def velocity(t: Tensor, y: Tensor) -> Tensor:
+        points.append(linearize(t, y))
+        return points[-1].value
+
+    d_before, d_last = _displacements(s, stages, velocity, t, dt, y, points[0].value)
+    points.append(linearize(t + last.c * dt, y + d_last))
     now, before = lam, torch.zeros_like(lam)  # cotangents of D_j and D_{j-1}
     g_slope, total = torch.zeros_like(lam), lam
     g_t, g_dt = torch.zeros_like(t), torch.zeros_like(dt)
     pulled: list[Cotangents] = []
-    for stage, point in zip(reversed(found.stages), reversed(points[1:]), strict=True):
+    for stage, point in zip((last, *reversed(stages)), reversed(points[1:]), strict=True):
         seed = stage.mu_slope * now
         cotangents = point.pullback(length * seed)
         pulled.append(cotangents)
@@ -148,28 +145,27 @@ def pull(
         g_dt = g_dt + (seed * point.value).sum(-1) + stage.c * cotangents.t
         g_slope = g_slope + stage.gamma_slope * now
         now, before = before + stage.mu * now + cotangents.y, stage.nu * now
-    seed = g_slope + found.first * now
+    seed = g_slope + first * now
     cotangents = points[0].pullback(length * seed)
     g_dt = g_dt + (seed * points[0].value).sum(-1)
     theta = add_thetas([*(each.theta for each in pulled), cotangents.theta])
     rise, push = length * points[0].value, length * points[-1].value
-    y1 = y + _next(found.stages[-1], *last, push, rise)
+    y1 = y + _next(last, d_before, d_last, push, rise)
     return StepGradient(total + cotangents.y, g_t + cotangents.t, g_dt, theta, reached(y1))
 
 
-def _linearize(
-    found: Coefficients, linearize: Linearize, t: Tensor, dt: Tensor, y: Tensor
-) -> tuple[list[Linearization], tuple[Tensor, Tensor]]:
-    """The velocity at every stage but the last, which is the new state; D of the two before it."""
-    points = [linearize(t, y)]
+def _displacements(
+    s: int, stages: Sequence[Stage], velocity: Velocity, t: Tensor, dt: Tensor, y: Tensor,
+    slope: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """D of the last two of these stages, with the velocity at each but the last of them."""
     length = dt[..., None]
-    rise = length * points[0].value
-    before, now = torch.zeros_like(y), found.first * rise
-    for stage in found.stages:
-        points.append(linearize(t + stage.c * dt, y + now))
-        if len(points) <= len(found.stages):
-            before, now = now, _next(stage, before, now, length * points[-1].value, rise)
-    return points, (before, now)
+    rise = length * slope
+    before, now = torch.zeros_like(y), coefficients(s).first * rise
+    for stage in stages:
+        push = length * velocity(t + stage.c * dt, y + now)
+        before, now = now, _next(stage, before, now, push, rise)
+    return before, now
 
 
 def _next(stage: Stage, before: Tensor, now: Tensor, push: Tensor, rise: Tensor) -> Tensor:

@@ -1,29 +1,51 @@
-"""Explicit Runge-Kutta methods with fixed steps, and their exact adjoint."""
+"""Explicit Runge-Kutta methods, and their exact adjoint."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from odeopt.errors import CompatibilityError
 from odeopt.registry import SOLVERS
-from odeopt.solver.base import StepGradient, Stepping, StepSolver
+from odeopt.solver.base import Reached, StepGradient, Stepping, StepSolver, spread
 from odeopt.solver.dynamics import Cotangents, Linearization, add_thetas
-from odeopt.solver.reached import Reached, spread
-from odeopt.solver.tableau import (
-    CHEBYSHEV_2,
-    CHEBYSHEV_3,
-    EULER,
-    HEUN,
-    MIDPOINT,
-    RUNGE_KUTTA_4,
-    Tableau,
-)
+from odeopt.solver.error_control import Attempt, ErrorControlled, PIController, Tolerances
 from odeopt.tools.types import Velocity
+
+
+@dataclass(frozen=True)
+class Tableau:
+    r"""$Y_i = y + dt\sum_{j<i} a_{ij} K_j,\ K_i = f(t + c_i dt, Y_i),\ y_1 = y + dt\sum_i b_i K_i$.
+
+    Attributes:
+        a: row i holds the i coefficients before the diagonal (the first row is empty).
+        b: the weights.
+        order: the order of convergence.
+        stability_limit: the largest stable step times decay rate on the real axis.
+        b_error: `b` minus the weights of the embedded method, for error estimates.
+    """
+
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+    order: int
+    stability_limit: float
+    b_error: tuple[float, ...] | None = None
+
+    @property
+    def c(self) -> tuple[float, ...]:
+        """The stage times, row sums of a."""
+        return tuple(sum(row) for row in self.a)
+
+    @property
+    def stages(self) -> int:
+        """The stages that the step itself needs (not those for the error estimate alone)."""
+        return max(i for i, weight in enumerate(self.b) if weight != 0) + 1
 
 
 class ExplicitRungeKutta(StepSolver):
@@ -40,9 +62,9 @@ class ExplicitRungeKutta(StepSolver):
     @override
     def step(self, velocity: Velocity, t: Tensor, dt: Tensor, y: Tensor) -> Tensor:
         slopes: list[Tensor] = []
-        for row, c in self._rows():
-            slopes.append(velocity(shift(t, c, dt), advance(y, dt, row, slopes)))
-        return advance(y, dt, self.tableau.b[: self.stages], slopes)
+        for i in range(self.stages):
+            slopes.append(velocity(*self._stage(i, t, dt, y, slopes)))
+        return add_slopes(y, dt, self.tableau.b[: self.stages], slopes)
 
     @override
     def pull(
@@ -55,38 +77,33 @@ class ExplicitRungeKutta(StepSolver):
         """
         points: list[Linearization] = []
         slopes: list[Tensor] = []
-        for row, c in self._rows():
-            points.append(stepping.linearize(shift(t, c, dt), advance(y0, dt, row, slopes)))
+        for i in range(self.stages):
+            points.append(stepping.linearize(*self._stage(i, t, dt, y0, slopes)))
             if len(points) < self.stages:
                 slopes.append(points[-1].value)
-        found = self._transpose(points, dt, lam)
-        slopes.append(points[-1].value)  # last, where a product brings it along
-        weights, some = self.tableau.b[: self.stages], [spread(slope) for slope in slopes]
-        return found._replace(end=Reached(advance(spread(y0), dt, weights, some), len(y0)))
-
-    def _transpose(self, points: Sequence[Linearization], dt: Tensor, lam: Tensor) -> StepGradient:
         pulled: dict[int, Cotangents] = {}
         total, g_t, g_dt = lam, torch.zeros_like(dt), torch.zeros_like(dt)
         for i in reversed(range(self.stages)):
-            seed = self._seed(i, lam, pulled)
-            cotangents = points[i].pullback(seed).scale(dt)
-            pulled[i] = cotangents
+            seed = self.tableau.b[i] * lam
+            for j, later in pulled.items():
+                if self.tableau.a[j][i] != 0:
+                    seed = seed + self.tableau.a[j][i] * later.y
+            pulled[i] = cotangents = points[i].pullback(seed).scale(dt)
             total = total + cotangents.y
             g_t = g_t + cotangents.t
             g_dt = g_dt + torch.dot(seed, points[i].value) + self.tableau.c[i] * cotangents.t
-        thetas = [cotangents.theta for cotangents in pulled.values()]
-        return StepGradient(total, g_t, g_dt, add_thetas(thetas))
+        theta = add_thetas([cotangents.theta for cotangents in pulled.values()])
+        slopes.append(points[-1].value)  # last, where a product brings it along
+        weights, some = self.tableau.b[: self.stages], [spread(slope) for slope in slopes]
+        end = Reached(add_slopes(spread(y0), dt, weights, some), len(y0))
+        return StepGradient(total, g_t, g_dt, theta, end)
 
-    def _seed(self, i: int, lam: Tensor, pulled: dict[int, Cotangents]) -> Tensor:
-        seed = self.tableau.b[i] * lam
-        for j, cotangents in pulled.items():
-            coefficient = self.tableau.a[j][i]
-            if coefficient != 0:
-                seed = seed + coefficient * cotangents.y
-        return seed
-
-    def _rows(self) -> list[tuple[tuple[float, ...], float]]:
-        return list(zip(self.tableau.a, self.tableau.c, strict=True))[: self.stages]
+    def _stage(
+        self, i: int, t: Tensor, dt: Tensor, y: Tensor, slopes: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Time and state of stage i, from the slopes at the stages before."""
+        c = self.tableau.c[i]
+        return t if c == 0 else t + c * dt, add_slopes(y, dt, self.tableau.a[i], slopes)
 
 
 @final
@@ -106,7 +123,7 @@ class Euler(ExplicitRungeKutta):
     is_descent = True
 
     def __init__(self) -> None:
-        super().__init__(EULER)
+        super().__init__(Tableau(a=((),), b=(1.0,), order=1, stability_limit=2.0))
 
 
 @final
@@ -123,7 +140,7 @@ class ModifiedEuler(ExplicitRungeKutta):
     """
 
     def __init__(self) -> None:
-        super().__init__(HEUN)
+        super().__init__(Tableau(a=((), (1.0,)), b=(0.5, 0.5), order=2, stability_limit=2.0))
 
 
 @final
@@ -141,7 +158,7 @@ class Midpoint(ExplicitRungeKutta):
     """
 
     def __init__(self) -> None:
-        super().__init__(MIDPOINT)
+        super().__init__(Tableau(a=((), (0.5,)), b=(0.0, 1.0), order=2, stability_limit=2.0))
 
 
 @final
@@ -159,12 +176,14 @@ class RK4(ExplicitRungeKutta):
     """
 
     def __init__(self) -> None:
-        super().__init__(RUNGE_KUTTA_4)
-
-
-def shift(t: Tensor, c: float, dt: Tensor) -> Tensor:
-    """T + c dt."""
-    return t if c == 0 else t + c * dt
+        super().__init__(
+            Tableau(
+                a=((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)),
+                b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
+                order=4,
+                stability_limit=2.785,
+            )
+        )
 
 
 def combine(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor | None:
@@ -181,7 +200,7 @@ def weighted_sum(weights: Sequence[float], terms: Sequence[Tensor]) -> Tensor:
     return functools.reduce(torch.add, scaled)
 
 
-def advance(y: Tensor, dt: Tensor, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+def add_slopes(y: Tensor, dt: Tensor, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
     """Y + dt * sum(weights * slopes); `addcmul` rounds as `torch.optim.SGD` does."""
     slope = combine(weights, slopes)
     return y if slope is None else torch.addcmul(y, slope, dt)
@@ -211,7 +230,9 @@ class Chebyshev2(ExplicitRungeKutta):
     real_spectrum = True
 
     def __init__(self) -> None:
-        super().__init__(CHEBYSHEV_2)
+        super().__init__(
+            Tableau(a=((), (2 / 15,), (0.0, 0.5)), b=(0.0, 0.0, 1.0), order=2, stability_limit=5.8)
+        )
 
 
 @final
@@ -235,4 +256,118 @@ class Chebyshev3(ExplicitRungeKutta):
     real_spectrum = True
 
     def __init__(self) -> None:
-        super().__init__(CHEBYSHEV_3)
+        super().__init__(
+            Tableau(
+                a=((), (0.12,), (0.0, 1 / 3), (0.0, 0.0, 2 / 3)),
+                b=(1 / 4, 0.0, 0.0, 3 / 4),
+                order=3,
+                stability_limit=5.4,
+            )
+        )
+
+
+BOGACKI_SHAMPINE = Tableau(
+    a=((), (1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
+    b=(2 / 9, 1 / 3, 4 / 9, 0.0),
+    order=3,
+    stability_limit=2.51,
+    b_error=(2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8),
+)
+"""Bogacki and Shampine 1989, "A 3(2) pair of Runge-Kutta formulas"."""
+
+DORMAND_PRINCE = Tableau(
+    a=(
+        (),
+        (1 / 5,),
+        (3 / 40, 9 / 40),
+        (44 / 45, -56 / 15, 32 / 9),
+        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+    ),
+    b=(35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0),
+    order=5,
+    stability_limit=3.3,
+    b_error=(
+        35 / 384 - 5179 / 57600,
+        0.0,
+        500 / 1113 - 7571 / 16695,
+        125 / 192 - 393 / 640,
+        -2187 / 6784 + 92097 / 339200,
+        11 / 84 - 187 / 2100,
+        -1 / 40,
+    ),
+)
+"""Dormand and Prince 1980, "A family of embedded Runge-Kutta formulae"."""
+
+
+@final
+@SOLVERS.register("adaptive")
+class Adaptive(ExplicitRungeKutta, ErrorControlled):
+    r"""An embedded explicit Runge-Kutta method with error control; Dormand-Prince 5(4) by default.
+
+    A step is accepted if the root mean square over the entries of $e / (atol + rtol
+    \max(|y_0|, |y_1|))$ is at most 1, where e is the difference of the two embedded solutions.
+
+    It lands on every time of the grid and makes as many steps between two of them as the
+    tolerances ask for: give it `TimeGrid.uniform(t1, steps=1)` to leave it free. The accepted
+    steps are recorded; the backward sweep takes them as they are (the controller is not
+    differentiated), so that `DiscreteAdjoint` gives the exact gradient of the accepted steps.
+    Checkpoint schedules count accepted steps. One that needs their number in advance (`Density`,
+    `Binomial`) makes the forward solve twice.
+
+    Cost: 6 gradients per attempted step, and 2 to choose the first step size; the exact adjoint 6
+    Hessian-vector products per accepted step.
+
+    Args:
+        rtol: relative tolerance of one step.
+        atol: absolute tolerance of one step.
+        tableau: an embedded tableau whose last stage is the velocity at the new state.
+        controller: chooses the step sizes.
+        first_step: the first step size; estimated when None.
+        max_steps: the most attempted steps.
+
+    Raises:
+        InputError: if a tolerance or the first step is not positive and finite.
+        CompatibilityError: if the tableau is not of that kind.
+        StepLimitError: in the solve, if `max_steps` do not suffice.
+
+    References:
+        Dormand and Prince 1980, "A family of embedded Runge-Kutta formulae".
+    """
+
+    chooses_steps = True
+
+    def __init__(
+        self,
+        rtol: float = 1e-6,
+        atol: float = 1e-8,
+        tableau: Tableau = DORMAND_PRINCE,
+        controller: PIController | None = None,
+        first_step: float | None = None,
+        max_steps: int = 100_000,
+    ) -> None:
+        super().__init__(tableau)
+        if tableau.b_error is None or tableau.b != (*tableau.a[-1], 0.0):
+            raise CompatibilityError(
+                "Adaptive needs an embedded tableau whose last stage is the velocity at the new"
+                " state, such as DORMAND_PRINCE or BOGACKI_SHAMPINE."
+            )
+        self.tolerances = Tolerances(
+            rtol, atol, controller or PIController(), first_step, max_steps
+        )
+        self.error_order = tableau.order - 1
+        self.attempt_gradients = len(tableau.b) - 1
+
+    @override
+    def attempt(
+        self, velocity: Velocity, t: Tensor, dt: Tensor, y: Tensor, slope: Tensor
+    ) -> Attempt:
+        tableau = self.tableau
+        assert tableau.b_error is not None, "checked when constructed"
+        slopes, state = [slope], y
+        for i in range(1, len(tableau.b)):
+            time, state = self._stage(i, t, dt, y, slopes)
+            slopes.append(velocity(time, state))
+        error = dt * weighted_sum(tableau.b_error, slopes)
+        return Attempt(state, self.tolerances.ratio(error, y, state), slopes[-1])

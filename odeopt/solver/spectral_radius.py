@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
+
+from odeopt.tools.types import Velocity
 
 TOLERANCE = 0.05
 """Relative change at which an iteration ends; the solver raises the radius by more than this."""
@@ -31,11 +31,7 @@ class PowerIteration:
             shape [d] or [tasks, d].
     """
 
-    def __init__(
-        self,
-        velocity: Callable[[Tensor, Tensor], Tensor],
-        slope: Tensor,
-    ) -> None:
+    def __init__(self, velocity: Velocity, slope: Tensor) -> None:
         self._velocity = velocity
         self._generator = torch.Generator().manual_seed(0)
         self._vector = torch.zeros_like(slope)
@@ -66,12 +62,12 @@ class PowerIteration:
         settled, radius = ~wanted, last
         for _ in range(LONGEST):
             moved = self._velocity(t, y + length[..., None] * self._vector) - slope
-            found = (torch.linalg.vector_norm(moved, dim=-1) / length).to(last.dtype)
-            usable = ~settled & (found > 0) & torch.isfinite(found)
+            rate = (torch.linalg.vector_norm(moved, dim=-1) / length).to(last.dtype)
+            usable = ~settled & (rate > 0) & torch.isfinite(rate)
             self._vector = torch.where(usable[..., None], unit(moved), self._vector)
-            found = torch.where(usable, found, radius)
-            settled = settled | ((found - radius).abs() <= TOLERANCE * found)
-            radius = found
+            rate = torch.where(usable, rate, radius)
+            settled = settled | ((rate - radius).abs() <= TOLERANCE * rate)
+            radius = rate
             if bool(settled.all()):
                 break
         return radius

@@ -25,7 +25,7 @@ ORDERS = {
 ADAPTIVE = frozenset(("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun"))
 """Those that choose their own steps."""
 
-GIVEN = frozenset(("func", "y0", "rtol", "atol"))
+SET_BY_ODEINT = frozenset(("func", "y0", "rtol", "atol"))
 """What `odeint` gives to its methods itself, so that it cannot be an option."""
 
 
@@ -130,8 +130,8 @@ class DormandPrince(Torchdiffeq):
 def _check_tolerance(name: str, value: float) -> float:
     """A tolerance, or a tensor of them, which torchdiffeq takes as well."""
     try:
-        found = torch.as_tensor(value)
-        valid = bool(((found >= 0) & found.isfinite()).all())
+        number = torch.as_tensor(value)
+        valid = bool(((number >= 0) & number.isfinite()).all())
     except (TypeError, ValueError, RuntimeError):
         valid = False
     if not valid:
@@ -140,27 +140,23 @@ def _check_tolerance(name: str, value: float) -> float:
 
 
 def _check_options(method: str, options: object) -> dict[str, Any] | None:
+    """The options, if the class for a method or one of its bases takes each by name.
+
+    Their constructors hand on what they do not know, and warn of what is left.
+    """
     if options is None:
         return None
     if not isinstance(options, Mapping):
         raise InputError(f"options is {options!r}; expected a dictionary, or None.")
-    known = _options_of(method)
+    classes: dict[str, type[Any]] = _odeint().__globals__["SOLVERS"]  # where it looks methods up
+    bases = classes[method].__mro__[:-1]
+    names = {name for base in bases for name in keywords_of(base.__init__).names}
+    known = sorted(names - SET_BY_ODEINT)
     wrong = [name for name in cast("Mapping[Any, Any]", options) if name not in known]
     if wrong:
         message = unknown("option", wrong, known)
         raise UnknownKeywordError(f"torchdiffeq's {method}: {message}")
     return dict(cast("Mapping[str, Any]", options))
-
-
-def _options_of(method: str) -> list[str]:
-    """What the constructors of torchdiffeq's class for a method and of its bases take by name.
-
-    They hand on what they do not know, and warn of what is left.
-    """
-    classes: dict[str, type[Any]] = _odeint().__globals__["SOLVERS"]  # where it looks methods up
-    bases = classes[method].__mro__[:-1]
-    names = {name for base in bases for name in keywords_of(base.__init__).names}
-    return sorted(names - GIVEN)
 
 
 def _odeint() -> Any:

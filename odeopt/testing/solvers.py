@@ -18,12 +18,9 @@ from odeopt.engine.problem import start
 from odeopt.grid import TimeGrid
 from odeopt.inner.flows import GradientFlow
 from odeopt.optimizer import ODEOptimizer
-from odeopt.solver.attempts import Attempt
-from odeopt.solver.base import GridSolver, Solver, Stepping, StepSolver
+from odeopt.solver.base import GridSolver, Reached, Solver, Stepping, StepSolver, reached
 from odeopt.solver.dynamics import Data, Theta
-from odeopt.solver.error_control import ErrorControlled
-from odeopt.solver.reached import Reached, reached
-from odeopt.solver.step_control import PIController
+from odeopt.solver.error_control import Attempt, ErrorControlled, PIController
 from odeopt.testing.problems import (
     CallCounter,
     Quadratic,

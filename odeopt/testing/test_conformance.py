@@ -12,8 +12,8 @@ from odeopt.errors import CompilationError
 from odeopt.inner.rule import UpdateRule
 from odeopt.inner.stream import Stream
 from odeopt.registry import ADJOINTS, BACKENDS, CHECKPOINTS, FIELDS, METHODS, SOLVERS
+from odeopt.solver.error_control import PIController
 from odeopt.solver.stabilized import CONTROLLER
-from odeopt.solver.step_control import PIController
 from odeopt.testing import (
     check_adjoint,
     check_backend,

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from odeopt.grid import TimeGrid
-from odeopt.solver.adaptive import Adaptive
 from odeopt.solver.base import StepSolver
-from odeopt.solver.runge_kutta import RK4, Chebyshev2, Chebyshev3, Euler, ModifiedEuler
+from odeopt.solver.runge_kutta import RK4, Adaptive, Chebyshev2, Chebyshev3, Euler, ModifiedEuler
 from odeopt.solver.stabilized import StabilizedRK
 
 FIXED = {

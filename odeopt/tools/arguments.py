@@ -20,18 +20,18 @@ Selector = float | int | Tensor | Callable[[PyTree], Any]
 """A number, or a function that picks a value out of hparams, e.g. `lambda hp: hp["mu"]`."""
 
 
-_values: ContextVar[list[Any] | None] = ContextVar("values of losses", default=None)
+_noted: ContextVar[list[Any] | None] = ContextVar("values of losses", default=None)
 
 
 @contextmanager
 def noting_losses() -> Generator[list[Any]]:
     """Collect what losses return inside the block."""
-    found: list[Any] = []
-    token = _values.set(found)
+    values: list[Any] = []
+    token = _noted.set(values)
     try:
-        yield found
+        yield values
     finally:
-        _values.reset(token)
+        _noted.reset(token)
 
 
 def call_loss(
@@ -43,15 +43,11 @@ def call_loss(
     Raises:
         InputError: if the function does not take that many arguments.
     """
-    given = args if hparams is None else (*args, hparams)
+    positional = args if hparams is None else (*args, hparams)
     try:
-        value = loss(*given, **keywords)
-        noted = _values.get()
-        if noted is not None:
-            noted.append(value)
-        return value
+        value = loss(*positional, **keywords)
     except TypeError as error:
-        if takes(loss, given, keywords):
+        if takes(loss, positional, keywords):
             raise
         names = f"({of}, batch)" if hparams is None else f"({of}, batch, hparams)"
         extra = f" and the keywords {sorted(keywords)}" if keywords else ""
@@ -59,6 +55,10 @@ def call_loss(
             f"{what} cannot be called with {names}{extra}: {error}. It is called with hparams"
             " exactly when hparams is not None."
         ) from error
+    noted = _noted.get()
+    if noted is not None:
+        noted.append(value)
+    return value
 
 
 def check_scalar(value: Any, what: str) -> Tensor:
@@ -102,14 +102,14 @@ def select(selector: Selector, hparams: PyTree, what: str) -> Any:
     return selector(hparams)
 
 
-def check_positive(value: object, what: str) -> int:
-    """The value, if it is an integer of at least 1.
+def check_integer(value: object, what: str, at_least: int = 1) -> int:
+    """The value, if it is an integer that is large enough.
 
     Raises:
         InputError: if it is anything else.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{what} is {value!r}; expected an integer of at least 1.")
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise InputError(f"{what} is {value!r}; expected an integer of at least {at_least}.")
     return value
 
 

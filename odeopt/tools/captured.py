@@ -6,6 +6,7 @@ import functools
 import types
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -31,16 +32,14 @@ def reachable(value: Any) -> Iterator[Any]:
     waiting, seen = deque([value]), set[int]()
     alive: list[Any] = []  # an object that is made on the way must not lend its id to another
     while waiting and len(seen) < MOST:
-        found = waiting.popleft()
-        if isinstance(found, _NUMBERS):
-            yield found
-            continue
-        if id(found) in seen:
-            continue
-        seen.add(id(found))
-        alive.append(found)
-        yield found
-        waiting.extend(_parts(found))
+        part = waiting.popleft()
+        if isinstance(part, _NUMBERS):
+            yield part
+        elif id(part) not in seen:
+            seen.add(id(part))
+            alive.append(part)
+            yield part
+            waiting.extend(_parts(part))
 
 
 def captured_values(value: Any) -> tuple[Any, ...]:
@@ -49,9 +48,9 @@ def captured_values(value: Any) -> tuple[Any, ...]:
     Tensors compare by identity: a change in place is seen by whoever holds the tensor.
     """
     return tuple(
-        _Same(found) if isinstance(found, Tensor) else (type(found), found)
-        for found in reachable(value)
-        if isinstance(found, (Tensor, *_NUMBERS))
+        _Same(part) if isinstance(part, Tensor) else (type(part), part)
+        for part in reachable(value)
+        if isinstance(part, (Tensor, *_NUMBERS))
     )
 
 
@@ -70,11 +69,11 @@ class _Same:
 
 def check_not_scripted(value: Any) -> None:
     """Raise `CompatibilityError` if a value uses something that TorchScript runs."""
-    for found in reachable(value):
-        if isinstance(found, torch.jit.ScriptModule):
-            name = f"the module {getattr(found, 'original_name', type(found).__name__)}"
-        elif isinstance(found, torch.jit.ScriptFunction):
-            name = f"the function {found.name}"
+    for part in reachable(value):
+        if isinstance(part, torch.jit.ScriptModule):
+            name = f"the module {getattr(part, 'original_name', type(part).__name__)}"
+        elif isinstance(part, torch.jit.ScriptFunction):
+            name = f"the function {part.name}"
         else:
             continue
         raise CompatibilityError(
@@ -84,72 +83,41 @@ def check_not_scripted(value: Any) -> None:
         )
 
 
-@functools.singledispatch
 def _parts(value: Any) -> Iterable[Any]:
     """What an object holds, in the order in which it holds it."""
-    return _attributes(value)
+    match value:
+        case Tensor() | types.ModuleType() | type():
+            return ()
+        case types.FunctionType():
+            return used_by(value)
+        case types.MethodType():
+            return value.__func__, value.__self__
+        case functools.partial():
+            return value.func, *value.args, *value.keywords.values()
+        case Mapping() | list() | tuple() | set() | frozenset() | deque():
+            own = value.values() if isinstance(value, Mapping) else value
+            return [*own, *getattr(value, "__dict__", {}).values()]
+        case _:
+            return _attributes(value)
 
 
-@_parts.register(Tensor)
-@_parts.register(types.ModuleType)
-@_parts.register(type)
-def _nothing(value: Any) -> Iterable[Any]:
-    del value
-    return ()
-
-
-@_parts.register
-def _of_method(value: types.MethodType) -> Iterable[Any]:
-    return value.__func__, value.__self__
-
-
-@_parts.register
-def _of_partial(value: functools.partial) -> Iterable[Any]:  # type: ignore[type-arg]
-    return value.func, *value.args, *value.keywords.values()
-
-
-@_parts.register
-def _of_mapping(value: Mapping) -> Iterable[Any]:  # type: ignore[type-arg]
-    return [*value.values(), *getattr(value, "__dict__", {}).values()]
-
-
-@_parts.register(list)
-@_parts.register(tuple)
-@_parts.register(set)
-@_parts.register(frozenset)
-@_parts.register(deque)
-def _of_collection(value: Any) -> Iterable[Any]:
-    return [*value, *getattr(value, "__dict__", {}).values()]
-
-
-@_parts.register
-def used_by(function: types.FunctionType) -> Iterable[Any]:
+def used_by(function: types.FunctionType) -> list[Any]:
     """What a function uses without being handed it; nothing for those of torch and Python."""
     if (function.__module__ or "").partition(".")[0] in _FOREIGN:
-        return ()
-    found: list[Any] = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-    found += [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+        return []
+    parts: list[Any] = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # the variable has no value yet
+            parts.append(cell.cell_contents)
     names = _names(function.__code__)
-    found += [function.__globals__[name] for name in names if name in function.__globals__]
-    return [*found, *vars(function).values()]
+    parts += [function.__globals__[name] for name in names if name in function.__globals__]
+    return [*parts, *vars(function).values()]
 
 
 def _names(code: types.CodeType) -> list[str]:
     """The names that a function may look up, those of functions defined inside it included."""
-    found = list(code.co_names)
-    for const in code.co_consts:
-        if isinstance(const, types.CodeType):
-            found += _names(const)
-    return found
-
-
-def _is_filled(cell: types.CellType) -> bool:
-    """Whether the variable has a value yet."""
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
+    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
+    return [*code.co_names, *(name for const in inner for name in _names(const))]
 
 
 def _attributes(value: Any) -> list[Any]:
@@ -157,6 +125,7 @@ def _attributes(value: Any) -> list[Any]:
     for kind in type(value).__mro__:
         names = kind.__dict__.get("__slots__", ())
         for name in (names,) if isinstance(names, str) else names:
-            if isinstance(kind.__dict__.get(name), types.MemberDescriptorType):
-                own += [getattr(value, name)] if hasattr(value, name) else []
+            is_slot = isinstance(kind.__dict__.get(name), types.MemberDescriptorType)
+            if is_slot and hasattr(value, name):
+                own.append(getattr(value, name))
     return own

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import types
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from pathlib import PurePath
 from typing import Any, cast
@@ -25,9 +25,9 @@ from odeopt.tools.captured import used_by
 from odeopt.tools.packing import digest_values
 
 
-def differing(found: Mapping[str, str], own: Mapping[str, str]) -> list[str]:
+def differing(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
     """The names of parts that are not the same, or that only one of the two has."""
-    return [name for name in {**found, **own} if found.get(name) != own.get(name)]
+    return [name for name in {**one, **other} if one.get(name) != other.get(name)]
 
 
 def describe(value: Any, name: str = "it") -> str:
@@ -45,12 +45,12 @@ def describe(value: Any, name: str = "it") -> str:
     Raises:
         CompatibilityError: if there is an object about which nothing can be said.
     """
-    return _attempt(value, name, _refuse)
+    return _Describer(strict=True).whole(value, name)
 
 
 def describe_leniently(value: Any) -> str:
     """The same, but objects about which nothing can be said are described by their type."""
-    return _attempt(value, "", _only_type)
+    return _Describer().whole(value)
 
 
 def describe_with_captures(value: Any, contents: bool = True) -> str:
@@ -58,7 +58,7 @@ def describe_with_captures(value: Any, contents: bool = True) -> str:
 
     Without `contents` a tensor or array is its shape and dtype only, which costs nothing.
     """
-    return _attempt(value, "", _only_type, captures=True, contents=contents)
+    return _Describer(captures=True, contents=contents).whole(value)
 
 
 def module_settings(module: nn.Module) -> dict[str, Any]:
@@ -69,32 +69,6 @@ def module_settings(module: nn.Module) -> dict[str, Any]:
         "attributes": {name: _own_attributes(child) for name, child in children.items()},
         "shapes": {name: tuple(leaf.shape) for name, leaf in module.named_parameters()},
     }
-
-
-_Unknown = Callable[[Any, str, str], str]
-"""`(object, where it is, why it cannot be described) -> text`, or an error."""
-
-
-def _attempt(
-    value: Any, name: str, unknown: _Unknown, captures: bool = False, contents: bool = True
-) -> str:
-    try:
-        return _Describer(unknown, captures, contents).text(value, name)
-    except RecursionError:
-        return unknown(value, name, "it is nested too deeply")
-
-
-def _only_type(value: Any, where: str, reason: str) -> str:
-    del where, reason
-    return _type_name(value)
-
-
-def _refuse(value: Any, where: str, reason: str) -> str:
-    raise CompatibilityError(
-        f"{where}, a {_type_name(value)}, cannot be compared with that of another process:"
-        f" {reason}. Give its class, or that of an object that holds it, a method settings() that"
-        " returns a mapping of what the results depend on, or leave resume out."
-    )
 
 
 _NEW = object().__reduce_ex__(2)[0]
@@ -115,21 +89,41 @@ _CAPTURED = (
 """What is compared where a function has captured it: not texts, which may name a device."""
 
 
+@dataclasses.dataclass
 class _Describer:
     """Describes one object with everything in it; what is met again is a number then."""
 
-    def __init__(self, unknown: _Unknown, captures: bool, contents: bool) -> None:
-        self._unknown, self._captures, self._contents = unknown, captures, contents
-        self._met: dict[int, tuple[int, Any]] = {}
-        """By identity: a number, and the object itself, so that its identity is not used again."""
+    strict: bool = False
+    """Whether an object about which nothing can be said is an error; else it is its type."""
+    captures: bool = False
+    contents: bool = True
+    met: dict[int, tuple[int, Any]] = dataclasses.field(default_factory=dict[int, tuple[int, Any]])
+    """By identity: a number, and the object itself, so that its identity is not used again."""
+
+    def whole(self, value: Any, name: str = "") -> str:
+        """An object that is not a part of another."""
+        try:
+            return self.text(value, name)
+        except RecursionError:
+            return self.unknown(value, name, "it is nested too deeply")
+
+    def unknown(self, value: Any, where: str, reason: str) -> str:
+        """An object that cannot be described."""
+        if not self.strict:
+            return _named(type(value))
+        raise CompatibilityError(
+            f"{where}, a {_named(type(value))}, cannot be compared with that of another process:"
+            f" {reason}. Give its class, or that of an object that holds it, a method settings()"
+            " that returns a mapping of what the results depend on, or leave resume out."
+        )
 
     def text(self, value: Any, where: str) -> str:
         if type(value) in _PLAIN:
             return repr(value)
         if not isinstance(value, _UNCHANGING):
-            if id(value) in self._met:
-                return f"<{self._met[id(value)][0]}>"
-            self._met[id(value)] = len(self._met), value
+            if id(value) in self.met:
+                return f"<{self.met[id(value)][0]}>"
+            self.met[id(value)] = len(self.met), value
         if not isinstance(value, type) and callable(getattr(type(value), "settings", None)):
             return self._settings(value, where)
         return self._inside(value, where)
@@ -138,7 +132,8 @@ class _Describer:
         if isinstance(value, Tensor):
             return self._tensor(value, where)
         if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
-            content = self._bytes(np.ascontiguousarray(value))
+            raw = np.ascontiguousarray(value).tobytes()
+            content = hashlib.sha256(raw).hexdigest() if self.contents else ""
             return f"array({value.dtype!r}, {value.shape}, {content})"
         if isinstance(value, type | types.ModuleType | torch.device):
             return _named(value)
@@ -163,9 +158,9 @@ class _Describer:
 
     def _used(self, function: types.FunctionType) -> list[Any]:
         """What a function has captured, once; of other objects only the class."""
-        if not self._captures or id(function) in self._met:
+        if not self.captures or id(function) in self.met:
             return []
-        self._met[id(function)] = len(self._met), function
+        self.met[id(function)] = len(self.met), function
         return [part if isinstance(part, _CAPTURED) else type(part) for part in used_by(function)]
 
     def _container(self, value: Any, where: str) -> str:
@@ -176,50 +171,44 @@ class _Describer:
             return _call("dict", self._pairs(value, where))
         if isinstance(value, set | frozenset):  # each by itself, since they come in any order
             members = cast("set[Any]", value)
-            texts = [self._alone(part, where) for part in members]
-            return _call(_type_name(members), sorted(texts))
+            texts = [dataclasses.replace(self, met={}).text(part, where) for part in members]
+            return _call(_named(type(members)), sorted(texts))
         return self._object(value, where)
-
-    def _alone(self, value: Any, where: str) -> str:
-        return _Describer(self._unknown, self._captures, self._contents).text(value, where)
 
     def _settings(self, value: Any, where: str) -> str:
         try:
-            found = value.settings()
+            settings = value.settings()
         except TypeError as error:
-            return self._unknown(value, where, f"its settings() fails ({error})")
-        if not isinstance(found, Mapping):
-            return self._unknown(value, where, f"its settings() returns a {_type_name(found)}")
-        pairs = self._pairs(cast("Mapping[Any, Any]", found), f"{where}.settings()")
-        return _call(_type_name(value), pairs)
-
-    def _bytes(self, value: Any) -> str:
-        return hashlib.sha256(value.tobytes()).hexdigest() if self._contents else ""
+            return self.unknown(value, where, f"its settings() fails ({error})")
+        if not isinstance(settings, Mapping):
+            return self.unknown(value, where, f"its settings() returns a {_named(type(settings))}")
+        pairs = self._pairs(cast("Mapping[Any, Any]", settings), f"{where}.settings()")
+        return _call(_named(type(value)), pairs)
 
     def _tensor(self, value: Tensor, where: str) -> str:
         try:
-            content = digest_values([value]) if self._contents else ""
+            content = digest_values([value]) if self.contents else ""
         except (RuntimeError, NotImplementedError, TypeError) as error:
-            return self._unknown(value, where, _first_line(error))
+            return self.unknown(value, where, _first_line(error))
         return f"tensor({value.dtype}, {tuple(value.shape)}, {content})"
 
     def _object(self, value: Any, where: str) -> str:
         """As pickle takes it apart, one level deep."""
-        reduce = copyreg.dispatch_table.get(type(value), lambda found: found.__reduce_ex__(2))
+        reduce = copyreg.dispatch_table.get(type(value), lambda own: own.__reduce_ex__(2))
         try:
             parts = reduce(value)
         except Exception as error:  # whatever a class says to being pickled
-            return self._unknown(value, where, _first_line(error))
+            return self.unknown(value, where, _first_line(error))
         if isinstance(parts, str):  # a name in a module
             inner = self.text(getattr(value, "__wrapped__", None), where)
             return _call(f"{getattr(value, '__module__', None)}.{parts}", [inner])
-        found: tuple[Any, ...] = (*parts, None, None, None)[:5]
-        make, args, state, items, pairs = found
+        whole: tuple[Any, ...] = (*parts, None, None, None)[:5]
+        make, args, state, items, pairs = whole
         begin = args if make is _NEW else (make, args)
         inside = [self.text(begin, where), self._state(value, state, where)]
         inside += self._items(items or (), where)
         inside += self._pairs(dict(pairs or ()), where)
-        return _call(_type_name(value), inside)
+        return _call(_named(type(value)), inside)
 
     def _state(self, value: Any, state: Any, where: str) -> str:
         """The attributes in the order of their names, those in slots after the others."""
@@ -252,17 +241,11 @@ def _call(name: str, parts: Iterable[str]) -> str:
 
 def _named(value: type | types.ModuleType | torch.device) -> str:
     """What has a name; the number of a device makes no difference."""
-    match value:
-        case type():
-            return f"{value.__module__}.{value.__qualname__}"
-        case types.ModuleType():
-            return value.__name__
-        case _:
-            return f"device({value.type})"
-
-
-def _type_name(value: object) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+    if isinstance(value, torch.device):
+        return f"device({value.type})"
+    if isinstance(value, types.ModuleType):
+        return value.__name__
+    return f"{value.__module__}.{value.__qualname__}"
 
 
 def _first_line(error: Exception) -> str:
@@ -285,9 +268,5 @@ def _compared(value: Any, attributes: dict[str, Any]) -> dict[str, Any]:
 
 def _own_attributes(module: nn.Module) -> dict[str, Any]:
     """The attributes of a module that are neither parameters nor buffers nor other modules."""
-    found = {
-        name: part
-        for name, part in vars(module).items()
-        if name not in ("_parameters", "_buffers", "_modules", "_flat_weights", "_flat_weight_refs")
-    }
-    return _without_numbers(found)
+    held = ("_parameters", "_buffers", "_modules", "_flat_weights", "_flat_weight_refs")
+    return _without_numbers({n: part for n, part in vars(module).items() if n not in held})

@@ -43,5 +43,5 @@ def write_text(path: Path, text: str) -> Path:
 
 def name_without_temporary(name: str) -> str:
     """The name of the file that a temporary one was to become; other names as they are."""
-    found = _TEMPORARY.fullmatch(name)
-    return name if found is None else found[1]
+    temporary = _TEMPORARY.fullmatch(name)
+    return name if temporary is None else temporary[1]

@@ -27,7 +27,8 @@ def unknown(
         near: what may be proposed instead; the known names by default.
     """
     candidates = list(near) or known
-    shown = ", ".join(_with_nearest(str(name), candidates) for name in names)
+    meant = {str(name): nearest(str(name), candidates) for name in names}
+    shown = ", ".join(f"{n!r} (did you mean {m!r}?)" if m else repr(n) for n, m in meant.items())
     expected = f"one of {', '.join(known)}" if known else "none"
     return f"unknown {kind} {shown}; expected {expected}."
 
@@ -40,11 +41,11 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     """
     name = name.casefold()
     folded = {each.casefold(): each for each in known}
-    found = get_close_matches(name, folded, n=1)
-    if not found:
+    alike = get_close_matches(name, folded, n=1)
+    if not alike:
         related = [each for each in folded if _are_related(name, each)]
-        found = get_close_matches(name, related, n=1, cutoff=0.0)
-    return folded[found[0]] if found else None
+        alike = get_close_matches(name, related, n=1, cutoff=0.0)
+    return folded[alike[0]] if alike else None
 
 
 class Keywords(NamedTuple):
@@ -54,17 +55,17 @@ class Keywords(NamedTuple):
     open: bool
     """Whether it takes any other as well."""
 
-    def check(self, owner: str, given: Iterable[object]) -> None:
+    def check(self, owner: str, passed: Iterable[object]) -> None:
         """Raise an error on keywords that are not taken.
 
         Args:
             owner: whose keywords they are, for the message.
-            given: their names.
+            passed: their names.
 
         Raises:
             UnknownKeywordError: if one is unknown; the message lists those that are known.
         """
-        wrong = [] if self.open else [name for name in given if name not in self.names]
+        wrong = [] if self.open else [name for name in passed if name not in self.names]
         if wrong:
             raise UnknownKeywordError(f"{owner}: {unknown('keyword', wrong, self.names)}")
 
@@ -97,12 +98,12 @@ class KnownKeywords:
         def __new__(cls, *args: Any, **keywords: Any) -> Any:
             following = super().__new__
             plain = following is object.__new__
-            made = following(cls) if plain else following(cls, *args, **keywords)
+            instance = following(cls) if plain else following(cls, *args, **keywords)
             if keywords and (plain or cls.__init__ is not object.__init__):
                 _of_constructor(cls.__init__).check(cls.__name__, keywords)
             if args and plain and cls.__init__ is object.__init__:
                 raise TypeError(f"{cls.__name__}() takes no arguments")
-            return made
+            return instance
 
         # what `inspect` shows of classes without an __init__
         __new__.__signature__ = inspect.Signature(
@@ -110,21 +111,9 @@ class KnownKeywords:
         )
 
 
-def _with_nearest(name: str, known: Iterable[str]) -> str:
-    found = nearest(name, known)
-    return repr(name) if found is None else f"{name!r} (did you mean {found!r}?)"
-
-
 def _are_related(one: str, other: str) -> bool:
-    mine, theirs = _words(one), _words(other)
+    mine, theirs = _WORD.findall(one), _WORD.findall(other)
     if not mine or not theirs:
         return False
-    return bool(mine <= theirs or theirs <= mine or _initials(one) == other)
-
-
-def _words(name: str) -> set[str]:
-    return set(_WORD.findall(name))
-
-
-def _initials(name: str) -> str:
-    return "".join(word[0] for word in _WORD.findall(name))
+    shared = set(mine) <= set(theirs) or set(theirs) <= set(mine)
+    return shared or "".join(word[0] for word in mine) == other

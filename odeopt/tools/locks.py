@@ -16,7 +16,7 @@ except ImportError:  # not a Unix
 else:
     _locking = _fcntl
 
-_TAKEN = (errno.EAGAIN, errno.EACCES)
+_HELD = (errno.EAGAIN, errno.EACCES)
 _UNKNOWN = (errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -47,7 +47,13 @@ class FolderLock:
             try:
                 _locking.flock(descriptor, _locking.LOCK_EX | _locking.LOCK_NB)
             except OSError as error:
-                return cls._without(path, descriptor, error)
+                os.close(descriptor)
+                if error.errno in _HELD:
+                    return None
+                if error.errno not in _UNKNOWN:
+                    raise
+                path.unlink(missing_ok=True)
+                return cls(path, None)
             if _is_at(descriptor, path):
                 return cls(path, descriptor)
             os.close(descriptor)  # who held it has removed the file meanwhile
@@ -59,16 +65,6 @@ class FolderLock:
             folder.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):  # who has used the folder has just removed it
                 return cls.take(folder / name)
-
-    @classmethod
-    def _without(cls, path: Path, descriptor: int, error: OSError) -> FolderLock | None:
-        os.close(descriptor)
-        if error.errno in _TAKEN:
-            return None
-        if error.errno not in _UNKNOWN:
-            raise error
-        path.unlink(missing_ok=True)
-        return cls(path, None)
 
     @property
     def is_held(self) -> bool:

@@ -43,12 +43,12 @@ def raw_bytes(block: Tensor) -> bytes:
 
 def digest(tensors: Iterable[Tensor]) -> str:
     """A digest of shapes, dtypes, values and the order of the values in memory."""
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for tensor in tensors:
         block, packing = pack(tensor)
-        found.update(f"{block.dtype} {packing.shape} {packing.order};".encode())
-        found.update(raw_bytes(block))
-    return found.hexdigest()
+        sha.update(f"{block.dtype} {packing.shape} {packing.order};".encode())
+        sha.update(raw_bytes(block))
+    return sha.hexdigest()
 
 
 def digest_values(tensors: Iterable[Tensor]) -> str:

@@ -28,6 +28,12 @@ class PluginReport:
     error: str | None
 
 
+class _Journal(threading.local):
+    """How to take back what the plugin that this thread is importing has registered."""
+
+    entries: list[tuple[str, Callable[[], None]]] | None = None
+
+
 class Plugins:
     """All plugins that are installed; they are loaded once."""
 
@@ -40,11 +46,10 @@ class Plugins:
 
     def load(self) -> list[PluginReport]:
         """What became of each; see `odeopt.registry.load_plugins`."""
-        if self._reports is None:
-            with self._loading:
-                if self._reports is None and self._so_far is None:
-                    self._load_all()
-        return list(self._reports or self._so_far or ())
+        with self._loading:
+            if self._reports is None and self._so_far is None:
+                self._load_all()
+            return list(self._reports or self._so_far or ())
 
     def note(self, module: str, undo: Callable[[], None]) -> None:
         """Keep in mind how to take back a registration, should this plugin fail.
@@ -62,57 +67,46 @@ class Plugins:
         It has a lock of its own: a thread that registers while it imports a module must not wait
         for one that loads all plugins, which may be waiting for that module.
         """
-        if not self._has_built_in:
-            with self._loading_built_in:
-                if not self._has_built_in:
-                    for found in _find():
-                        if read(found, "module") == BUILT_IN:
-                            self._load(found)  # its report is made with those of all others
-                    self._has_built_in = True
+        with self._loading_built_in:
+            if not self._has_built_in:
+                for point in _find():
+                    if read(point, "module") == BUILT_IN:
+                        self._load(point)  # its report is made with those of all others
+                self._has_built_in = True
 
     def _load_all(self) -> None:
         self._so_far = []
         try:
             self.load_built_in()
-            for found in _find():
-                self._so_far.append(self._load(found))
+            for point in _find():
+                self._so_far.append(self._load(point))
             self._reports = self._so_far
         finally:
             self._so_far = None
 
-    def _load(self, found: EntryPoint | PluginReport) -> PluginReport:
-        if isinstance(found, PluginReport):
-            return found
-        error = self._import(found)
-        source = (read(found, "dist", "name"), read(found, "dist", "version"))
-        return PluginReport(read(found, "name"), read(found, "value"), *source, error)
-
-    def _import(self, point: EntryPoint) -> str | None:
-        """Import the module of an entry point; what went wrong, if it fails."""
-        before = set(sys.modules)
+    def _load(self, point: EntryPoint | PluginReport) -> PluginReport:
+        """Import the module of an entry point, and take back what it registered if it fails."""
+        if isinstance(point, PluginReport):
+            return point
+        before, error = set(sys.modules), None
         self._journal.entries = []
         try:
             importlib.import_module(point.module)
-        except BaseException as error:  # whatever third-party code raises
-            self._journal.take_back(before)
-            return describe(error)
+        except BaseException as raised:  # whatever third-party code raises
+            self._take_back(self._journal.entries or [], before)
+            error = describe(raised)
         finally:
             self._journal.entries = None
-        return None
+        source = (read(point, "dist", "name"), read(point, "dist", "version"))
+        return PluginReport(read(point, "name"), read(point, "value"), *source, error)
 
-
-class _Journal(threading.local):
-    """What the plugin that this thread is importing has registered."""
-
-    entries: list[tuple[str, Callable[[], None]]] | None = None
-
-    def take_back(self, modules: set[str]) -> None:
-        """Undo it, and forget the modules that did it, so that an import does it again.
+    def _take_back(self, entries: list[tuple[str, Callable[[], None]]], modules: set[str]) -> None:
+        """Undo registrations, and forget the modules that made them, so that an import does so.
 
         Args:
+            entries: the module of each registration, and what undoes it.
             modules: those that had been imported before the plugin.
         """
-        entries = self.entries or []
         for _, undo in reversed(entries):
             undo()
         packages = {package(module) for module, _ in entries}

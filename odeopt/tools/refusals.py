@@ -3,122 +3,89 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 from odeopt.errors import CompatibilityError
 
-
-class Refusal(NamedTuple):
-    """A kind of error of torch.
-
-    Attributes:
-        pattern: what its message contains.
-        said: what was met and what to do; `{0}` stands for the first group of the pattern.
-    """
-
-    pattern: re.Pattern[str]
-    said: str
-
-
-def _refusal(pattern: str, said: str) -> Refusal:
-    return Refusal(re.compile(pattern, re.DOTALL), said)
-
-
-_REFUSALS = (
-    _refusal(
-        r"requires_grad_\(\)|element 0 of tensors does not require grad",
+_REFUSALS = {
+    r"requires_grad_\(\)|element 0 of tensors does not require grad": (
         "the loss (or velocity) takes a derivative with requires_grad_() or"
         " torch.autograd.functional, which does not work inside of another: take it with"
-        " torch.func.grad(f)(x), jacrev or jvp.",
+        " torch.func.grad(f)(x), jacrev or jvp."
     ),
-    _refusal(
-        r"retain_grad\(\)",
+    r"retain_grad\(\)": (
         "the loss calls retain_grad(), but it leaves no graph: take the gradient with"
-        " torch.func.grad(f)(x).",
+        " torch.func.grad(f)(x)."
     ),
-    _refusal(
-        r"backward\(\) called inside",
+    r"backward\(\) called inside": (
         "the loss calls backward(): return its value, which is differentiated for you, and take"
-        " derivatives inside it with torch.func.grad(f)(x).",
+        " derivatives inside it with torch.func.grad(f)(x)."
     ),
-    _refusal(
-        r"saved tensor hooks",
+    r"saved tensor hooks": (
         "there is a hook on saved tensors (torch.utils.checkpoint in the model, save_on_cpu or"
         " save_for_backward hooks around the call): leave it out. Only the graph of one step is"
-        " alive at a time, and checkpoints= says how many states are kept.",
+        " alive at a time, and checkpoints= says how many states are kept."
     ),
-    _refusal(
-        r"must override the setup_context",
+    r"must override the setup_context": (
         "the loss uses a torch.autograd.Function without setup_context (as torch.utils.checkpoint"
         " with use_reentrant=True is): write its forward without ctx, and a"
-        " setup_context(ctx, inputs, output) beside it.",
+        " setup_context(ctx, inputs, output) beside it."
     ),
-    _refusal(
-        r"You tried to vmap over (\w+)",
+    r"You tried to vmap over (\w+)": (
         "tasks are batched with torch.func.vmap, for which the torch.autograd.Function {0} has no"
-        " rule: set generate_vmap_rule = True in it.",
+        " rule: set generate_vmap_rule = True in it."
     ),
-    _refusal(
-        r"derivative for '?(\S*(?:attention|attn)\S*?)'? is not implemented",
+    r"derivative for '?(\S*(?:attention|attn)\S*?)'? is not implemented": (
         "torch has no second derivative of {0}, a fused kernel that the loss has chosen: choose"
-        " torch.nn.attention.sdpa_kernel(SDPBackend.MATH) there, or FirstOrderAdjoint().",
+        " torch.nn.attention.sdpa_kernel(SDPBackend.MATH) there, or FirstOrderAdjoint()."
     ),
-    _refusal(
-        r"derivative for '?(\S+?)'? is not implemented",
+    r"derivative for '?(\S+?)'? is not implemented": (
         "torch has no second derivative of {0}, which the gradient through a step needs: write"
-        " that operation out with others, or use FirstOrderAdjoint().",
+        " that operation out with others, or use FirstOrderAdjoint()."
     ),
-    _refusal(
-        r"mutating directly with `\.data`",
-        "the loss assigns to .data of a tensor that is being differentiated: compute a new tensor.",
+    r"mutating directly with `\.data`": (
+        "the loss assigns to .data of a tensor that is being differentiated: compute a new tensor."
     ),
-    _refusal(
-        r"modified inplace|modified by an inplace|in-place operation|^vmap: inplace",
+    r"modified inplace|modified by an inplace|in-place operation|^vmap: inplace": (
         "the loss changes a tensor in place that is one of its arguments or is being"
         " differentiated: compute a new one, e.g. x = x * 2 in place of x.mul_(2) (an embedding"
-        " with max_norm changes its weights in place, too).",
+        " with max_norm changes its weights in place, too)."
     ),
-    _refusal(
-        r"doesn't have storage",
+    r"doesn't have storage": (
         "the loss reads the memory of a tensor that is being differentiated (numpy(), or an"
         " operation that torch.func does not know, such as ctc_loss): compute it with operations of"
-        " torch, or beforehand, and pass it in the batch.",
+        " torch, or beforehand, and pass it in the batch."
     ),
-    _refusal(
-        r"^vmap: .*(?:\.item\(\)|data-dependent|dynamic shape)",
+    r"^vmap: .*(?:\.item\(\)|data-dependent|dynamic shape)": (
         "tasks are batched with torch.func.vmap, where the course of a loss and its shapes cannot"
         " depend on the numbers in tensors: use torch.where and weights in place of if, item() and"
-        " boolean masks, or pass the tasks one by one.",
+        " boolean masks, or pass the tasks one by one."
     ),
-    _refusal(
-        r"^vmap: called random operation",
-        "the loss draws random numbers: give each step its own, Stream.constant(batch, seed=0).",
+    r"^vmap: called random operation": (
+        "the loss draws random numbers: give each step its own, Stream.constant(batch, seed=0)."
     ),
-    _refusal(
-        r"Sparse(?:CPU|CUDA)|for [Ss]parse tensors",
+    r"Sparse(?:CPU|CUDA)|for [Ss]parse tensors": (
         "the loss leads to a sparse tensor where a dense one is needed (nn.Embedding(sparse=True),"
-        " sparse parameters): leave sparse out, or call to_dense().",
+        " sparse parameters): leave sparse out, or call to_dense()."
     ),
-    _refusal(
-        r"[Ii]nference tensor",
+    r"[Ii]nference tensor": (
         "the loss uses torch.inference_mode, whose tensors cannot be differentiated with: use"
-        " .detach() or torch.no_grad().",
+        " .detach() or torch.no_grad()."
     ),
-    _refusal(
-        r"functorch|torch\.func|vmap|[Bb]atching rule",
+    r"functorch|torch\.func|vmap|[Bb]atching rule": (
         "the loss (or velocity) does what torch.func cannot differentiate or batch: write that part"
-        " with other operations.",
+        " with other operations."
     ),
-)  # fmt: skip
-"""The first that fits is meant."""
+}
+"""What the message of an error contains: what was met and what to do. The first that fits is
+meant; `{0}` stands for the first group of the pattern."""
 
 
 def explain(error: RuntimeError) -> CompatibilityError | None:
     """An error of torch in our words; None for one that has nothing to do with derivatives."""
     text = str(error)
-    for pattern, said in _REFUSALS:
-        found = pattern.search(text)
-        if found is not None:
+    for pattern, advice in _REFUSALS.items():
+        match = re.search(pattern, text, re.DOTALL)
+        if match:
             first_line = text.strip().splitlines()[0]
-            return CompatibilityError(f"{said.format(*found.groups())} Torch says: {first_line}")
+            return CompatibilityError(f"{advice.format(*match.groups())} Torch says: {first_line}")
     return None

@@ -42,15 +42,15 @@ def assembler(spec: Any) -> Callable[[Iterator[Any]], PyTree]:
         return next
     if count == 0:
         empty = pytree.tree_unflatten([], spec)
-        return lambda found: empty
+        return lambda leaves: empty
     if spec.type is tuple:
         make: Callable[[list[Any]], Any] = tuple
     elif spec.type is namedtuple:
         make = spec.context._make
     else:
-        return lambda found: pytree.tree_unflatten([next(found) for _ in range(count)], spec)
+        return lambda leaves: pytree.tree_unflatten([next(leaves) for _ in range(count)], spec)
     parts = [assembler(child) for child in spec.children()]
-    return lambda found: make([part(found) for part in parts])
+    return lambda leaves: make([part(leaves) for part in parts])
 
 
 def reader(spec: Any) -> Callable[[PyTree], list[Tensor] | None]:
@@ -58,37 +58,37 @@ def reader(spec: Any) -> Callable[[PyTree], list[Tensor] | None]:
 
     It gives None for every tree in which it does not see that spec with tensors as leaves.
     """
-    take = _taker(spec)
+    append = _appender(spec)
 
     def read(tree: PyTree) -> list[Tensor] | None:
-        found: list[Tensor] = []
-        return found if take(tree, found) else None
+        tensors: list[Tensor] = []
+        return tensors if append(tree, tensors) else None
 
     return read
 
 
-def _taker(spec: Any) -> Callable[[Any, list[Tensor]], bool]:
+def _appender(spec: Any) -> Callable[[Any, list[Tensor]], bool]:
     """Appends the leaves of a tree to a list and says whether it is of the spec."""
     if spec.is_leaf():
-        return _take_tensor
-    kind, parts = spec.type, [_taker(child) for child in spec.children()]
+        return _append_tensor
+    kind, parts = spec.type, [_appender(child) for child in spec.children()]
 
-    def take(tree: Any, found: list[Tensor]) -> bool:
+    def append(tree: Any, tensors: list[Tensor]) -> bool:
         if type(tree) is not kind or len(tree) != len(parts):
             return False
         if kind is dict:
             if list(tree) != spec.context:
                 return False
             tree = tree.values()
-        return all(part(child, found) for part, child in zip(parts, tree, strict=True))
+        return all(part(child, tensors) for part, child in zip(parts, tree, strict=True))
 
-    return take if kind in (tuple, list, dict) else lambda tree, found: False
+    return append if kind in (tuple, list, dict) else lambda tree, tensors: False
 
 
-def _take_tensor(tree: Any, found: list[Tensor]) -> bool:
-    if not isinstance(tree, Tensor):
+def _append_tensor(leaf: Any, tensors: list[Tensor]) -> bool:
+    if not isinstance(leaf, Tensor):
         return False
-    found.append(tree)
+    tensors.append(leaf)
     return True
 
 
@@ -98,10 +98,10 @@ def paths(tree: PyTree) -> list[str]:
     Only its place, e.g. `[3]`, where a node in the tree does not name its children.
     """
     try:
-        found = cast("list[tuple[Any, Any]]", pytree.tree_flatten_with_path(tree)[0])
+        with_paths = cast("list[tuple[Any, Any]]", pytree.tree_flatten_with_path(tree)[0])
     except ValueError:
         return [f"[{place}]" for place in range(len(leaves(tree)))]
-    return [pytree.keystr(path) or "<root>" for path, _ in found]
+    return [pytree.keystr(path) or "<root>" for path, _ in with_paths]
 
 
 def is_differentiable(leaf: object) -> bool:
@@ -120,19 +120,19 @@ class Ravel:
 
     def flatten(self, tree: PyTree, what: str) -> Tensor:
         """Concatenate the leaves of `tree` into a vector of shape [size]."""
-        found, spec = pytree.tree_flatten(tree)
-        shapes = tuple(getattr(leaf, "shape", None) for leaf in found)
+        parts, spec = pytree.tree_flatten(tree)
+        shapes = tuple(getattr(leaf, "shape", None) for leaf in parts)
         if spec != self.spec or shapes != self.shapes:
             raise InputError(
                 f"{what} has the structure {spec} with shapes {_show(shapes)}; expected"
                 f" {self.spec} with shapes {_show(self.shapes)}."
             )
-        wrong = {leaf.dtype for leaf in found} - {self.dtype}
+        wrong = {leaf.dtype for leaf in parts} - {self.dtype}
         if wrong:
             raise InputError(
                 f"{what} has the dtype {wrong.pop()}; expected {self.dtype}, that of the params."
             )
-        return _concatenate(found)
+        return _concatenate(parts)
 
     def unflatten(self, flat: Tensor) -> PyTree:
         """Cut a tensor of shape [..., size] into the tree; leading dimensions are kept."""
@@ -151,9 +151,9 @@ def ravel(tree: PyTree, what: str) -> tuple[Tensor, Ravel]:
     Raises:
         InputError: if a leaf is not such a tensor; `what` names the tree in the message.
     """
-    found = leaves(tree)
-    _check_state_leaves(found, paths(tree), what)
-    return _concatenate(found), layout_of(tree)
+    parts = leaves(tree)
+    _check_state_leaves(parts, paths(tree), what)
+    return _concatenate(parts), layout_of(tree)
 
 
 def flat(tree: PyTree) -> Tensor:
@@ -163,9 +163,9 @@ def flat(tree: PyTree) -> Tensor:
 
 def layout_of(tree: PyTree) -> Ravel:
     """How a tree of tensors that has been checked becomes one vector."""
-    found, spec = pytree.tree_flatten(tree)
-    shapes = tuple(leaf.shape for leaf in found)
-    return Ravel(spec, shapes, sum(shape.numel() for shape in shapes), found[0].dtype)
+    parts, spec = pytree.tree_flatten(tree)
+    shapes = tuple(leaf.shape for leaf in parts)
+    return Ravel(spec, shapes, sum(shape.numel() for shape in shapes), parts[0].dtype)
 
 
 @dataclass(frozen=True)
@@ -183,40 +183,35 @@ class Partition:
 
     def gradients(self, diff: Sequence[Tensor]) -> PyTree:
         """The tree with gradients for differentiable leaves and None elsewhere."""
-        given = iter(diff)
-        found = [next(given) if role == "diff" else None for role in self.roles]
-        return pytree.tree_unflatten(found, self.spec)
+        grads = iter(diff)
+        parts = [next(grads) if role == "diff" else None for role in self.roles]
+        return pytree.tree_unflatten(parts, self.spec)
 
 
 def partition(
     tree: PyTree, wanted: Callable[[object], bool] = is_differentiable
 ) -> tuple[Partition, Tensors, Tensors]:
     """Split a tree into (how to merge it, differentiable tensors, other tensors)."""
-    found, spec = pytree.tree_flatten(tree)
-    roles = tuple(_role(leaf, wanted) for leaf in found)
-    by_role = {
-        role: tuple(leaf for leaf, own in zip(found, roles, strict=True) if own == role)
-        for role in ("diff", "data", "rest")
-    }
-    return Partition(spec, roles, by_role["rest"]), by_role["diff"], by_role["data"]
+    parts, spec = pytree.tree_flatten(tree)
+    by_role: dict[str, list[Any]] = {"diff": [], "data": [], "rest": []}
+    roles: list[str] = []
+    for leaf in parts:
+        roles.append("diff" if wanted(leaf) else "data" if isinstance(leaf, Tensor) else "rest")
+        by_role[roles[-1]].append(leaf)
+    diff, data, rest = map(tuple, by_role.values())
+    return Partition(spec, tuple(roles), rest), diff, data
 
 
-def _role(leaf: object, wanted: Callable[[object], bool]) -> str:
-    if wanted(leaf):
-        return "diff"
-    return "data" if isinstance(leaf, Tensor) else "rest"
+def _concatenate(tensors: Sequence[Tensor]) -> Tensor:
+    if len(tensors) == 1:
+        return tensors[0].reshape(-1)
+    return torch.cat([leaf.reshape(-1) for leaf in tensors])
 
 
-def _concatenate(found: Sequence[Tensor]) -> Tensor:
-    if len(found) == 1:
-        return found[0].reshape(-1)
-    return torch.cat([leaf.reshape(-1) for leaf in found])
-
-
-def _check_state_leaves(found: Sequence[Any], names: Sequence[str], what: str) -> None:
-    if not found:
+def _check_state_leaves(leaves: Sequence[Any], names: Sequence[str], what: str) -> None:
+    if not leaves:
         raise InputError(f"{what} holds no tensor: pass at least one tensor to optimise.")
-    for name, leaf in zip(names, found, strict=True):
+    for name, leaf in zip(names, leaves, strict=True):
         if not isinstance(leaf, Tensor):
             raise InputError(
                 f"{what}{name} is a {type(leaf).__name__}; expected a torch.Tensor. For a module,"
@@ -228,10 +223,10 @@ def _check_state_leaves(found: Sequence[Any], names: Sequence[str], what: str) -
                 f"{what}{name} has dtype {leaf.dtype}; expected torch.float32 or torch.float64."
                 " Convert it, or pass it in batch or hparams if it is not to be moved."
             )
-        if (leaf.dtype, leaf.device) != (found[0].dtype, found[0].device):
+        if (leaf.dtype, leaf.device) != (leaves[0].dtype, leaves[0].device):
             raise InputError(
                 f"{what}{name} is {leaf.dtype} on {leaf.device}, but {what}{names[0]} is"
-                f" {found[0].dtype} on {found[0].device}: use one dtype and one device."
+                f" {leaves[0].dtype} on {leaves[0].device}: use one dtype and one device."
             )
         if leaf.is_meta or leaf.layout is not torch.strided:
             kind = "on the meta device" if leaf.is_meta else f"of layout {leaf.layout}"

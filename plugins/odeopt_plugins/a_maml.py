@@ -46,7 +46,7 @@ def a_maml(
     chosen = odeopt.DormandPrince(rtol=1e-5, atol=1e-7) if solver is None else solver
     adjoint = odeopt.ContinuousAdjoint(odeopt.ModifiedEuler())
     field = odeopt.GradientFlow(loss)
-    return inner_loop(field, chosen, adjoint, None, grid, outer_loss or loss, **settings)
+    return inner_loop(field, chosen, adjoint, grid, outer_loss or loss, **settings)
 
 
 odeopt.METHODS.register(

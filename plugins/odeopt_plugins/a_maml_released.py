@@ -11,14 +11,13 @@ from typing_extensions import Unpack, override
 import odeopt
 from odeopt.adjoint import Interval, LocalAdjoint, Pulled
 from odeopt.adjoint.base import Cost, Diagnostics
-from odeopt.outer.method import TaskData
 from odeopt.solver import Solver
 from odeopt.solver.base import Stepping
 from odeopt.solver.dynamics import add_thetas, scale_theta
 from odeopt.tools import tree
 from odeopt.tools.arguments import call_loss
 from odeopt.tools.types import PyTree
-from odeopt_plugins.common import Loss, Settings, inner_loop, known_settings
+from odeopt_plugins.common import Around, Loss, Settings, inner_loop, known_settings
 
 
 class ReleasedEuler(LocalAdjoint):
@@ -47,38 +46,29 @@ class ReleasedEuler(LocalAdjoint):
             + [scale_theta(extra.theta, dt * is_first) for extra in (once_more, last)]
         )
         zero = torch.zeros_like(dt)
-        found = torch.where(t == 0, beyond, arrived)
-        return Pulled(found, zero, zero, theta, Diagnostics(zero, zero))
+        return Pulled(
+            torch.where(t == 0, beyond, arrived), zero, zero, theta, Diagnostics(zero, zero)
+        )
 
     @override
     def cost(self, solver: Solver) -> Cost:
         return Cost(gradients=0, hvps=3)
 
 
-class ReleasedAMAML(odeopt.Method):
+class ReleasedAMAML(Around):
     """See `a_maml_released`."""
 
     def __init__(self, inner: odeopt.InnerLoop) -> None:
-        self._inner = inner
+        self.inner = inner
 
     @override
-    def __call__(
-        self, params: PyTree, task_batch: TaskData, hparams: PyTree = None
-    ) -> odeopt.MetaGradient:
-        found = self._inner(params, task_batch, {"center": params, "loss": hparams})
-        grads = odeopt.MetaGrads(
-            tree.pytree.tree_map(torch.add, found.grads.params, found.grads.hparams["center"]),
-            found.grads.hparams["loss"],
-        )
-        return odeopt.MetaGradient(found.value, grads, found.stats, found.values, found.status)
+    def inside(self, params: PyTree, hparams: PyTree) -> tuple[PyTree, PyTree]:
+        return params, {"center": params, "loss": hparams}
 
     @override
-    def adapt(self, params: PyTree, train: PyTree, hparams: PyTree = None) -> PyTree:
-        return self._inner.adapt(params, train, {"center": params, "loss": hparams})
-
-    @override
-    def evaluate(self, params: PyTree, task_batch: TaskData, hparams: PyTree = None) -> Tensor:
-        return self._inner.evaluate(params, task_batch, {"center": params, "loss": hparams})
+    def outside(self, params: PyTree, grads: odeopt.MetaGrads) -> odeopt.MetaGrads:
+        both = tree.pytree.tree_map(torch.add, grads.params, grads.hparams["center"])
+        return odeopt.MetaGrads(both, grads.hparams["loss"])
 
 
 @known_settings
@@ -124,7 +114,7 @@ def a_maml_released(
     field = odeopt.RegularizedFlow(inner, strength, center=lambda hparams: hparams["center"])
     grid = odeopt.TimeGrid.from_lr(lr, steps)
     solver = odeopt.Torchdiffeq("rk4")
-    return ReleasedAMAML(inner_loop(field, solver, ReleasedEuler(), None, grid, outer, **settings))
+    return ReleasedAMAML(inner_loop(field, solver, ReleasedEuler(), grid, outer, **settings))
 
 
 odeopt.METHODS.register(

@@ -9,16 +9,15 @@ from torch import Tensor
 from typing_extensions import Unpack, override
 
 import odeopt
-from odeopt.outer.method import TaskData
 from odeopt.tools import tree
 from odeopt.tools.arguments import call_loss
 from odeopt.tools.types import PyTree
-from odeopt_plugins.common import Loss, Settings, inner_loop, known_settings
+from odeopt_plugins.common import Around, Loss, Settings, inner_loop, known_settings
 
 
 @final
 @odeopt.METHODS.register("anil", example=lambda loss: ANIL(loss, head=("out", "shift"), lr=0.05))
-class ANIL(odeopt.Method):
+class ANIL(Around):
     """MAML whose inner loop moves some parameters, the head; all are meta-learned.
 
     Cost: as MAML on the parameters of the head; the rest is differentiated once per step too.
@@ -50,36 +49,12 @@ class ANIL(odeopt.Method):
         field = odeopt.GradientFlow(_of_parts(loss))
         grid = odeopt.TimeGrid.from_lr(lr, steps)
         outer = _of_parts(outer_loss or loss)
-        self._inner = inner_loop(
-            field, odeopt.Euler(), odeopt.DiscreteAdjoint(), None, grid, outer, **settings
+        self.inner = inner_loop(
+            field, odeopt.Euler(), odeopt.DiscreteAdjoint(), grid, outer, **settings
         )
 
     @override
-    def __call__(
-        self, params: PyTree, task_batch: TaskData, hparams: PyTree = None
-    ) -> odeopt.MetaGradient:
-        head, body = self._split(params)
-        found = self._inner(head, task_batch, {"body": body, "loss": hparams})
-        merged = {**found.grads.hparams["body"], **found.grads.params}
-        grads = odeopt.MetaGrads(
-            {name: merged[name] for name in params}, found.grads.hparams["loss"]
-        )
-        return odeopt.MetaGradient(found.value, grads, found.stats, found.values, found.status)
-
-    @override
-    def adapt(self, params: PyTree, train: PyTree, hparams: PyTree = None) -> PyTree:
-        head, body = self._split(params)
-        adapted = self._inner.adapt(head, train, {"body": body, "loss": hparams})
-        tasks = tree.tensors(adapted)[0].shape[0]
-        body = tree.map_tensors(lambda leaf: leaf.detach().expand(tasks, *leaf.shape), body)
-        return {name: adapted[name] if name in adapted else body[name] for name in params}
-
-    @override
-    def evaluate(self, params: PyTree, task_batch: TaskData, hparams: PyTree = None) -> Tensor:
-        head, body = self._split(params)
-        return self._inner.evaluate(head, task_batch, {"body": body, "loss": hparams})
-
-    def _split(self, params: Any) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
+    def inside(self, params: Any, hparams: PyTree) -> tuple[PyTree, PyTree]:
         if not isinstance(params, dict) or not set(self._head) <= set(params) or not self._head:
             names = (
                 sorted(cast("dict[str, Tensor]", params)) if isinstance(params, dict) else "none"
@@ -90,7 +65,20 @@ class ANIL(odeopt.Method):
             )
         params = cast("dict[str, PyTree]", params)
         head = {name: params[name] for name in self._head}
-        return head, {name: leaf for name, leaf in params.items() if name not in head}
+        body = {name: leaf for name, leaf in params.items() if name not in head}
+        return head, {"body": body, "loss": hparams}
+
+    @override
+    def outside(self, params: PyTree, grads: odeopt.MetaGrads) -> odeopt.MetaGrads:
+        merged = {**grads.hparams["body"], **grads.params}
+        return odeopt.MetaGrads({name: merged[name] for name in params}, grads.hparams["loss"])
+
+    @override
+    def adapt(self, params: PyTree, train: PyTree, hparams: PyTree = None) -> PyTree:
+        head = super().adapt(params, train, hparams)
+        tasks = tree.tensors(head)[0].shape[0]
+        all_tasks = tree.map_tensors(lambda leaf: leaf.detach().expand(tasks, *leaf.shape), params)
+        return {**all_tasks, **head}
 
 
 def _of_parts(loss: Loss) -> Loss:

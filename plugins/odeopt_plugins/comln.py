@@ -16,11 +16,58 @@ from odeopt.outer.method import TaskBatch, TaskData, as_task_batch
 from odeopt.solver import Solver
 from odeopt.tools import tree
 from odeopt.tools.types import PyTree
-from odeopt_plugins.common import Settings, check_values, known_settings, mean_over
-from odeopt_plugins.gram_flow import GramFlow, OutputLoss
+from odeopt_plugins.common import Settings, check_values, known_settings, mean_over, optimizer
 
 Features = Callable[[PyTree, PyTree], Tensor]
 """`features(params, batch) -> [M, F]`, the inputs of the last layer."""
+
+OutputLoss = Callable[[Tensor, PyTree], Tensor]
+"""`output_loss(outputs, batch)`: a scalar, from outputs of shape [M, N]."""
+
+
+class GramFlow(odeopt.Field):
+    r"""Gradient flow of a linear layer, in coordinates that do not know the feature dimension.
+
+    With features $\Phi$ [M, F], initial outputs $Z_0 = \Phi W_0^\top$ and the Gram matrix
+    $G = \Phi\Phi^\top$, the weights stay $W(t) = W_0 - s(t)^\top\Phi$, where
+    $s' = \nabla_Z L(Z_0 - G s)$ and s has the shape [M, N]. With `sensitive`, the state also holds
+    $S = \partial s / \partial (Z_0, G)$, shape [MN + MM, M, N], whose equation is the
+    linearisation of that of s. The batch is (Z_0, G, training data).
+
+    Args:
+        output_loss: L as a function of the outputs.
+        sensitive: whether sensitivities are carried along.
+    """
+
+    def __init__(self, output_loss: OutputLoss, sensitive: bool) -> None:
+        self._output_loss, self._sensitive = output_loss, sensitive
+
+    @override
+    def velocity(
+        self, t: Tensor, state: PyTree, consts: PyTree, hparams: PyTree, batch: Any
+    ) -> PyTree:
+        start, gram, data = batch
+        s = state["s"]
+
+        def slope(outputs: Tensor) -> Tensor:
+            return torch.func.grad(lambda z: self._output_loss(z, data))(outputs)
+
+        outputs = start - gram @ s
+        if not self._sensitive:
+            return {"s": slope(outputs)}
+        turned = torch.einsum("ab,dbn->dan", gram, state["S"])  # matmul would copy gram
+        moved = _directions(s) - turned
+        push: Any = torch.func.vmap(lambda v: torch.func.jvp(slope, (outputs,), (v,))[1])
+        return {"s": slope(outputs), "S": push(moved)}
+
+
+def _directions(s: Tensor) -> Tensor:
+    r"""$\partial(Z_0 - G s)$ for each entry of $Z_0$ and of G, s held fixed: [MN + MM, M, N]."""
+    m, n = s.shape
+    eye = torch.eye(m, dtype=s.dtype, device=s.device)
+    outputs = torch.eye(m * n, dtype=s.dtype, device=s.device).reshape(m * n, m, n)
+    gram = torch.einsum("am,bn->abmn", eye, s).reshape(m * m, m, n)
+    return torch.cat([outputs, -gram])
 
 
 class _Layer(NamedTuple):
@@ -48,13 +95,6 @@ class _Flow(NamedTuple):
     status: Tensor
     """[tasks]."""
     stats: odeopt.Stats
-
-    def at(self, tasks: Tensor) -> _Flow:
-        """Some of the tasks."""
-        return _Flow(
-            self.s[tasks], self.sensitivities[tasks], self.slope[tasks], self.status[tasks],
-            self.stats,
-        )  # fmt: skip
 
 
 @final
@@ -106,12 +146,8 @@ class COMLN(odeopt.Method):
         self._on_failure: OnFailure = settings.get("on_failure", "raise")
         chosen = odeopt.Adaptive(rtol=1e-5, atol=1e-7) if solver is None else solver
         self._sensitive, self._plain = (
-            odeopt.ODEOptimizer(
-                GramFlow(output_loss, sensitive),
-                chosen,
-                odeopt.FirstOrderAdjoint(),
-                safety=settings.get("safety"),
-                compile=settings.get("compile"),
+            optimizer(
+                GramFlow(output_loss, sensitive), chosen, odeopt.FirstOrderAdjoint(), settings
             )
             for sensitive in (True, False)
         )
@@ -134,17 +170,18 @@ class COMLN(odeopt.Method):
         values = torch.full(flow.status.shape, torch.nan).to(flow.s)
         ok = (flow.status == odeopt.Status.OK).nonzero().flatten()
         with torch.enable_grad():
-            kept = self._values(flow.at(ok), params, log_horizon, _pick(batch, ok))
+            good, data = tree.map_tensors(lambda leaf: leaf[ok], (flow, batch))
+            kept = self._values(good, params, log_horizon, data)
         values[ok] = kept.detach()
         status = check_values(flow.status, values, self._on_failure)
         value = mean_over(status[ok], kept)
         leaves = tree.leaves(params)
-        found = torch.autograd.grad(
+        *of_leaves, of_horizon = torch.autograd.grad(
             value, [*leaves, log_horizon], allow_unused=True, materialize_grads=True
         )
         grads = odeopt.MetaGrads(
-            tree.pytree.tree_unflatten(list(found[:-1]), tree.structure(params)),
-            {"log_horizon": found[-1]},
+            tree.pytree.tree_unflatten(of_leaves, tree.structure(params)),
+            {"log_horizon": of_horizon},
         )
         return odeopt.MetaGradient(value.detach(), grads, flow.stats, values, status)
 
@@ -248,14 +285,6 @@ class COMLN(odeopt.Method):
                 "COMLN learns its horizon: pass hparams = method.init_hparams(params)."
             )
         return hparams["log_horizon"]
-
-
-def _pick(batch: TaskBatch, tasks: Tensor) -> TaskBatch:
-    """Some of the tasks."""
-    train, validation = (
-        tree.map_tensors(lambda leaf: leaf[tasks], part) for part in (batch.train, batch.validation)
-    )
-    return TaskBatch(train, validation)
 
 
 def _example() -> COMLN:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from typing_extensions import TypedDict, Unpack
+from typing_extensions import TypedDict, Unpack, override
 
 import odeopt
 from odeopt.errors import AllFailed
 from odeopt.gradient.value_and_grad import OnFailure
+from odeopt.outer.method import TaskData
 from odeopt.tools.keywords import Keywords, keywords_of
+from odeopt.tools.types import PyTree
 
 Loss = Callable[..., Any]
 """`loss(params, batch)`, or `loss(params, batch, hparams)` where hparams is not None."""
@@ -44,15 +48,23 @@ def known_settings(method: Callable[P, R]) -> Callable[P, R]:
     Raises:
         UnknownKeywordError: in the call, if there is any other.
     """
-    taken = Keywords((*keywords_of(method).names, *Settings.__annotations__), open=False)
+    known = Keywords((*keywords_of(method).names, *Settings.__annotations__), open=False)
     owner = method.__qualname__.removesuffix(".__init__")
 
     @wraps(method)
     def checked(*args: P.args, **keywords: P.kwargs) -> R:
-        taken.check(owner, keywords)
+        known.check(owner, keywords)
         return method(*args, **keywords)
 
     return checked
+
+
+def optimizer(
+    field: odeopt.Field, solver: Any, adjoint: Any, settings: Settings, checkpoints: Any = None
+) -> odeopt.ODEOptimizer:
+    """The inner optimiser of a method with these settings."""
+    safety, backend = settings.get("safety"), settings.get("compile")
+    return odeopt.ODEOptimizer(field, solver, adjoint, checkpoints, safety, backend)
 
 
 @known_settings
@@ -60,18 +72,47 @@ def inner_loop(
     field: odeopt.Field,
     solver: Any,
     adjoint: Any,
-    checkpoints: Any,
     grid: odeopt.TimeGrid,
     outer_loss: Loss,
+    checkpoints: Any = None,
     **settings: Unpack[Settings],
 ) -> odeopt.InnerLoop:
     """A method that is one `ODEOptimizer`."""
-    opt = odeopt.ODEOptimizer(
-        field, solver, adjoint, checkpoints, settings.get("safety"), settings.get("compile")
-    )
-    return odeopt.InnerLoop(
-        opt, outer_loss, grid, settings.get("on_failure", "raise"), settings.get("horizon")
-    )
+    opt = optimizer(field, solver, adjoint, settings, checkpoints)
+    on_failure, horizon = settings.get("on_failure", "raise"), settings.get("horizon")
+    return odeopt.InnerLoop(opt, outer_loss, grid, on_failure, horizon)
+
+
+class Around(odeopt.Method):
+    """A method that is an inner loop with other parameters and hparams than its own."""
+
+    inner: odeopt.InnerLoop
+
+    @abstractmethod
+    def inside(self, params: PyTree, hparams: PyTree) -> tuple[PyTree, PyTree]:
+        """The parameters and hparams of the inner loop."""
+
+    def outside(self, params: PyTree, grads: odeopt.MetaGrads) -> odeopt.MetaGrads:
+        """The gradients of the method, from those of the inner loop."""
+        return grads
+
+    @override
+    def __call__(
+        self, params: PyTree, task_batch: TaskData, hparams: PyTree = None
+    ) -> odeopt.MetaGradient:
+        own, own_hparams = self.inside(params, hparams)
+        gradient = self.inner(own, task_batch, own_hparams)
+        return replace(gradient, grads=self.outside(params, gradient.grads))
+
+    @override
+    def adapt(self, params: PyTree, train: PyTree, hparams: PyTree = None) -> PyTree:
+        own, own_hparams = self.inside(params, hparams)
+        return self.inner.adapt(own, train, own_hparams)
+
+    @override
+    def evaluate(self, params: PyTree, task_batch: TaskData, hparams: PyTree = None) -> Tensor:
+        own, own_hparams = self.inside(params, hparams)
+        return self.inner.evaluate(own, task_batch, own_hparams)
 
 
 def check_values(status: Tensor, values: Tensor, on_failure: OnFailure) -> Tensor:

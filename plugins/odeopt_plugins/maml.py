@@ -1,10 +1,11 @@
-"""MAML: gradient descent, differentiated exactly, or through its last steps only."""
+"""MAML: gradient descent, differentiated exactly, through its last steps only, or not at all."""
 
 from __future__ import annotations
 
 from typing_extensions import Unpack
 
 import odeopt
+from odeopt.adjoint import Adjoint
 from odeopt.checkpoint import CheckpointSchedule
 from odeopt_plugins.common import Loss, Settings, inner_loop, known_settings
 
@@ -35,11 +36,7 @@ def maml(
     References:
         Finn et al. 2017, "Model-Agnostic Meta-Learning".
     """
-    grid = odeopt.TimeGrid.from_lr(lr, steps)
-    field, adjoint = odeopt.GradientFlow(loss), odeopt.DiscreteAdjoint()
-    return inner_loop(
-        field, odeopt.Euler(), adjoint, checkpoints, grid, outer_loss or loss, **settings
-    )
+    return _descent(loss, outer_loss, odeopt.DiscreteAdjoint(), lr, steps, checkpoints, **settings)
 
 
 @known_settings
@@ -65,23 +62,47 @@ def truncated_maml(
 ) -> odeopt.InnerLoop:
     """MAML differentiated through its last steps only, the others taken for the identity.
 
-    Cost: as many gradients as steps, as many Hessian-vector products as `last`. Memory: `last`
-    states.
-
-    Args:
-        loss: the training loss.
-        outer_loss: the validation loss; the training loss by default.
-        lr: the inner learning rate.
-        steps: inner steps.
-        last: how many of them are differentiated.
-        **settings: see `odeopt_plugins.common.Settings`.
+    Cost: as many gradients as steps, as many Hessian-vector products as `last`, the number of steps
+    that are differentiated. Memory: `last` states. Other arguments as for `maml`.
 
     References:
         Shaban et al. 2019, "Truncated Back-propagation for Bilevel Optimization".
     """
-    grid = odeopt.TimeGrid.from_lr(lr, steps)
-    field, adjoint = odeopt.GradientFlow(loss), odeopt.TruncatedAdjoint(last)
-    return inner_loop(field, odeopt.Euler(), adjoint, None, grid, outer_loss or loss, **settings)
+    return _descent(loss, outer_loss, odeopt.TruncatedAdjoint(last), lr, steps, **settings)
+
+
+@known_settings
+def fomaml(
+    loss: Loss,
+    outer_loss: Loss | None = None,
+    *,
+    lr: float = 0.01,
+    steps: int = 5,
+    **settings: Unpack[Settings],
+) -> odeopt.InnerLoop:
+    r"""$\theta - \eta\,\mathrm{mean}_n\nabla L_n^{val}(\psi_n)$, the gradient at the end.
+
+    Cost: one gradient per step. Memory: one state. Arguments as for `maml`.
+
+    References:
+        Finn et al. 2017, "Model-Agnostic Meta-Learning", section 5.2.
+    """
+    return _descent(loss, outer_loss, odeopt.FirstOrderAdjoint(), lr, steps, **settings)
+
+
+def _descent(
+    loss: Loss,
+    outer_loss: Loss | None,
+    adjoint: Adjoint,
+    lr: float,
+    steps: int,
+    checkpoints: CheckpointSchedule | None = None,
+    **settings: Unpack[Settings],
+) -> odeopt.InnerLoop:
+    """Gradient descent with the adjoint that makes the difference."""
+    field, grid = odeopt.GradientFlow(loss), odeopt.TimeGrid.from_lr(lr, steps)
+    outer = outer_loss or loss
+    return inner_loop(field, odeopt.Euler(), adjoint, grid, outer, checkpoints, **settings)
 
 
 odeopt.METHODS.register("maml", example=lambda loss: maml(loss, lr=0.05))(maml)
@@ -89,3 +110,4 @@ odeopt.METHODS.register("maml-1", example=lambda loss: maml_1(loss, lr=0.05))(ma
 odeopt.METHODS.register("truncated-maml", example=lambda loss: truncated_maml(loss, lr=0.05))(
     truncated_maml
 )
+odeopt.METHODS.register("fomaml", example=lambda loss: fomaml(loss, lr=0.05))(fomaml)

@@ -9,16 +9,15 @@ from torch import Tensor
 from typing_extensions import Unpack, override
 
 import odeopt
-from odeopt.outer.method import TaskData
 from odeopt.tools import tree
 from odeopt.tools.arguments import call_loss
 from odeopt.tools.types import PyTree
-from odeopt_plugins.common import Loss, Settings, inner_loop, known_settings
+from odeopt_plugins.common import Around, Loss, Settings, inner_loop, known_settings
 
 
 @final
 @odeopt.METHODS.register("meta-sgd", example=lambda loss: MetaSGD(loss, lr=0.05))
-class MetaSGD(odeopt.Method):
+class MetaSGD(Around):
     r"""$u \leftarrow u - \alpha \odot \nabla L(u)$, with the gradient w.r.t. $\theta$ and $\alpha$.
 
     `hparams` is `{"lr": like params, "loss": hparams of the loss}`, as `init_hparams` makes it.
@@ -47,10 +46,10 @@ class MetaSGD(odeopt.Method):
     ) -> None:
         self._lr = lr
         grid = odeopt.TimeGrid.from_lr(1.0, steps)
-        self._inner = inner_loop(
-            _Scaled(loss), odeopt.Euler(), odeopt.DiscreteAdjoint(), None, grid,
-            _without_rates(outer_loss or loss), **settings,
-        )  # fmt: skip
+        outer = _without_rates(outer_loss or loss)
+        self.inner = inner_loop(
+            _Scaled(loss), odeopt.Euler(), odeopt.DiscreteAdjoint(), grid, outer, **settings
+        )
 
     @override
     def init_hparams(self, params: PyTree, hparams: PyTree = None) -> PyTree:
@@ -58,26 +57,13 @@ class MetaSGD(odeopt.Method):
         return {"lr": rates, "loss": hparams}
 
     @override
-    def __call__(
-        self, params: PyTree, task_batch: TaskData, hparams: PyTree = None
-    ) -> odeopt.MetaGradient:
-        return self._inner(params, task_batch, self._checked(params, hparams))
-
-    @override
-    def adapt(self, params: PyTree, train: PyTree, hparams: PyTree = None) -> PyTree:
-        return self._inner.adapt(params, train, self._checked(params, hparams))
-
-    @override
-    def evaluate(self, params: PyTree, task_batch: TaskData, hparams: PyTree = None) -> Tensor:
-        return self._inner.evaluate(params, task_batch, self._checked(params, hparams))
-
-    def _checked(self, params: PyTree, hparams: PyTree) -> PyTree:
+    def inside(self, params: PyTree, hparams: PyTree) -> tuple[PyTree, PyTree]:
         if not isinstance(hparams, dict) or set(hparams) != {"lr", "loss"}:
             raise odeopt.InputError(
                 "Meta-SGD learns its learning rates: pass hparams ="
                 " method.init_hparams(params, hparams_of_the_loss)."
             )
-        return hparams
+        return params, hparams
 
 
 class _Scaled(odeopt.Field):

@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from odeopt.inner import Field
-from odeopt.inner.objective import Objective, map_pairs
+from odeopt.inner.objective import Objective
 from odeopt.registry import FIELDS
 from odeopt.tools import tree
 from odeopt.tools.types import Loss, PyTree
@@ -48,7 +48,7 @@ class NesterovFlow(Field):
         u, v = state
         damping = 3.0 / (t + self._shift)
         gradient = self._objective.gradient(u, hparams, batch)
-        return v, map_pairs(lambda w, g: -damping * w - g, v, gradient)
+        return v, tree.pytree.tree_map(lambda w, g: -damping * w - g, v, gradient)
 
     @override
     def readout(self, state: PyTree) -> PyTree:

@@ -14,7 +14,7 @@ from odeopt.outer.method import TaskData, as_task_batch, task_losses
 from odeopt.tools import tree
 from odeopt.tools.arguments import call_loss
 from odeopt.tools.types import PyTree
-from odeopt_plugins.common import Loss, Settings, check_values, known_settings, mean_over
+from odeopt_plugins.common import Loss, Settings, check_values, known_settings, mean_over, optimizer
 
 
 @final
@@ -58,8 +58,10 @@ class Reptile(odeopt.Method):
         self._grid = odeopt.TimeGrid.from_lr(lr, steps)
         self._use_validation = use_validation
         self._on_failure: OnFailure = settings.get("on_failure", "raise")
-        self._adapt = self._optimizer(loss, settings)
-        self._train = self._optimizer(_both(loss) if use_validation else loss, settings)
+        self._adapt, self._train = (
+            optimizer(odeopt.GradientFlow(own), None, odeopt.FirstOrderAdjoint(), settings)
+            for own in (loss, _both(loss) if use_validation else loss)
+        )
 
     @override
     def __call__(
@@ -90,14 +92,6 @@ class Reptile(odeopt.Method):
         batch = as_task_batch(task_batch)
         adapted = self.adapt(params, batch.train, hparams)
         return task_losses(self._outer_loss, adapted, batch.validation, hparams)
-
-    def _optimizer(self, loss: Loss, settings: Settings) -> odeopt.ODEOptimizer:
-        return odeopt.ODEOptimizer(
-            odeopt.GradientFlow(loss),
-            adjoint=odeopt.FirstOrderAdjoint(),
-            safety=settings.get("safety"),
-            compile=settings.get("compile"),
-        )
 
 
 def _both(loss: Loss) -> Loss:

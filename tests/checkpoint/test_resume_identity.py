@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from odeopt_plugins.newton_cg import NewtonCG
+from odeopt_plugins.imaml import NewtonCG
 
 import odeopt
 from odeopt import SGD, Binomial, CompatibilityError, Disk, Every, InputError

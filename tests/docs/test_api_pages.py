@@ -12,7 +12,7 @@ from support.pages import DOCS
 import odeopt
 import odeopt.testing
 from odeopt.adjoint.base import Adjoint, LocalAdjoint
-from odeopt.adjoint.linear_solver import LinearSolver
+from odeopt.adjoint.implicit import LinearSolver
 from odeopt.adjoint.linearize import Differentiation
 from odeopt.checkpoint import CheckpointSchedule
 from odeopt.inner.base import InnerOptimizer

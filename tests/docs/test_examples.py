@@ -24,10 +24,10 @@ RUNNING = [
 def registries():
     load_plugins()  # what they register is there before and after
     known = (FIELDS, SOLVERS, ADJOINTS, CHECKPOINTS, METHODS)
-    before = [(r, dict(r._entries), dict(r._examples)) for r in known]
+    before = [(r, dict(r._entries)) for r in known]
     yield
-    for registry, entries, examples in before:
-        registry._entries, registry._examples = entries, examples
+    for registry, entries in before:
+        registry._entries = entries
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def test_random_compositions_are_those_of_autograd(first):
 
 def own(registry):
     """The names that odeopt itself has registered; other tests may have added theirs."""
-    return {name for name in registry.names() if registry._homes[name].startswith("odeopt")}
+    return {name for name in registry.names() if registry._entries[name].home.startswith("odeopt")}
 
 
 def kinds(base):
@@ -71,18 +71,18 @@ def test_a_composition_is_made_again_from_its_repr():
 
 
 def wrong_bias_correction(monkeypatch):
-    move = _Adam._move
-    monkeypatch.setattr(_Adam, "_move", lambda self, k, *rest: move(self, k + 1, *rest))
+    step = _Adam.step
+    monkeypatch.setattr(_Adam, "step", lambda self, k, *rest: step(self, k + 1, *rest))
 
 
 def wrong_sign(monkeypatch):
-    transpose = ExplicitRungeKutta._transpose
+    pull = ExplicitRungeKutta.pull
 
-    def flipped(self, points, dt, lam):
-        found = transpose(self, points, dt, lam)
+    def flipped(self, stepping, t, dt, y0, lam):
+        found = pull(self, stepping, t, dt, y0, lam)
         return found._replace(lam=2 * lam - found.lam)
 
-    monkeypatch.setattr(ExplicitRungeKutta, "_transpose", flipped)
+    monkeypatch.setattr(ExplicitRungeKutta, "pull", flipped)
 
 
 def skipped_step(monkeypatch):
@@ -117,13 +117,13 @@ def moving_after_the_stop(monkeypatch):
 
 
 def times_without_gradient(monkeypatch):
-    pull = ExplicitRungeKutta._transpose
+    pull = ExplicitRungeKutta.pull
 
-    def timeless(self, points, dt, lam):
-        found = pull(self, points, dt, lam)
+    def timeless(self, *args):
+        found = pull(self, *args)
         return found._replace(t=torch.zeros_like(found.t))
 
-    monkeypatch.setattr(ExplicitRungeKutta, "_transpose", timeless)
+    monkeypatch.setattr(ExplicitRungeKutta, "pull", timeless)
 
 
 MISTAKES = {

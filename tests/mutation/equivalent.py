@@ -36,7 +36,7 @@ EQUIVALENT = (
         "Any seed draws a random vector.",
     ),
     Equivalent(
-        "odeopt/solver/stage_choice.py",
+        "odeopt/solver/stabilized.py",
         "unstable = good & (dt * self._radius_ahead * SAFETY**0.5 >= limit)",
         "A step that is to the last bit as long as is stable may as well be made again.",
     ),
@@ -52,12 +52,12 @@ EQUIVALENT = (
         "An error that is to the last bit what is allowed may as well be refused.",
     ),
     Equivalent(
-        "odeopt/solver/stage_choice.py",
+        "odeopt/solver/stabilized.py",
         "rejected = active & ~(error < 1)",
         "The same for an error that is to the last bit what is allowed.",
     ),
     Equivalent(
-        "odeopt/solver/stage_choice.py",
+        "odeopt/solver/stabilized.py",
         "stiffness = torch.where(active, dt * self._radius * self._margin, 1.0).amax().item()",
         "Two stages, the fewest there are, do for a stiffness of one.",
     ),
@@ -67,7 +67,7 @@ EQUIVALENT = (
         "Any factor below one brings the end that stays behind into play.",
     ),
     Equivalent(
-        "odeopt/solver/attempts.py",
+        "odeopt/solver/error_control.py",
         "error = torch.where(dt >= 0, error, torch.zeros_like(dt))",
         "An attempt of zero length, of a task that waits, has no error in any case.",
     ),

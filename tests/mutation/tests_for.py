@@ -65,7 +65,7 @@ _PARTS = {
             "engine/adaptive.py", "engine/backward.py", "engine/forward.py", "engine/journal.py",
             "engine/kept.py", "engine/pulled.py", "engine/replay.py", "engine/rows.py",
             "engine/refinement.py", "engine/spectral_guard.py", "engine/steppers.py",
-            "solver/attempts.py", "solver/spectral_radius.py", "solver/stage_choice.py",
+            "solver/error_control.py", "solver/spectral_radius.py", "solver/stabilized.py",
         ),
         (
             "engine/test_rows.py",
@@ -80,7 +80,7 @@ _PARTS = {
             "engine/adaptive.py": (
                 "solver/test_steps_by_hand.py", "solver/test_adaptive_steps.py", _STAGES, _RESUMED,
             ),
-            "solver/stage_choice.py": ("solver/test_steps_by_hand.py", *_STABILIZED),
+            "solver/stabilized.py": ("solver/test_steps_by_hand.py", *_STABILIZED),
             "solver/spectral_radius.py": (
                 "solver/test_power_iteration.py", "solver/test_steps_by_hand.py", *_STABILIZED,
                 "properties/test_limits.py",
@@ -124,19 +124,16 @@ _PARTS = {
         {
             "adjoint/base.py": ("gradient/test_error_estimate.py",),
             "adjoint/discrete.py": ("gradient/test_error_estimate.py",),
-            "adjoint/first_order.py": ("gradient/test_error_estimate.py",),
             "adjoint/backsolve.py": ("adjoint/test_backsolve.py", "properties/test_limits.py"),
             "adjoint/continuous.py": (
                 "adjoint/test_continuous_meshes.py", "properties/test_limits.py",
             ),
             "adjoint/implicit.py": ("plugins/test_implicit.py",),
-            "adjoint/linear_solver.py": ("plugins/test_implicit.py",),
         },
     ),
     "rules": Part(
         (
-            "inner/clipping.py", "inner/leafwise.py", "inner/optimizers.py", "inner/options.py",
-            "inner/rule.py",
+            "inner/clipping.py", "inner/leafwise.py", "inner/optimizers.py", "inner/rule.py",
         ),
         (
             "inner/test_clipping.py",

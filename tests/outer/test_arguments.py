@@ -7,6 +7,7 @@ import torch
 
 import odeopt
 from odeopt.outer.method import as_task_batch
+from odeopt.registry import Registration
 from odeopt.testing import smooth_problem
 
 
@@ -41,7 +42,8 @@ def test_a_method_of_others_is_checked_as_well(device, monkeypatch):
     def theirs(loss, outer_loss=None, *, lr=0.1):
         return maml(loss, outer_loss, lr=lr)
 
-    monkeypatch.setattr(odeopt.METHODS, "_entries", {"theirs": theirs})
+    registered = Registration(theirs, theirs, __name__)
+    monkeypatch.setattr(odeopt.METHODS, "_entries", {"theirs": registered})
     assert isinstance(train(device, {"lr": 0.2}, "theirs").method, odeopt.InnerLoop)
     message = r"method 'theirs': unknown keyword 'rate_lr' \(did you mean 'lr'\?\)"
     with pytest.raises(odeopt.UnknownKeywordError, match=message):

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from odeopt_plugins.a_maml import a_maml
 from odeopt_plugins.anil import ANIL
-from odeopt_plugins.fomaml import fomaml
-from odeopt_plugins.maml import maml
+from odeopt_plugins.maml import fomaml, maml
 from odeopt_plugins.meta_sgd import MetaSGD
 
 import odeopt

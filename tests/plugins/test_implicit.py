@@ -8,8 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from odeopt_plugins.imaml import imaml_gd, imaml_hf
-from odeopt_plugins.newton_cg import NewtonCG
+from odeopt_plugins.imaml import NewtonCG, imaml_gd, imaml_hf
 
 import odeopt
 from odeopt.testing import Quadratic

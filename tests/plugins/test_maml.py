@@ -7,8 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from odeopt_plugins.anil import ANIL
-from odeopt_plugins.fomaml import fomaml
-from odeopt_plugins.maml import maml, maml_1, truncated_maml
+from odeopt_plugins.maml import fomaml, maml, maml_1, truncated_maml
 from odeopt_plugins.meta_sgd import MetaSGD
 from support.params import slow_without
 

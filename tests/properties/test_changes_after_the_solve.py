@@ -7,7 +7,7 @@ import torch
 
 import odeopt
 from odeopt.solver import StepSolver
-from odeopt.solver.reached import reached
+from odeopt.solver.base import reached
 from odeopt.testing import relative_error
 
 CHOICES = {

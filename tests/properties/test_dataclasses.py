@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import odeopt
-from odeopt.solver.step_control import Tolerances
+from odeopt.solver.error_control import Tolerances
 from odeopt.testing import Quadratic
 
 STRUCTURE = {"Ravel.spec", "Partition.spec", "Partition.rest"}

@@ -26,7 +26,7 @@ from odeopt import (
 )
 from odeopt.solver.chebyshev import coefficients
 from odeopt.solver.spectral_radius import PowerIteration
-from odeopt.solver.stage_choice import StageChoice
+from odeopt.solver.stabilized import StageChoice
 from odeopt.testing import check_solver
 from odeopt.testing.problems import relative_error, smooth_problem
 

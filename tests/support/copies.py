@@ -15,11 +15,9 @@ from odeopt.adjoint import LocalAdjoint, Pulled
 from odeopt.adjoint.base import Cost, Diagnostics
 from odeopt.checkpoint.store import Shelf, Tier
 from odeopt.solver import ErrorControlled, chebyshev
-from odeopt.solver.attempts import Attempt
 from odeopt.solver.dynamics import add_thetas, scale_theta
-from odeopt.solver.stabilized import CONTROLLER
-from odeopt.solver.stage_choice import StageChoice
-from odeopt.solver.step_control import Tolerances
+from odeopt.solver.error_control import Attempt, Tolerances
+from odeopt.solver.stabilized import CONTROLLER, StageChoice
 
 
 class OtherRKC(ErrorControlled):
@@ -34,7 +32,7 @@ class OtherRKC(ErrorControlled):
         self.tolerances = Tolerances(rtol, atol, CONTROLLER, None, 100_000)
         self.most, self.chooses_steps = most, stages is None
         self.stages = self.attempt_gradients = stages or 10
-        self.stability_limit = chebyshev.stability_limit(self.stages)
+        self.stability_limit = chebyshev.coefficients(self.stages).beta
         self.error_constant = chebyshev.coefficients(self.stages).error
 
     @override

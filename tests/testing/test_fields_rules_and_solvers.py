@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import odeopt
-from odeopt.solver.reached import reached
+from odeopt.solver.base import reached
 from odeopt.testing import check_field, check_rule, check_solver
 from odeopt.tools import tree
 from odeopt.tools.arguments import call_loss

@@ -45,7 +45,7 @@ from odeopt.outer.loop.torch_optim import (
     settings,
     write_memory,
 )
-from odeopt.solver.reached import reached
+from odeopt.solver.base import reached
 from odeopt.tools import tree
 from odeopt.tools.eagerly import eagerly
 from odeopt.tools.seeds import mix, random_state, same_random_state, seeded

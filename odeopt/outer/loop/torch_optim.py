@@ -12,8 +12,7 @@ from torch.optim import Optimizer
 
 from odeopt.errors import CompatibilityError, InputError
 from odeopt.inner import SGD, Adam, AdamW, RMSprop
-from odeopt.inner.leafwise import LeafwiseRule
-from odeopt.inner.options import Option
+from odeopt.inner.leafwise import LeafwiseRule, Option
 from odeopt.tools.types import PyTree
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from odeopt_plugins.inductor_cpu import backend, tanh
+from odeopt_plugins import inductor_cpu
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from odeopt.engine.compile import Inductor
@@ -15,14 +15,13 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 
 @pytest.fixture(params=[True, False], ids=["amd", "other"])
 def amd(request, monkeypatch):
-    for module in (backend, tanh):
-        monkeypatch.setattr(module, "on_amd", lambda: request.param)
+    monkeypatch.setattr(inductor_cpu, "on_amd", lambda: request.param)
     return request.param
 
 
 def compiled(x):
     graph = make_fx(lambda own: [torch.tanh(own)])(x)
-    with backend.for_small_kernels():
+    with inductor_cpu.for_small_kernels():
         return Inductor().compile(graph, [x])(x)[0]
 
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from odeopt_plugins.inductor_cpu import InductorCPU, backend, tanh
-from odeopt_plugins.inductor_cpu.narrow_products import swap_narrow_products
+from odeopt_plugins import inductor_cpu
+from odeopt_plugins.inductor_cpu import InductorCPU, swap_narrow_products
 from support.compiled import gap_to_eager, gradients
 from torch._inductor import config, lowering
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -24,7 +24,7 @@ def in_force():
 
 def test_what_is_set_for_small_kernels_is_undone():
     before = in_force()
-    with backend.for_small_kernels():
+    with inductor_cpu.for_small_kernels():
         assert all(own != other for own, other in zip(in_force(), before, strict=True))
     assert in_force() == before
 
@@ -32,8 +32,8 @@ def test_what_is_set_for_small_kernels_is_undone():
 def test_kernels_on_disk_are_not_taken_for_those_of_another_processor(monkeypatch):
     marks = []
     for amd in (True, False):
-        monkeypatch.setattr(backend, "on_amd", lambda known=amd: known)
-        marks.append(backend.mark())
+        monkeypatch.setattr(inductor_cpu, "on_amd", lambda known=amd: known)
+        marks.append(inductor_cpu.mark())
     assert marks[0] != marks[1]
     assert marks[0] == marks[0].strip()
 
@@ -60,10 +60,11 @@ def test_a_network_with_one_output(dtype):
 def test_a_layer_with_few_inputs(monkeypatch, amd):
     """The gradient w.r.t. its weights is narrow, and swapped on processors of AMD."""
     swapped = []
-    monkeypatch.setattr(tanh, "on_amd", lambda: amd)
-    monkeypatch.setattr(backend, "on_amd", lambda: amd)
+    monkeypatch.setattr(inductor_cpu, "on_amd", lambda: amd)
     monkeypatch.setattr(
-        backend, "swap_narrow_products", lambda graph: swapped.append(swap_narrow_products(graph))
+        inductor_cpu,
+        "swap_narrow_products",
+        lambda graph: swapped.append(swap_narrow_products(graph)),
     )
 
     def loss(params, batch):
@@ -106,8 +107,26 @@ def test_kernels_that_the_settings_do_not_suit_are_compiled_without_them(monkeyp
         raise NotImplementedError("no shim")
         yield
 
-    monkeypatch.setattr(backend, "for_small_kernels", broken)
+    monkeypatch.setattr(inductor_cpu, "for_small_kernels", broken)
     with warnings.catch_warnings():
         warnings.simplefilter("error", odeopt.OdeoptWarning)
         found = gradients("inductor-cpu")
     assert relative_error(found, gradients(None)) <= 1e-12
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [("vendor_id\t: GenuineIntel\n", False), ("vendor_id\t: AuthenticAMD\n", True)],
+)
+def test_the_processor_is_told_by_its_vendor(monkeypatch, table, expected):
+    monkeypatch.setattr(inductor_cpu.Path, "exists", lambda path: True)
+    monkeypatch.setattr(inductor_cpu.Path, "read_text", lambda path: table)
+    assert inductor_cpu.on_amd.__wrapped__() is expected
+
+
+@pytest.mark.parametrize("expected", [True, False])
+def test_where_there_is_no_table_python_is_asked(monkeypatch, expected):
+    monkeypatch.setattr(inductor_cpu.Path, "exists", lambda path: False)
+    named = "AMD64 Family 25 Model 33 Stepping 0, AuthenticAMD" if expected else "arm"
+    monkeypatch.setattr(inductor_cpu.platform, "processor", lambda: named)
+    assert inductor_cpu.on_amd.__wrapped__() is expected
