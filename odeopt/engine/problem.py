@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -47,21 +47,24 @@ class Problem:
 
     def tensors(self) -> list[Tensor]:
         """Every tensor of it."""
-        parts, grid = (*self.theta, *self.data), self.grid
-        stops = [] if grid.stops is None else [grid.stops]
-        return [self.y0, grid.times, grid.dt, *stops, *(leaf for part in parts for leaf in part)]
+        return tree.tensors(self._inputs())
+
+    def with_tensors(self, tensors: Iterable[Tensor]) -> Problem:
+        """The problem with others in place of `tensors()`."""
+        own = iter(tensors)
+        y0, times, dt, stops, theta, data = tree.map_tensors(lambda _: next(own), self._inputs())
+        grid = TimeGrid(times, self.grid.observe, dt=dt, stops=stops)
+        return replace(self, y0=y0, grid=grid, theta=theta, data=data)
 
     def detach(self) -> Problem:
         """The same tensors without their autograd history."""
-        return Problem(
-            self.y0.detach(),
-            Theta(*(_detach(part) for part in self.theta)),
-            Data(*(_detach(part) for part in self.data)),
-            self.grid.detach(),
-            self.layout,
-            self.tasks,
-            self.stream,
-        )
+        inputs = (self.y0, self.theta, self.data)
+        y0, theta, data = tree.map_tensors(Tensor.detach, inputs)
+        return replace(self, y0=y0, theta=theta, data=data, grid=self.grid.detach())
+
+    def _inputs(self) -> PyTree:
+        grid = self.grid
+        return self.y0, grid.times, grid.dt, grid.stops, self.theta, self.data
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,10 +135,6 @@ def check_arrays(batch: PyTree, what: str) -> None:
     for path, leaf in zip(tree.paths(batch), tree.leaves(batch), strict=True):
         if isinstance(leaf, np.ndarray):
             raise InputError(f"{what}{path} is a numpy array: pass torch.from_numpy(array).")
-
-
-def _detach(part: Tensors) -> Tensors:
-    return tuple(leaf.detach() for leaf in part)
 
 
 def _warm_state(ravel: tree.Ravel, state: PyTree) -> Tensor:

@@ -94,7 +94,7 @@ def _run_or_resume(
     journal: Journal | None,
 ) -> Run:  # fmt: skip
     stats, saved = kernels.stats, None if journal is None else journal.forward
-    stepper = _make_stepper(choices, kernels, problem, stats, refinement or _refinement(saved))
+    stepper = _make_stepper(choices, kernels, problem, refinement or _refinement(saved))
     if not isinstance(choices.adjoint, LocalAdjoint):
         return _sweep_forward(choices, problem, kernels, stepper, 0, Kept(stats), None)
     length = stepper.length
@@ -260,10 +260,9 @@ def _run_whole(
 
 
 def _make_stepper(
-    choices: Choices, kernels: Kernels, problem: Problem, stats: Stats,
-    refinement: Refinement | None,
-) -> Stepper:  # fmt: skip
-    solver, grid, y0 = choices.solver, problem.grid, problem.y0
+    choices: Choices, kernels: Kernels, problem: Problem, refinement: Refinement | None
+) -> Stepper:
+    solver, grid, y0, stats = choices.solver, problem.grid, problem.y0, kernels.stats
     if refinement is not None:
         return RefinedStepper(kernels, grid, refinement, y0.dtype, stats)
     if isinstance(solver, GridSolver):
@@ -286,11 +285,6 @@ def rebuild_run(
 ) -> Run:
     """A finished forward sweep, put together again from its tensors."""
     kernels = make_kernels(choices, problem, stats)
-    grid, y0 = problem.grid, problem.y0
-    if refinement is not None:
-        stepper: SettledStepper = RefinedStepper(kernels, grid, refinement, y0.dtype, stats)
-    elif isinstance(choices.solver, GridSolver):
-        stepper = GridStepper(kernels, grid, y0, stats)
-    else:
-        stepper = FixedStepper(kernels, grid, y0.dtype, stats)
+    stepper = _make_stepper(choices, kernels, problem, refinement)
+    assert isinstance(stepper, SettledStepper), "a refinement says which steps were chosen"
     return Run(choices, problem, kernels, stepper, trajectory, trajectory.kept.indices())

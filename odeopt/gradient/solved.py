@@ -70,8 +70,11 @@ class Solved:
         self.status = merge(self.status, failed, code)
 
     def check(self) -> None:
-        """Raise the error of the first task that has failed, unless failed tasks are skipped."""
-        if not self._skips:
+        """Raise the error of the first task that has failed, if it can be seen.
+
+        Nothing is raised where failed tasks are skipped.
+        """
+        if not self._skips and is_visible(self.status):
             self._raise()
 
     def check_some(self, values: Tensor | None = None) -> None:
