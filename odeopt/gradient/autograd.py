@@ -16,14 +16,13 @@ from typing_extensions import override
 
 from odeopt.adjoint.base import Swept
 from odeopt.engine.choices import Choices
-from odeopt.engine.forward import Trajectory
+from odeopt.engine.forward import Rows, Trajectory
 from odeopt.engine.kept import Kept
 from odeopt.engine.problem import Problem
-from odeopt.engine.refinement import Refinement
-from odeopt.engine.rows import Rows
 from odeopt.engine.run import Run, rebuild_run, run_forward
 from odeopt.engine.safety import Status
 from odeopt.engine.stats import Stats
+from odeopt.engine.steppers import Refinement
 from odeopt.errors import SecondOrderError
 from odeopt.gradient.probe import check_ends, ends_of_velocity
 from odeopt.gradient.solved import Solved, is_visible, theta_gradients

@@ -14,9 +14,8 @@ from torch import Tensor
 from odeopt.adjoint.base import LocalAdjoint
 from odeopt.engine.choices import Choices
 from odeopt.engine.problem import Problem
-from odeopt.engine.refinement import Refinement
 from odeopt.engine.run import Run
-from odeopt.engine.steppers import SettledStepper
+from odeopt.engine.steppers import Refinement, SettledStepper
 from odeopt.errors import CompatibilityError
 from odeopt.grid import TimeGrid
 from odeopt.inner.field import GradientField

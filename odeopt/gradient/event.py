@@ -17,8 +17,8 @@ from torch import Tensor
 
 from odeopt.adjoint.base import Interval, LocalAdjoint
 from odeopt.adjoint.discrete import DiscreteAdjoint
+from odeopt.engine.kernels import Scalars
 from odeopt.engine.problem import Problem
-from odeopt.engine.pulled import Scalars
 from odeopt.engine.run import Choices, make_kernels
 from odeopt.engine.stats import Stats
 from odeopt.engine.steppers import FixedStepper
@@ -204,7 +204,7 @@ class Stopping:
             length = torch.where(here, found.length, torch.ones_like(found.length))
             interval = Interval(self._clock(k), length, found.before, found.before)
             pulls = (pull(k, interval, lam) for lam in (g_outer, g_event))
-            top, bottom = (Scalars.apart(pulled.scalars).dt for pulled in pulls)
+            top, bottom = (Scalars.of(pulled.scalars).dt for pulled in pulls)
             self._stats.hvps += 2
             self._check_crossed(here, bottom, g_event)
             c = torch.where(here, top / torch.where(here, bottom, torch.ones_like(bottom)), c)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from odeopt.engine.evaluation import evaluation
+from odeopt.engine.watch import evaluation
 from odeopt.errors import CapturedTensorError, InputError
 from odeopt.inner.base import InnerOptimizer
 from odeopt.tools import tree

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from odeopt.engine.choices import Choices
 from odeopt.engine.compile.compiler import Compiler
-from odeopt.engine.evaluation import evaluation
 from odeopt.engine.flat import BoundRule, bind
 from odeopt.engine.problem import Problem
-from odeopt.engine.watch import LossWatch, check_dependent, check_watched, unchanged
+from odeopt.engine.watch import LossWatch, check_dependent, check_watched, evaluation, unchanged
 from odeopt.errors import CapturedTensorError, NondeterminismError
 from odeopt.inner.base import InnerOptimizer
 from odeopt.solver.dynamics import Data, Theta

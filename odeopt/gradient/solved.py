@@ -11,11 +11,10 @@ from odeopt.adjoint.base import Swept
 from odeopt.engine.backward import Trace
 from odeopt.engine.choices import Choices
 from odeopt.engine.problem import Problem
-from odeopt.engine.refinement import Refinement
-from odeopt.engine.replay import check_replay
-from odeopt.engine.run import Run, run_backward, run_forward
+from odeopt.engine.run import Run, check_replay, run_backward, run_forward
 from odeopt.engine.safety import Status
 from odeopt.engine.stats import Stats
+from odeopt.engine.steppers import Refinement
 from odeopt.errors import AllFailed, OdeoptError
 from odeopt.gradient.status import (
     backward_status,
@@ -96,7 +95,7 @@ class Solved:
     def seeds(self, cotangents: list[Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
         """Gradients w.r.t. `states` as one w.r.t. the final state, and others by step."""
         run = self.run
-        length = run.stepper.length or 0
+        length = run.stepper.length
         own = {run.stepper.grid_index(k): k for k in run.trajectory.observed}
         own = {**own, 0: 0, run.problem.grid.steps: length}
         *observed, lam = cotangents

@@ -169,7 +169,7 @@ def _where_state_fails(run: Run, task: int) -> str:
 def _first_bad_step(run: Run, task: int) -> int | None:
     """Run the forward sweep again and look at each state."""
     y = run.problem.y0
-    for k in range(run.stepper.length or 0):
+    for k in range(run.stepper.length):
         y = run.stepper.advance(k, y)
         row = y if run.problem.tasks is None else y[task]
         if not bool(torch.isfinite(row).all()):

@@ -12,10 +12,10 @@ from torch import Tensor
 from odeopt.adjoint.base import Swept
 from odeopt.engine.choices import Choices
 from odeopt.engine.problem import Problem, check_arrays, check_lead
-from odeopt.engine.refinement import Refinement
 from odeopt.engine.run import Run
 from odeopt.engine.safety import Status
 from odeopt.engine.stats import Stats
+from odeopt.engine.steppers import Refinement
 from odeopt.errors import CompatibilityError, InputError, SecondOrderError
 from odeopt.gradient.event import Stopping, StopWhen
 from odeopt.gradient.outer_loss import OuterGradients, OuterLoss, differentiate, outer_kernel
