@@ -17,8 +17,7 @@ from odeopt.engine.problem import assemble, check_arrays, start
 from odeopt.engine.safety import Safety
 from odeopt.errors import InputError
 from odeopt.gradient.autograd import is_tracked, solve
-from odeopt.gradient.coarsening import check_estimable
-from odeopt.gradient.estimated import EstimatedValueAndGrad
+from odeopt.gradient.error_estimate import EstimatedValueAndGrad, check_estimable
 from odeopt.gradient.event import StopWhen
 from odeopt.gradient.outer_loss import OuterLoss
 from odeopt.gradient.probe import probe, probe_init

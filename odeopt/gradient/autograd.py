@@ -25,8 +25,7 @@ from odeopt.engine.stats import Stats
 from odeopt.engine.steppers import Refinement
 from odeopt.errors import SecondOrderError
 from odeopt.gradient.probe import check_ends, ends_of_velocity
-from odeopt.gradient.solved import Solved, is_visible, theta_gradients
-from odeopt.gradient.status import drop_failed
+from odeopt.gradient.solved import Solved, drop_failed, is_visible, theta_gradients
 from odeopt.tools import tree
 from odeopt.tools.transforms import requires_grad
 

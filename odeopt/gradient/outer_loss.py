@@ -35,12 +35,12 @@ class OuterLoss:
         params = field.readout(states[-1])
         keywords: dict[str, Any] = {"observed": states[:-1]} if observing else {}
         keywords |= field.outer_keywords(states[-1])
-        found = call_loss(self.loss, hparams, params, outer_batch, what="outer_loss", **keywords)
+        result = call_loss(self.loss, hparams, params, outer_batch, what="outer_loss", **keywords)
         if not self.has_aux:
-            return check_scalar(found, "outer_loss"), ()
-        if not isinstance(found, tuple) or len(cast("tuple[Any, ...]", found)) != 2:
-            raise InputError(f"has_aux=True, but outer_loss returned {found!r}; expected a pair.")
-        value, aux = cast("tuple[Any, Any]", found)
+            return check_scalar(result, "outer_loss"), ()
+        if not isinstance(result, tuple) or len(cast("tuple[Any, ...]", result)) != 2:
+            raise InputError(f"has_aux=True, but outer_loss returned {result!r}; expected a pair.")
+        value, aux = cast("tuple[Any, Any]", result)
         return check_scalar(value, "outer_loss"), aux
 
 
@@ -70,10 +70,10 @@ def outer_kernel(
             return outer(field, trees, outer_batch, hparams_tree(hparams), observing)
 
         linearized: Any = torch.func.vjp(value, states, hparams, has_aux=True)
-        found, pullback, aux = linearized
+        loss, pullback, aux = linearized
         with torch.no_grad():  # else the gradients would hold a graph as large as the loss's
-            gradients = pullback(torch.ones_like(found))
-        return OuterGradients(found, aux, *gradients)
+            gradients = pullback(torch.ones_like(loss))
+        return OuterGradients(loss, aux, *gradients)
 
     return kernel
 
@@ -93,13 +93,13 @@ def differentiate(
     if tasks is not None:
         kernel = torch.func.vmap(kernel, in_dims=(0, _task_dims(outer_batch), None))
     with torch.enable_grad(), evaluation():
-        found = kernel(states, outer_batch, hparams)
-    if any_requires_grad(found):
+        outer = kernel(states, outer_batch, hparams)
+    if any_requires_grad(outer):
         raise CapturedTensorError(
             "outer_loss uses a tensor that requires grad and is not one of its arguments: its"
             " gradient would be lost. Pass it in hparams, or detach it."
         )
-    return found
+    return outer
 
 
 def _task_dims(outer_batch: PyTree) -> PyTree:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from odeopt.adjoint.base import Swept
 from odeopt.engine.choices import Choices
-from odeopt.engine.problem import Problem, check_arrays, check_lead
+from odeopt.engine.problem import Problem, Start, assemble, check_arrays, check_lead, start
 from odeopt.engine.run import Run
 from odeopt.engine.safety import Status
 from odeopt.engine.stats import Stats
@@ -19,20 +19,20 @@ from odeopt.engine.steppers import Refinement
 from odeopt.errors import CompatibilityError, InputError, SecondOrderError
 from odeopt.gradient.event import Stopping, StopWhen
 from odeopt.gradient.outer_loss import OuterGradients, OuterLoss, differentiate, outer_kernel
-from odeopt.gradient.probe import probe
+from odeopt.gradient.probe import probe, refuse_captured
 from odeopt.gradient.result import Grads, Result
 from odeopt.gradient.solved import Solved, theta_gradients
-from odeopt.gradient.start import Beginning, detach
-from odeopt.gradient.status import outer_status
 from odeopt.grid import TimeGrid
+from odeopt.inner.base import InnerOptimizer
 from odeopt.tools import tree
 from odeopt.tools.eagerly import eagerly
 from odeopt.tools.transforms import (
     check_not_in_forward_mode,
     inside_gradient_transform,
     inside_transform,
+    requires_grad,
 )
-from odeopt.tools.types import PyTree
+from odeopt.tools.types import PyTree, Tensors
 
 OnFailure = Literal["raise", "skip"]
 
@@ -121,6 +121,51 @@ class ValueAndGrad:
             return Call(self, problem, begin, outer_batch, stopping)
 
 
+class Beginning:
+    """Where a solve begins, as a differentiable function of params and hparams."""
+
+    def __init__(
+        self, field: InnerOptimizer, params: PyTree, hparams: PyTree, state: PyTree
+    ) -> None:
+        self._field, self._state = field, _detach(state)
+        tree.ravel(params, "params")  # checks it
+        self.params_layout, self._params, _ = tree.partition(_detach(params))
+        self.hparams_layout, self.hparams, self._constants = tree.partition(_detach(hparams))
+
+    def problem(self, batch: PyTree, grid: TimeGrid, tasks: bool) -> Problem:
+        """The detached problem; keeps the pullback through `field.init`, which is called once.
+
+        Raises:
+            CapturedTensorError: if the initial state requires grad, though no argument does.
+        """
+        starts: list[Start] = []
+
+        def flat(params: Tensors, hparams: Tensors) -> tuple[tuple[Tensor, Tensors], Tensors]:
+            trees = self.params_layout.merge(params, ()), self.hparams_tree(hparams)
+            begin = start(self._field, *trees, tree.is_differentiable, self._state)
+            starts.append(begin)
+            return (begin.y0, begin.diff), begin.data
+
+        with torch.enable_grad():
+            linearized: Any = torch.func.vjp(flat, self._params, self.hparams, has_aux=True)
+        (y0, diff), self._pullback, data = linearized
+        refuse_captured((y0, diff, data))
+        begin = replace(starts[0], y0=y0, diff=diff, data=data)  # out of the transform
+        return assemble(begin, batch, grid, tasks, requires_grad).detach()
+
+    def hparams_tree(self, diff: Tensors) -> PyTree:
+        """Hparams with other differentiable leaves."""
+        return self.hparams_layout.merge(diff, self._constants)
+
+    def pull(self, g_y0: Tensor, g_shared: Tensors) -> tuple[Tensors, Tensors]:
+        """Gradients w.r.t. the leaves of params and hparams."""
+        return self._pullback((g_y0, g_shared))
+
+
+def _detach(value: PyTree) -> PyTree:
+    return tree.map_tensors(Tensor.detach, value)
+
+
 class Call:
     """One call of `value_and_grad`.
 
@@ -136,7 +181,7 @@ class Call:
     ) -> None:  # fmt: skip
         self._owner, self._begin, self._stopping = owner, begin, stopping
         self._problem = problem if stopping is None else stopping.problem
-        self._outer_batch = detach(outer_batch)
+        self._outer_batch = _detach(outer_batch)
 
     def over(self, problem: Problem) -> Call:
         """The same call over another grid, whose problem has been put together."""
@@ -160,7 +205,8 @@ class Call:
         solved.check_some()
         outer = self._differentiate_outer(solved.states)
         solved.note(~torch.isfinite(outer.values), Status.VALUE_NOT_FINITE)
-        solved.status = outer_status(solved.status, [*outer.states, *outer.hparams])
+        gradients = [*outer.states, *outer.hparams]
+        solved.note_infinite(gradients, Status.OUTER_GRADIENT_NOT_FINITE)
         solved.check_some(outer.values)
         if self._stopping is not None:
             outer = self._stopping.correct(outer)

@@ -19,11 +19,9 @@ from odeopt.errors import (
     StepLimitError,
     ToleranceError,
 )
-from odeopt.gradient.coarsening import Decay, largest_gap, next_term
-from odeopt.gradient.error_estimate import richardson
+from odeopt.gradient.error_estimate import Decay, largest_gap, next_term, richardson
 from odeopt.gradient.result import ErrorEstimate, Result
-from odeopt.gradient.start import Beginning
-from odeopt.gradient.value_and_grad import ValueAndGrad
+from odeopt.gradient.value_and_grad import Beginning, ValueAndGrad
 from odeopt.grid import TimeGrid
 from odeopt.inner.stream import Stream
 from odeopt.tolerance.course import Course

@@ -16,7 +16,7 @@ from odeopt.engine.choices import Choices
 from odeopt.engine.run import make_kernels
 from odeopt.engine.safety import Safety
 from odeopt.engine.stats import Stats
-from odeopt.gradient.start import Beginning
+from odeopt.gradient.value_and_grad import Beginning
 from odeopt.solver.runge_kutta import RK4
 from odeopt.testing.problems import Quadratic
 from odeopt.tolerance.guess import HORIZONS, LENGTHS, SHARE, SPREAD, first_setting, stabilized

@@ -14,7 +14,7 @@ from odeopt.engine.choices import Choices
 from odeopt.engine.run import run_forward
 from odeopt.engine.safety import Safety
 from odeopt.engine.stats import Stats
-from odeopt.gradient.start import Beginning
+from odeopt.gradient.value_and_grad import Beginning
 from odeopt.solver.runge_kutta import Euler
 from odeopt.testing.problems import Quadratic
 from odeopt.tolerance.stability import MOST, NOISE, UnstableStepsError, refuse_unstable, stiffness

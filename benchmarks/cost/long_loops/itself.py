@@ -24,7 +24,7 @@ from benchmarks.problems import classification
 from odeopt.adjoint.base import Interval, LocalAdjoint
 from odeopt.checkpoint.binomial import optimal_replays
 from odeopt.engine.run import make_kernels
-from odeopt.gradient.start import Beginning
+from odeopt.gradient.value_and_grad import Beginning
 
 LR = 1e-3
 WARM_UP = 3
