@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from odeopt.checkpoint.store import JournalSettings
-from odeopt.checkpoint.store.own_files import BACKWARD, FORWARD
-from odeopt.checkpoint.store.resumable import ResumableShelf
-from odeopt.checkpoint.store.solve_folder import WHAT_TO_DO, SolveFolder
+from odeopt.checkpoint.store.solve_files import BACKWARD, FORWARD
+from odeopt.checkpoint.store.solve_folder import WHAT_TO_DO, ResumableShelf, SolveFolder
 from odeopt.engine.choices import Choices
 from odeopt.engine.kept import Kept
 from odeopt.engine.kernels import Kernels
@@ -188,7 +187,7 @@ class Journal:
             self._after = self._folder.save(FORWARD, {"progress": own})
         else:
             self._folder.save(BACKWARD, {"progress": own, "after": self._after})
-        self.shelf.settle([index for index, _ in progress.kept])
+        self.shelf.keep_only([index for index, _ in progress.kept])
         self._last = time.monotonic()
 
     def check_seeds(self, seeds: str) -> None:
