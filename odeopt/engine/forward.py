@@ -116,12 +116,7 @@ def run_to_end(stepper: Stepper, y0: Tensor) -> None:
 class ForwardSweep:
     """Carries out forward actions; the sweep has ended once the last state has been reached.
 
-    Args:
-        stepper: makes the steps.
-        trajectory: where the sweep begins; it is filled.
-        observe: indices of the user's grid whose states are observed.
-        fingerprints: whether states are compared when they are replayed.
-        journal: where progress is saved, if anywhere, and from which the sweep goes on.
+    It begins with the trajectory, which it fills, and goes on from the progress in the journal.
     """
 
     def __init__(

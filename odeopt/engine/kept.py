@@ -15,14 +15,10 @@ from odeopt.tools.resident import ResidentGuard
 
 
 class Kept:
-    """Kept states by index, in their tiers; records the most there were at one time.
+    """Kept states by index, in their tiers; records in `stats` the most there were at one time.
 
-    As a context manager it forgets every state in the end.
-
-    Args:
-        stats: what is recorded goes there.
-        tiers: where states may be.
-        opened: shelves that are open already, by the number of their tier.
+    Shelves that are `opened` already go by the number of their tier. As a context manager it
+    forgets every state in the end.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ from odeopt.engine.run import Choices, make_kernels
 from odeopt.engine.stats import Stats
 from odeopt.engine.steppers import FixedStepper
 from odeopt.errors import CapturedTensorError, CompatibilityError, InputError, StabilityError
-from odeopt.gradient.outer_loss import OuterGradients, OuterLoss, differentiate, outer_kernel
+from odeopt.gradient.outer_loss import OuterGradients, OuterLoss, outer_gradients
 from odeopt.grid import TimeGrid
 from odeopt.inner.stream import Stream
 from odeopt.solver.base import StepSolver
@@ -152,9 +152,8 @@ class Stopping:
         self._whole, self._grid, self._stats = problem, problem.grid, stats
         self._batch = tree.map_tensors(Tensor.detach, batch if stop.batch is None else stop.batch)
         self._hparams, event = hparams, OuterLoss(stop.event, has_aux=False)
-        self._kernel = outer_kernel(
-            event, choices.field, problem.layout.state, hparams_tree, observing=False
-        )
+        layout, tasks = problem.layout.state, problem.tasks
+        self._event = outer_gradients(event, choices.field, layout, hparams_tree, tasks)
         self._kernels = make_kernels(choices, problem, Stats())
         self._stepper = FixedStepper(self._kernels, self._grid, problem.y0.dtype, stats)
         self.crossing, self._final = self._locate()
@@ -264,7 +263,7 @@ class Stopping:
 
     def _differentiate(self, y: Tensor) -> OuterGradients:
         """The event at a state, and its gradients."""
-        return differentiate(self._kernel, [y], self._batch, self._hparams, self._whole.tasks)
+        return self._event([y], self._batch, self._hparams)
 
 
 def _check(stop: StopWhen, choices: Choices, problem: Problem) -> None:

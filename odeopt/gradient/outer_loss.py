@@ -55,14 +55,17 @@ class OuterGradients(NamedTuple):
     hparams: Tensors
 
 
-def outer_kernel(
-    outer: OuterLoss,
-    field: InnerOptimizer,
-    layout: tree.Ravel,
-    hparams_tree: Callable[[Tensors], PyTree],
-    observing: bool,
-) -> OuterKernel:
-    """`(flat states, outer_batch, hparams leaves) -> OuterGradients`, for one task."""
+def outer_gradients(
+    outer: OuterLoss, field: InnerOptimizer, layout: tree.Ravel,
+    hparams_tree: Callable[[Tensors], PyTree], tasks: int | None, observing: bool = False,
+) -> OuterKernel:  # fmt: skip
+    """`(flat states, outer_batch, hparams leaves) -> OuterGradients` of detached inputs.
+
+    It is over all tasks at once if there are some.
+
+    Raises:
+        CapturedTensorError: when called, if a result requires grad nevertheless.
+    """
 
     def kernel(states: list[Tensor], outer_batch: PyTree, hparams: Tensors) -> OuterGradients:
         def value(states: list[Tensor], hparams: Tensors) -> tuple[Tensor, Any]:
@@ -75,32 +78,22 @@ def outer_kernel(
             gradients = pullback(torch.ones_like(loss))
         return OuterGradients(loss, aux, *gradients)
 
-    return kernel
+    def checked(states: list[Tensor], outer_batch: PyTree, hparams: Tensors) -> OuterGradients:
+        run = kernel
+        if tasks is not None:
+            batch_dims = tree.pytree.tree_map(_task_dim, outer_batch)
+            run = torch.func.vmap(kernel, in_dims=(0, batch_dims, None))
+        with torch.enable_grad(), evaluation():
+            gradients = run(states, outer_batch, hparams)
+        if any_requires_grad(gradients):
+            raise CapturedTensorError(
+                "outer_loss uses a tensor that requires grad and is not one of its arguments: its"
+                " gradient would be lost. Pass it in hparams, or detach it."
+            )
+        return gradients
+
+    return checked
 
 
-def differentiate(
-    kernel: OuterKernel,
-    states: list[Tensor],
-    outer_batch: PyTree,
-    hparams: Tensors,
-    tasks: int | None,
-) -> OuterGradients:
-    """Apply the kernel to detached inputs, over all tasks at once if there are some.
-
-    Raises:
-        CapturedTensorError: if a result requires grad nevertheless.
-    """
-    if tasks is not None:
-        kernel = torch.func.vmap(kernel, in_dims=(0, _task_dims(outer_batch), None))
-    with torch.enable_grad(), evaluation():
-        outer = kernel(states, outer_batch, hparams)
-    if any_requires_grad(outer):
-        raise CapturedTensorError(
-            "outer_loss uses a tensor that requires grad and is not one of its arguments: its"
-            " gradient would be lost. Pass it in hparams, or detach it."
-        )
-    return outer
-
-
-def _task_dims(outer_batch: PyTree) -> PyTree:
-    return tree.pytree.tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, outer_batch)
+def _task_dim(leaf: object) -> int | None:
+    return 0 if isinstance(leaf, Tensor) else None

@@ -18,7 +18,7 @@ from odeopt.engine.stats import Stats
 from odeopt.engine.steppers import Refinement
 from odeopt.errors import CompatibilityError, InputError, SecondOrderError
 from odeopt.gradient.event import Stopping, StopWhen
-from odeopt.gradient.outer_loss import OuterGradients, OuterLoss, differentiate, outer_kernel
+from odeopt.gradient.outer_loss import OuterGradients, OuterLoss, outer_gradients
 from odeopt.gradient.probe import probe, refuse_captured
 from odeopt.gradient.result import Grads, Result
 from odeopt.gradient.solved import Solved, theta_gradients
@@ -108,7 +108,8 @@ class ValueAndGrad:
         """A call whose arguments have been checked and put together; nothing is solved yet."""
         check_arrays(batch, "batch")
         check_arrays(outer_batch, "outer_batch")
-        _refuse_transforms((params, hparams, batch, outer_batch, state, _tensors_of(grid)))
+        times = (grid.times, grid.dt) if isinstance(grid, TimeGrid) else ()  # pyright: ignore
+        _refuse_transforms((params, hparams, batch, outer_batch, state, times))
         begin = Beginning(self.choices.field, params, hparams, state)
         with torch.no_grad():
             problem = begin.problem(batch, grid, self.tasks)
@@ -203,7 +204,12 @@ class Call:
     def _go_back(self, solved: Solved, stats: Stats) -> Result:
         """From the final state to the gradients."""
         solved.check_some()
-        outer = self._differentiate_outer(solved.states)
+        owner, problem, begin = self._owner, self._problem, self._begin
+        differentiate_outer = outer_gradients(
+            owner.outer, owner.choices.field, problem.layout.state, begin.hparams_tree,
+            problem.tasks, observing=bool(problem.grid.observe),
+        )  # fmt: skip
+        outer = differentiate_outer(solved.states, self._outer_batch, begin.hparams)
         solved.note(~torch.isfinite(outer.values), Status.VALUE_NOT_FINITE)
         gradients = [*outer.states, *outer.hparams]
         solved.note_infinite(gradients, Status.OUTER_GRADIENT_NOT_FINITE)
@@ -214,21 +220,17 @@ class Call:
         solved.check_some(outer.values)
         return self._result(outer, swept, solved.status, stats)
 
-    def _differentiate_outer(self, states: list[Tensor]) -> OuterGradients:
-        """Value and gradients of the outer loss, captured tensors refused (eq. 6, line 1)."""
-        owner, problem, begin = self._owner, self._problem, self._begin
-        kernel = outer_kernel(
-            owner.outer,
-            owner.choices.field,
-            problem.layout.state,
-            begin.hparams_tree,
-            observing=bool(problem.grid.observe),
-        )
-        return differentiate(kernel, states, self._outer_batch, begin.hparams, problem.tasks)
-
     def _result(self, outer: OuterGradients, swept: Swept, status: Tensor, stats: Stats) -> Result:
         problem, begin, stopping = self._problem, self._begin, self._stopping
-        mean = _Mean(status, problem.tasks)
+        ok = status == Status.OK
+
+        def mean(x: Tensor) -> Tensor:
+            """Over tasks that did not fail; the identity without tasks."""
+            if problem.tasks is None:
+                return x
+            mask = ok.reshape(-1, *(1,) * (x.ndim - 1))
+            return torch.where(mask, x, torch.zeros_like(x)).sum(0) / ok.sum()
+
         theta = theta_gradients(problem, swept, mean)
         g_params, g_path = begin.pull(mean(swept.lam), theta.shared)
         g_hparams = [mean(g) + path for g, path in zip(outer.hparams, g_path, strict=True)]
@@ -244,23 +246,6 @@ class Call:
         aux = outer.aux if self._owner.outer.has_aux else None
         reports = dict(swept.reports) | ({} if stopping is None else stopping.report())
         return Result(mean(outer.values), values, grads, status, stats, aux, reports)
-
-
-class _Mean:
-    """The mean over tasks that did not fail; the identity without tasks."""
-
-    def __init__(self, status: Tensor, tasks: int | None) -> None:
-        self._ok = None if tasks is None else status == Status.OK
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if self._ok is None:
-            return x
-        mask = self._ok.reshape(-1, *(1,) * (x.ndim - 1))
-        return torch.where(mask, x, torch.zeros_like(x)).sum(0) / self._ok.sum()
-
-
-def _tensors_of(grid: Any) -> list[Tensor]:
-    return [grid.times, grid.dt] if isinstance(grid, TimeGrid) else []
 
 
 def _refuse_transforms(inputs: PyTree) -> None:
