@@ -17,13 +17,13 @@ from odeopt.engine.compile.compiler import Compiler
 from odeopt.engine.problem import assemble, check_arrays, start
 from odeopt.engine.safety import Safety
 from odeopt.errors import InputError
-from odeopt.gradient.autograd import is_tracked, solve_tracked, solve_untracked
-from odeopt.gradient.coarsening import check_estimable
-from odeopt.gradient.estimated import EstimatedValueAndGrad
+from odeopt.gradient.autograd import is_tracked, solve
+from odeopt.gradient.error_estimate import EstimatedValueAndGrad, check_estimable
 from odeopt.gradient.event import StopWhen
 from odeopt.gradient.outer_loss import OuterLoss
 from odeopt.gradient.probe import probe, probe_init
 from odeopt.gradient.result import Solution
+from odeopt.gradient.solved import is_visible
 from odeopt.gradient.value_and_grad import OnFailure, ValueAndGrad, check_on_failure
 from odeopt.grid import TimeGrid
 from odeopt.inner.base import InnerOptimizer
@@ -169,23 +169,16 @@ class ODEOptimizer:
         begin = start(self._choices.field, params, hparams, requires_grad, state)
         problem = assemble(begin, batch, grid, tasks, requires_grad)
         check_not_in_forward_mode(problem.tensors(), "solve")
-        tracked = is_tracked(problem)
-        if tracked:
+        if is_tracked(problem):
             self._choices.check_autograd()
         if self._choices.safety.probe:
             with torch.no_grad():
                 probe(self._choices, problem)
-        run = solve_tracked if tracked else solve_untracked
-        solved = run(self._choices, problem, raises=on_failure == "raise")
-        unflatten = problem.layout.state.unflatten
-        final = unflatten(solved.y_end)
-        return Solution(
-            self._choices.field.readout(final),
-            final,
-            [unflatten(y) for y in solved.observed],
-            solved.status,
-            solved.stats,
-        )
+        solved = solve(self._choices, problem, skips=on_failure == "skip")
+        *observed, final = map(problem.layout.state.unflatten, solved.states)
+        params = self._choices.field.readout(final)
+        status = solved.status if is_visible(solved.status) else None
+        return Solution(params, final, observed, status, solved.run.kernels.stats)
 
 
 def _instance(value: Any, kind: type[Any], what: str, default: Callable[[], Any]) -> Any:

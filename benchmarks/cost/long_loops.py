@@ -33,7 +33,7 @@ from odeopt import Stats
 from odeopt.adjoint.base import Interval, LocalAdjoint
 from odeopt.checkpoint.binomial import optimal_replays
 from odeopt.engine.run import make_kernels
-from odeopt.gradient.start import Beginning
+from odeopt.gradient.value_and_grad import Beginning
 from odeopt.tools import tree
 
 

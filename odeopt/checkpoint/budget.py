@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import final
@@ -25,8 +25,7 @@ from odeopt.checkpoint.base import (
 )
 from odeopt.checkpoint.binomial import Binomial
 from odeopt.checkpoint.online import Online
-from odeopt.checkpoint.plan import Plan
-from odeopt.checkpoint.sizes import format_bytes, parse_bytes
+from odeopt.checkpoint.plan import Plan, format_bytes, parse_bytes
 from odeopt.checkpoint.store import Device, Disk, Host, Tier
 from odeopt.errors import InputError, OdeoptError
 from odeopt.registry import CHECKPOINTS
@@ -70,23 +69,25 @@ class Usage:
                 pass
 
 
-def simulate_forward(schedule: CheckpointSchedule, n: int) -> Usage:
-    """The usage up to the end of the forward sweep; for schedules that do not look at states."""
-    usage, stream = Usage(), schedule.forward(n)
+def forward_actions(schedule: CheckpointSchedule, n: int) -> Iterator[Action]:
+    """The actions of the forward sweep; for schedules that do not look at states."""
+    stream = schedule.forward(n)
     action = next(stream)
     while True:
-        usage.run(action)
+        yield action
         try:
             action = stream.send(_NOTHING)
         except StopIteration:
-            return usage
+            return
 
 
 def simulate(schedule: CheckpointSchedule, n: int) -> Usage:
     """The usage of both sweeps; for schedules that do not look at states."""
+    usage = Usage()
     if n == 0:
-        return Usage()
-    usage = simulate_forward(schedule, n)
+        return usage
+    for action in forward_actions(schedule, n):
+        usage.run(action)
     for action in schedule.backward(n, sorted(usage.held)):
         usage.run(action)
         if isinstance(action, Advance):
@@ -138,48 +139,43 @@ class Placed(CheckpointSchedule):
     def backward(self, n: int, kept: Sequence[int]) -> Iterator[Action]:
         if n == 0:
             return
-        numbered = Placed(self._base, "", (), range(len(self._places)), 0)
-        slots = _Slots(self._places, simulate_forward(numbered, n).held)
+        slots = _Slots(self._places)
+        for action in forward_actions(self._base, n):
+            slots.place(action)
         for action in self._base.backward(n, kept):
             yield slots.place(action)
 
     @override
     def plan(self, steps: int) -> Plan:
-        usage = simulate(self, steps)
+        usage, size = simulate(self, steps), self._state_bytes
         kinds = [tier.kind for tier in self.tiers]
-        size = self._state_bytes
+        slots = {kind: self._places.count(tier) for tier, kind in enumerate(kinds)}
         used = {kind: usage.peaks[tier] * size for tier, kind in enumerate(kinds)}
+        device, host, disk = (used.get(kind, 0) for kind in ("device", "host", "disk"))
+        stored = usage.stored_states
         return Plan(
-            self._name,
-            steps,
-            size,
-            {kind: self._places.count(tier) for tier, kind in enumerate(kinds)},
-            usage.stored_states,
-            usage.stored_states * size,
-            used.get("device", 0),
-            used.get("host", 0),
-            used.get("disk", 0),
+            self._name, steps, size, slots, stored, stored * size, device, host, disk,
             usage.replayed_steps,
-        )
+        )  # fmt: skip
 
 
 class _Slots:
-    """Which slots are taken, and by which states."""
+    """Which slots are in use, and by which states."""
 
-    def __init__(self, places: Sequence[int], taken: Mapping[int, int] | None = None) -> None:
+    def __init__(self, places: Sequence[int]) -> None:
         self._places = places
-        self._taken = dict(taken or {})
-        self._free = sorted(set(range(len(places))) - set(self._taken.values()))  # a heap
+        self._by_state: dict[int, int] = {}
+        self._free = list(range(len(places)))  # a heap
 
     def place(self, action: Action) -> Action:
         """The action, with the tier of its slot."""
         match action:
             case Store(index):
                 slot = heappop(self._free)
-                self._taken[index] = slot
+                self._by_state[index] = slot
                 return Store(index, self._places[slot])
             case Free(index):
-                heappush(self._free, self._taken.pop(index))
+                heappush(self._free, self._by_state.pop(index))
                 return action
             case _:
                 return action
@@ -252,12 +248,15 @@ class MemoryBudget(CheckpointSchedule):
     def fit(self, state_bytes: int, steps: int | None) -> CheckpointSchedule:
         counts = [budget // max(state_bytes, 1) for budget in self._budgets]
         if sum(counts) == 0:
-            raise InputError(self._too_small(state_bytes))
-        if steps is None:
-            slots = sum(counts)
-            return Placed(
-                Online(slots), f"Online({slots})", self.tiers, _in_order(counts), state_bytes
+            parts = zip(self.tiers, self._budgets, strict=True)
+            budget = ", ".join(f"{format_bytes(size)} on {tier.kind}" for tier, size in parts)
+            raise InputError(
+                f"one state takes {format_bytes(state_bytes)} (all tasks together), but the budget"
+                f" is {budget}: raise it, add host= or disk=, or solve fewer tasks at a time."
             )
+        if steps is None:
+            slots, places = sum(counts), _in_order(counts)
+            return Placed(Online(slots), f"Online({slots})", self.tiers, places, state_bytes)
         enough = max(steps - 1, 1)  # the last state is the running one
         slots = min(sum(counts), enough)
         base, keeps_all = Binomial(slots), slots == enough
@@ -272,14 +271,6 @@ class MemoryBudget(CheckpointSchedule):
     @override
     def backward(self, n: int, kept: Sequence[int]) -> Iterator[Action]:
         raise OdeoptError(_NOT_FITTED)
-
-    def _too_small(self, state_bytes: int) -> str:
-        parts = zip(self.tiers, self._budgets, strict=True)
-        given = ", ".join(f"{format_bytes(budget)} on {tier.kind}" for tier, budget in parts)
-        return (
-            f"one state takes {format_bytes(state_bytes)} (all tasks together), but the budget is"
-            f" {given}: raise it, add host= or disk=, or solve fewer tasks at a time."
-        )
 
 
 _NOT_FITTED = (

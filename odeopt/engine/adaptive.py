@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from odeopt.engine.kernels import Kernels
-from odeopt.engine.refinement import Refinement, grid_index
 from odeopt.engine.stats import Stats
-from odeopt.engine.steppers import FixedStepper, Stepper
+from odeopt.engine.steppers import FixedStepper, Refinement, Stepper, grid_index
 from odeopt.errors import CompatibilityError, StepLimitError
 from odeopt.grid import TimeGrid
 from odeopt.solver.error_control import Attempt, ErrorControlled, Evaluations, Point
@@ -36,7 +36,6 @@ class AdaptiveStepper(Stepper):
         self, kernels: Kernels, solver: ErrorControlled, grid: TimeGrid, y0: Tensor, stats: Stats
     ) -> None:
         _check_values_visible(solver, y0)
-        self.length = None
         self._solver, self._grid, self._dtype = solver, grid, y0.dtype
         self._kernels, self._stats = kernels, stats
         self._controller = solver.tolerances.controller
@@ -51,15 +50,15 @@ class AdaptiveStepper(Stepper):
         self._start(y0)
 
     @property
-    def refinement(self) -> Refinement:
-        """The accepted steps."""
-        starts = torch.stack([t for t, _ in self._steps], dim=-1)
-        lengths = torch.stack([dt for _, dt in self._steps], dim=-1)
-        return Refinement(starts, lengths, list(self._parents), tuple(self._methods))
+    @override
+    def length(self) -> int | None:
+        return len(self._steps) if self._parent == self._grid.steps else None
 
     @override
-    def settled(self) -> RefinedStepper:
-        return RefinedStepper(self._kernels, self._grid, self.refinement, self._dtype, self._stats)
+    def settled(self) -> FixedStepper:
+        starts, lengths = (torch.stack(own, dim=-1) for own in zip(*self._steps, strict=True))
+        steps = Refinement(starts, lengths, list(self._parents), tuple(self._methods))
+        return FixedStepper(self._kernels, self._grid, self._dtype, self._stats, steps)
 
     @override
     def advance(self, k: int, y: Tensor) -> Tensor:
@@ -120,8 +119,7 @@ class AdaptiveStepper(Stepper):
         self, tried: Attempt, moved: Tensor, lands: Tensor, dt: Tensor, y: Tensor
     ) -> Tensor:
         point = self._point
-        taken = torch.where(moved, dt, torch.zeros_like(dt))
-        self._steps.append((point.t, taken))
+        self._steps.append((point.t, torch.where(moved, dt, torch.zeros_like(dt))))
         self._parents.append(self._parent)
         if self._attempts.method is not None:
             self._methods.append(self._attempts.method)
@@ -130,8 +128,6 @@ class AdaptiveStepper(Stepper):
         point.slope = torch.where(moved[..., None], tried.slope, point.slope)
         if bool((point.t >= target).all()):
             self._parent += 1
-        if self._parent == self._grid.steps:
-            self.length = len(self._steps)
         lost = torch.full_like(y, torch.nan)
         after = torch.where(point.failed[..., None], lost, tried.y)
         return torch.where(moved[..., None], after, y)
@@ -145,10 +141,16 @@ class _Counted(Evaluations):
     def __init__(
         self, kernels: Kernels, solver: ErrorControlled, end: Tensor, stats: Stats
     ) -> None:
-        self._kernels, self._solver, self._end, self._stats = kernels, solver, end, stats
+        self._solver, self._end, self._stats = solver, end, stats
         self._velocity = kernels.velocity()
-        self._known: dict[int | None, tuple[Callable[..., Attempt], int]] = {}
         self._attempts = 0
+
+        @cache
+        def attempt_of(method: int | None) -> tuple[Callable[..., Attempt], int]:
+            own = kernels.at(method)
+            return own.attempt(), own.attempt_gradients
+
+        self._attempt_of = attempt_of
 
     @override
     def velocity(self, t: Tensor, y: Tensor) -> Tensor:
@@ -165,40 +167,9 @@ class _Counted(Evaluations):
                 f" {t.min().item():g} of {self._end.max().item():g}: raise max_steps or the"
                 " tolerances, or shorten the horizon."
             )
-        attempt, cost = self._of(method)
+        attempt, cost = self._attempt_of(method)
         self._stats.gradient_evaluations += cost
         return attempt(t.to(y.dtype), dt.to(y.dtype), y, self.point.slope)
-
-    def _of(self, method: int | None) -> tuple[Callable[..., Attempt], int]:
-        if method not in self._known:
-            kernels = self._kernels.at(method)
-            self._known[method] = kernels.attempt(), kernels.attempt_gradients
-        return self._known[method]
-
-
-class RefinedStepper(FixedStepper):
-    """The accepted steps of an adaptive solve, taken as fixed ones."""
-
-    def __init__(
-        self,
-        kernels: Kernels,
-        grid: TimeGrid,
-        refinement: Refinement,
-        dtype: torch.dtype,
-        stats: Stats,
-    ) -> None:
-        super().__init__(kernels, refinement.to_grid(grid), dtype, stats)
-        self.refinement = refinement
-        self._methods, self._parents = refinement.methods, refinement.parents
-        self._made = refinement.dt > 0  # a task waits for the others in steps of zero length
-
-    @override
-    def method_at(self, k: int) -> int | None:
-        return self._methods[k] if self._methods else None
-
-    @override
-    def grid_index(self, k: int) -> int | None:
-        return grid_index(self._parents, k)
 
 
 def _check_values_visible(solver: ErrorControlled, y0: Tensor) -> None:

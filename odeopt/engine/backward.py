@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -19,51 +20,84 @@ from odeopt.checkpoint.base import (
     Store,
     pull_mesh,
 )
-from odeopt.engine.forward import Trajectory, fingerprint
+from odeopt.engine.forward import Rows, Trajectory, fingerprint
 from odeopt.engine.journal import BackwardProgress, Journal, counts
-from odeopt.engine.kernels import Kernels
-from odeopt.engine.pulled import Noted, Scalars
-from odeopt.engine.rows import Rows
+from odeopt.engine.kernels import Kernels, PullResult, Scalars
 from odeopt.engine.stats import Stats
-from odeopt.engine.steppers import SettledStepper
-from odeopt.engine.waiting import Waits
+from odeopt.engine.steppers import SettledStepper, Waits
 from odeopt.solver.base import Solver
-from odeopt.solver.dynamics import Theta, add_thetas
+from odeopt.solver.dynamics import Data, Theta, add_thetas
 from odeopt.tools.packing import digest
+
+PullKernel = Callable[[int, Interval, Tensor], PullResult]
 
 
 class StepKernels:
     """The pull of each step, with the method that the step was made with."""
 
     def __init__(self, kernels: Kernels, stepper: SettledStepper, adjoint: LocalAdjoint) -> None:
-        self._kernels, self._stepper, self._adjoint = kernels, stepper, adjoint
-        self._known: dict[int | None, tuple[PullKernel, Cost]] = {}
+        def method_at(k: int) -> int | None:
+            """None for adjoints with a method of their own."""
+            return stepper.method_at(k) if adjoint.replays else None
 
-    def solver(self, k: int) -> Solver:
+        @cache
+        def kernel_of(method: int | None) -> tuple[PullKernel, Cost]:
+            own = kernels.at(method)
+            return own.pull(adjoint), own.cost(adjoint)
+
+        self.solver: Callable[[int], Solver] = lambda k: kernels.at(method_at(k)).solver
         """What step k was made with."""
-        return self._kernels.at(self._method(k)).solver
+        self._at: Callable[[int], tuple[PullKernel, Cost]] = lambda k: kernel_of(method_at(k))
 
     def cost(self, k: int) -> Cost:
         """Of the pull over an interval that begins with step k."""
         return self._at(k)[1]
 
-    def pull(self, k: int, interval: Interval, lam: Tensor) -> Noted:
+    def pull(self, k: int, interval: Interval, lam: Tensor) -> PullResult:
         """Take lam back over an interval that begins with step k."""
         return self._at(k)[0](k, interval, lam)
 
-    def _at(self, k: int) -> tuple[PullKernel, Cost]:
-        method = self._method(k)
-        if method not in self._known:
-            kernels = self._kernels.at(method)
-            self._known[method] = kernels.pull(self._adjoint), kernels.cost(self._adjoint)
-        return self._known[method]
 
-    def _method(self, k: int) -> int | None:
-        """None for adjoints with a method of their own."""
-        return self._stepper.method_at(k) if self._adjoint.replays else None
+class SpectralMonitor:
+    r"""Estimates $h\rho$ over the stability limit at each pull, by power iteration.
+
+    The vector is carried along. The estimate is a lower bound for symmetric Jacobians; for others
+    it is the growth of a vector under the Jacobian, the size of its largest eigenvalue in the long
+    run.
+    """
+
+    def __init__(self, at: StepKernels, kernels: Kernels, adjoint: LocalAdjoint, n: int) -> None:
+        self.ratios: list[Tensor] = []
+        self._at, self._adjoint, self._iterations = at, adjoint, n
+        self._vector: Tensor | None = None
+
+        def kernel(t: Tensor, y: Tensor, v: Tensor, theta: Theta, data: Data) -> Tensor:
+            stepping = kernels.stepping(adjoint.differentiation, theta, data)
+            return stepping.linearize(t, y).pullback(v).y
+
+        batched, theta, data = kernels.batched(kernel), kernels.theta, kernels.data
+        self._image: Callable[..., Tensor] = lambda t, y, v: batched(t, y, v, theta, data)
+
+    def pull(self, k: int, interval: Interval, lam: Tensor) -> PullResult:
+        """The pull, with an estimate before it."""
+        limit = self._adjoint.stability_limit(self._at.solver(k))
+        assert limit is not None, "the methods of a solver are alike"
+        vector = _start_vector(interval.y0) if self._vector is None else self._vector
+        radius = torch.zeros_like(interval.dt)
+        for _ in range(self._iterations):
+            image = self._image(interval.t, interval.y0, vector)
+            radius = torch.linalg.vector_norm(image, dim=-1)
+            tiny = torch.finfo(radius.dtype).tiny
+            vector = image / (radius + tiny)[..., None]
+        self._vector = vector
+        self.ratios.append(interval.dt * radius / limit)
+        return self._at.pull(k, interval, lam)
 
 
-PullKernel = Callable[[int, Interval, Tensor], Noted]
+def _start_vector(like: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    vector = torch.randn(like.shape[-1], generator=generator, dtype=like.dtype).to(like.device)
+    return (vector / torch.linalg.vector_norm(vector)).expand_as(like)
 
 
 @dataclass(eq=False)
@@ -83,9 +117,8 @@ class Trace:
 
     def read(self, like: Tensor) -> Scalars:
         """The scalars of all pulls, shape [pulls] or, as in `like`, [pulls, tasks]."""
-        return Scalars.apart(
-            self.scalars.stacked(like[..., None].expand(*like.shape, len(Scalars._fields)))
-        )
+        row = like[..., None].expand(*like.shape, len(Scalars._fields))
+        return Scalars.of(self.scalars.stacked(row))
 
 
 def backward_actions(
@@ -114,41 +147,33 @@ class BackwardSweep:
     """Carries out backward actions."""
 
     def __init__(
-        self,
-        stepper: SettledStepper,
-        trajectory: Trajectory,
-        adjoint: LocalAdjoint,
-        pull: PullKernel,
-        cotangents: dict[int, Tensor],
-        stats: Stats,
-        journal: Journal | None = None,
-    ) -> None:
-        assert stepper.length is not None, "known after the forward sweep"
-        self.trace = Trace(exact=adjoint.exact)
+        self, stepper: SettledStepper, trajectory: Trajectory, adjoint: LocalAdjoint,
+        pull: PullKernel, cotangents: dict[int, Tensor], stats: Stats, journal: Journal | None,
+    ) -> None:  # fmt: skip
+        self.trace = Trace(exact=adjoint.exact, end=fingerprint(trajectory.y_end))
         self._stepper, self._pull = stepper, pull
         self._trajectory, self._stats = trajectory, stats
         self._cotangents = cotangents
-        self._y = trajectory.before_end
-        self._y1 = trajectory.y_end
-        self.trace.end = fingerprint(trajectory.y_end)
-        self._steps = stepper.length
+        self._y, self._y1 = trajectory.before_end, trajectory.y_end
         self._waits = [stepper.waits]
         if adjoint.first_step(stepper.length) > 0:  # a task that makes more steps leaves out more
-            self._waits.append(Waits(stepper.left_out(adjoint), length_counts=False).between)
+            self._waits.append(Waits(stepper.left_out(adjoint), length_counts=False))
         self._stops: list[int] = []
         self._theta: Theta | None = None
-        self._journal, self._actions, self._index = journal, 0, None
+        self._journal, self._actions = journal, 0
+        self._index: int | None = None
 
     def run(self, actions: Iterator[Action], lam: Tensor) -> Swept:
         """The whole sweep, from lam at the final state."""
-        seeds = torch.stack([lam, *self._cotangents.values()])
-        start = torch.linalg.vector_norm(seeds, dim=-1).amax(0)
+        seeds = [lam, *self._cotangents.values()]
+        start = torch.linalg.vector_norm(torch.stack(seeds), dim=-1).amax(0)
         self._lam = lam
-        self._trajectory.kept.begin(lam)
+        kept = self._trajectory.kept
+        kept.begin(lam)
         self._trajectory.y_end = self._trajectory.before_end = lam.new_empty(0)  # release them
         if self._journal is not None:
-            self._resume(self._journal, digest([lam, *self._cotangents.values()]))
-        before, kept = self._actions, self._trajectory.kept
+            self._resume(self._journal, digest(seeds))
+        before = self._actions
         stream = actions if kept.at_hand else announced(actions, kept.prefetch)
         for number, action in enumerate(stream):
             if number >= before:
@@ -161,21 +186,15 @@ class BackwardSweep:
                 self._lam = self._lam + cotangent
         scalars = self.trace.read(start)
         norms = torch.cat([start[None], scalars.norm]).amax(0)
+        growth = norms / start.clamp(min=torch.finfo(start.dtype).tiny)
         g_t, g_dt = self._gather(scalars, start)
-        return Swept(
-            self._lam,
-            g_t,
-            g_dt,
-            self._theta,
-            norms / start.clamp(min=torch.finfo(start.dtype).tiny),
-            torch.zeros_like(start),
-        )
+        return Swept(self._lam, g_t, g_dt, self._theta, growth, torch.zeros_like(start))
 
     def _run(self, action: Action) -> None:
         kept = self._trajectory.kept
         match action:  # the most frequent first
             case Pull(start, stop):
-                self._pull_back(start, stop)
+                self._pull_back(self._trajectory.first + start, self._trajectory.first + stop)
             case Restore(index):
                 self._y = kept[index]
             case Free(index):
@@ -191,26 +210,19 @@ class BackwardSweep:
                     self._save(k + 1)
 
     def _pull_back(self, start: int, stop: int) -> None:
-        first = self._trajectory.first
-        t, dt = self._stepper.interval(first + start, first + stop)
-        y, lam = self._y, self._arrive(first + stop)
+        """Take lam over the steps start..stop-1."""
+        y, lam = self._y, self._lam
+        if stop in self._cotangents:  # the outer loss observes this state
+            lam = lam + self._cotangents[stop]
         if self._trajectory.prints:
             self.trace.prints.append(fingerprint(y))
-        pulled = self._pull(first + start, Interval(t, dt, y, self._y1), lam)
+        interval = Interval(*self._stepper.interval(start, stop), y, self._y1)
+        pulled = self._pull(start, interval, lam)
         for waits in self._waits:
-            waiting = waits(first + start, first + stop)
+            waiting = waits.between(start, stop)
             if waiting is not None:
                 pulled = waiting.pull(lam, pulled)
         self._lam, self._y1 = pulled.lam, y
-        self._collect(pulled, first + start, first + stop)
-        self._trajectory.kept.step_done()
-
-    def _arrive(self, index: int) -> Tensor:
-        """Lam at a state, with the gradient of the outer loss if it is observed."""
-        cotangent = self._cotangents.get(index)
-        return self._lam if cotangent is None else self._lam + cotangent
-
-    def _collect(self, pulled: Noted, start: int, stop: int) -> None:
         if self._theta is None:
             self._theta = pulled.theta
         elif any(pulled.theta):
@@ -218,6 +230,7 @@ class BackwardSweep:
         self._stops.append(stop)
         self.trace.starts.append(start)
         self.trace.scalars.append(pulled.scalars)
+        self._trajectory.kept.step_done()
 
     def _save(self, index: int | None) -> None:
         journal = self._journal
@@ -252,7 +265,7 @@ class BackwardSweep:
 
         An interval of several steps has its time at the first of them and its length at each.
         """
-        none = like.new_zeros((*like.shape, self._steps))
+        none = like.new_zeros((*like.shape, self._stepper.length))
         starts = self.trace.starts
         if not starts:
             return none, none

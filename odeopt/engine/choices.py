@@ -79,8 +79,8 @@ class Choices:
     @property
     def journal(self) -> tuple[int, JournalSettings] | None:
         """The number of the tier in which progress is saved, and how; None if it is not."""
-        found = ((number, tier.journal) for number, tier in enumerate(self.checkpoints.tiers))
-        return next(((number, how) for number, how in found if how is not None), None)
+        settings = [tier.journal for tier in self.checkpoints.tiers]
+        return next(((tier, own) for tier, own in enumerate(settings) if own is not None), None)
 
     def check_autograd(self) -> None:
         """Raise `CompatibilityError` if states are not where autograd keeps them."""

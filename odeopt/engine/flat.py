@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +20,6 @@ from odeopt.solver.dynamics import (
     Data,
     Differentiate,
     FlatField,
-    Linearization,
     Theta,
     add_thetas,
 )
@@ -28,6 +29,8 @@ from odeopt.tools.tree import Partition, Ravel
 from odeopt.tools.types import PyTree
 
 Potential = Callable[[Tensor, Tensor, Theta, Data], Tensor]
+
+_Point = tuple[Tensor, Tensor, Theta, Data]
 
 
 class Layout(NamedTuple):
@@ -112,13 +115,11 @@ class BoundGradientRule(BoundRule):
         state = self.layout.unpack(y, theta, data)[0]
         params = tree.layout_of(state.params)
         at = (k, y[: params.size], theta, data)
-        point: Linearization | None = None
         if self._gradient_rule.micro_batches == 1:
-            places = [_Place(self._piece_field(params, state.buffers, 0), None)]
-            point = differentiate(places[0].field, *at)
-            grads = torch.neg(point.value)
+            point = differentiate(self._piece_field(params, state.buffers, 0), *at)
+            grads, products = torch.neg(point.value), [point.pullback]
         else:
-            places, grads = self._survey(params, y, theta, data)
+            grads, products = self._by_piece(differentiate, params, y, at)
 
         def advanced(lr: Tensor, y: Tensor, g: Tensor, shared: tuple[Tensor, ...]) -> Tensor:
             now, _, hparams, _ = self.layout.unpack(y, theta._replace(shared=shared), data)
@@ -131,47 +132,50 @@ class BoundGradientRule(BoundRule):
         y1, pullback = linearized
         g_lr, g_y, g_grads, g_shared = pullback(lam)
         total = Theta(g_shared, tuple(torch.zeros_like(leaf) for leaf in theta.batch))
-        for place in places:
-            pulled = _pull_piece(point, place, differentiate, at, g_grads)
+        for product in products:
+            pulled = product(-g_grads)
             g_y = torch.cat([g_y[: params.size] + pulled.y, g_y[params.size :]])
             total = add_thetas([total, pulled.theta])
         known = sum(leaf.numel() for leaf in tree.tensors((state.params, state.slots)))
         return StepGradient(g_y, torch.zeros_like(k), g_lr, total, reached(y1[:known]))
 
-    def _survey(
-        self, params: Ravel, y: Tensor, theta: Theta, data: Data
-    ) -> tuple[list[_Place], Tensor]:
-        """Each piece with the buffers and random numbers it meets, and the whole gradient."""
-        state, _, hparams, batch = self.layout.unpack(y, theta, data)
+    def _by_piece(
+        self, differentiate: Differentiate, params: Ravel, y: Tensor, at: _Point
+    ) -> tuple[Tensor, list[Callable[[Tensor], Cotangents]]]:
+        """The whole gradient, and each piece's Hessian-vector product.
+
+        A piece meets the same buffers and random numbers twice; its graph is freed on return.
+        """
+        state, _, hparams, batch = self.layout.unpack(y, *at[2:])
         buffers, total = state.buffers, torch.zeros_like(y[: params.size])
-        places: list[_Place] = []
+        products: list[Callable[[Tensor], Cotangents]] = []
+
+        def product(field: _PieceField, random: Any, cotangent: Tensor) -> Cotangents:
+            restore_random_state(random)
+            return differentiate(field, *at).pullback(cotangent)
+
         for index, piece in enumerate(self._gradient_rule.pieces(batch)):
-            places.append(_Place(self._piece_field(params, buffers, index), random_state()))
+            field = self._piece_field(params, buffers, index)
+            products.append(partial(product, field, random_state()))
             grads, buffers = self._gradient_rule.piece_gradient(
                 state.params, hparams, piece, buffers
             )
             total = total + params.flatten(grads, "the gradient")
-        return places, total
+        return total, products
 
     def _piece_field(self, params: Ravel, buffers: PyTree, index: int) -> _PieceField:
         return _PieceField(self._gradient_rule, self.layout, params, buffers, index)
 
 
-class _Place(NamedTuple):
-    """A piece of the batch as a field, and the random state it begins with."""
-
-    field: _PieceField
-    random: Any
-
-
+@dataclass(frozen=True, eq=False)
 class _PieceField(FlatField):
     """Minus the gradient of one piece's share in the loss, on flat parameters."""
 
-    def __init__(
-        self, rule: GradientRule, layout: Layout, params: Ravel, buffers: PyTree, index: int
-    ) -> None:
-        self._rule, self._layout, self._params = rule, layout, params
-        self._buffers, self._index = buffers, index
+    rule: GradientRule
+    layout: Layout
+    params: Ravel
+    buffers: PyTree
+    index: int
 
     @override
     def velocity(self, t: Tensor, y: Tensor, theta: Theta, data: Data) -> Tensor:
@@ -184,21 +188,10 @@ class _PieceField(FlatField):
 
     def _share(self, t: Tensor, u: Tensor, theta: Theta, data: Data) -> Tensor:
         del t
-        _, hparams = self._layout.shared.merge(theta.shared, data.shared)
-        batch = self._layout.batch.merge(theta.batch, data.batch)
-        piece = self._rule.pieces(batch)[self._index]
-        return self._rule.value(self._params.unflatten(u), hparams, piece, self._buffers)[0]
-
-
-def _pull_piece(
-    point: Linearization | None, place: _Place, differentiate: Differentiate,
-    at: tuple[Tensor, Tensor, Theta, Data], g_grads: Tensor,
-) -> Cotangents:  # fmt: skip
-    """The Hessian-vector product of one piece, whose graph is freed on return."""
-    if point is not None:
-        return point.pullback(-g_grads)
-    restore_random_state(place.random)
-    return differentiate(place.field, *at).pullback(-g_grads)
+        _, hparams = self.layout.shared.merge(theta.shared, data.shared)
+        batch = self.layout.batch.merge(theta.batch, data.batch)
+        piece = self.rule.pieces(batch)[self.index]
+        return self.rule.value(self.params.unflatten(u), hparams, piece, self.buffers)[0]
 
 
 def bind(inner: InnerOptimizer, layout: Layout) -> BoundField | BoundRule:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -21,10 +21,51 @@ from odeopt.checkpoint.base import (
 )
 from odeopt.engine.journal import ForwardProgress, Journal, counts
 from odeopt.engine.kept import Kept
-from odeopt.engine.refinement import Refinement
-from odeopt.engine.rows import Rows
-from odeopt.engine.steppers import Stepper
+from odeopt.engine.steppers import Refinement, Stepper
 from odeopt.errors import OdeoptError
+
+PACK = 16
+"""So many rows are put together at a time."""
+
+
+class Rows:
+    """Small tensors of one shape, one per step.
+
+    A tensor of one number takes several hundred bytes, and many that stay between large ones which
+    come and go keep an allocator from using that space again: they are put together as they come.
+    """
+
+    def __init__(self) -> None:
+        self._packed: list[Tensor] = []
+        self._loose: list[Tensor] = []
+
+    @classmethod
+    def unstacked(cls, stacked: Tensor) -> Self:
+        """The rows of a tensor of shape [n, ...]."""
+        rows = cls()
+        if stacked.shape[0]:
+            rows._packed.append(stacked)
+        return rows
+
+    def append(self, row: Tensor) -> None:
+        """Note another one; parts of one length are put together in turn, so that there are few."""
+        self._loose.append(row)
+        if len(self._loose) < PACK:
+            return
+        part = torch.stack(self._loose)
+        self._loose.clear()
+        while self._packed and self._packed[-1].shape[0] == part.shape[0]:
+            part = torch.cat([self._packed.pop(), part])
+        self._packed.append(part)
+
+    def stacked(self, like: Tensor) -> Tensor:
+        """Shape [n, ...]; if there are none, [0, ...] with the rest and the dtype of `like`."""
+        loose = [torch.stack(self._loose)] if self._loose else []
+        parts = self._packed + loose
+        return torch.cat(parts) if parts else like.new_zeros((0, *like.shape))
+
+    def __bool__(self) -> bool:
+        return bool(self._packed or self._loose)
 
 
 @dataclass(eq=False)
@@ -47,35 +88,22 @@ class Trajectory:
     observed: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     prints: Rows = field(default_factory=Rows)
 
+    @classmethod
+    def resumed(cls, progress: ForwardProgress, kept: Kept, first: int) -> Self:
+        """What there was when the solve was interrupted."""
+        prints = Rows.unstacked(progress.prints)
+        return cls(progress.y, progress.before_end, kept, first, progress.observed, prints)
 
-def forward_sweep(
-    stepper: Stepper,
-    y0: Tensor,
-    schedule: CheckpointSchedule | None,
-    kept: Kept,
-    first: int,
-    observe: Sequence[int],
-    fingerprints: bool,
-    journal: Journal | None,
-) -> Trajectory:
-    """Run the solve and the schedule's forward stream, which starts at step `first`.
-
-    Without a schedule nothing is kept; with a journal the sweep goes on from the progress in it.
-    """
-    trajectory = Trajectory(y0, y0, kept, first)
-    unsaved = stepper.length is None or not stepper.saves
-    if unsaved or schedule is None or schedule.watches:
-        journal = None
-    runner = _Runner(stepper, trajectory, frozenset(observe), fingerprints, journal)
-    if schedule is None:
-        runner.advance_to_end()
-        return trajectory
-    runner.advance(first)
-    if stepper.length == first:
-        return trajectory
-    runner.begin()
-    runner.follow(schedule)
-    return trajectory
+    def progress(
+        self, index: int, actions: int, begun: bool, done: bool = False,
+        refinement: Refinement | None = None,
+    ) -> ForwardProgress:  # fmt: skip
+        """What there is to be saved."""
+        steps = None if refinement is None else dict(vars(refinement))
+        return ForwardProgress(
+            done, begun, actions, index, self.y_end, self.before_end, self.kept.places(),
+            self.observed, self.prints.stacked(self.y_end), steps, counts(self.kept.stats),
+        )  # fmt: skip
 
 
 def run_to_end(stepper: Stepper, y0: Tensor) -> None:
@@ -85,39 +113,54 @@ def run_to_end(stepper: Stepper, y0: Tensor) -> None:
         y, k = stepper.advance(k, y), k + 1
 
 
-class _Runner:
-    """Carries out forward actions; the sweep has ended once the last state has been reached."""
+class ForwardSweep:
+    """Carries out forward actions; the sweep has ended once the last state has been reached.
+
+    It begins with the trajectory, which it fills, and goes on from the progress in the journal.
+    """
 
     def __init__(
-        self, stepper: Stepper, trajectory: Trajectory, observe: frozenset[int], prints: bool,
-        journal: Journal | None,
+        self, stepper: Stepper, trajectory: Trajectory, observe: tuple[int, ...],
+        fingerprints: bool, journal: Journal | None,
     ) -> None:  # fmt: skip
-        self._stepper, self._trajectory = stepper, trajectory
-        self._observe, self._prints, self._journal = observe, prints, journal
+        self._stepper, self._trajectory, self._journal = stepper, trajectory, journal
+        self._observe, self._prints = frozenset(observe), fingerprints
         self._index, self._y = 0, trajectory.y_end
         self._begun = self._ended = False
         self._actions = 0
         trajectory.kept.begin(trajectory.y_end)
-        if journal is not None and journal.forward is not None:
-            self._resume(journal.forward)
+        saved = None if journal is None else journal.forward
+        if saved is not None:
+            self._index, self._begun, self._actions = saved.index, saved.begun, saved.actions
 
-    def begin(self) -> None:
-        """The first step that is to be pulled comes next."""
+    def run(self, schedule: CheckpointSchedule | None) -> None:
+        """The whole sweep, with the schedule's forward stream from the first step to be pulled.
+
+        Without a schedule nothing is kept.
+        """
+        first, length = self._trajectory.first, self._stepper.length
+        if schedule is None:
+            while self._index != self._stepper.length:
+                self._advance(self._index + 1)
+            return
+        self._advance(first)
+        if length == first:
+            return
         if not self._begun:
             self._begun = True
             self._print()
+        self._follow(schedule, None if length is None else length - first)
 
-    def follow(self, schedule: CheckpointSchedule) -> None:
+    def _follow(self, schedule: CheckpointSchedule, steps: int | None) -> None:
         """Carry out a schedule's forward stream, from the current index on."""
-        first, length = self._trajectory.first, self._stepper.length
-        stream = schedule.forward(None if length is None else length - first)
+        stream = schedule.forward(steps)
         action = next(stream)
         for _ in range(self._actions):  # carried out before the solve was interrupted
             action = stream.send(Progress(self._stepper.time(self._index), self._y))
         while True:
             self._run(action)
             self._actions += 1
-            if length is None and self._ended:
+            if steps is None and self._ended:
                 stream.close()
                 return
             try:
@@ -125,31 +168,27 @@ class _Runner:
             except StopIteration:
                 return
 
-    def advance(self, stop: int) -> None:
+    def _advance(self, stop: int) -> None:
         """Make steps until the index is `stop`."""
+        trajectory = self._trajectory
         while self._index < stop:
             before, self._y = self._y, self._stepper.advance(self._index, self._y)
             self._index += 1
-            self._trajectory.kept.step_done()
+            trajectory.kept.step_done()
             if self._ended:
-                self._trajectory.kept.stats.replayed_steps += 1
+                trajectory.kept.stats.replayed_steps += 1
                 continue
-            self._trajectory.before_end, self._trajectory.y_end = before, self._y
+            trajectory.before_end, trajectory.y_end = before, self._y
             self._print()
             self._ended = self._index == self._stepper.length
-            self._look()
-            self._save()
-
-    def advance_to_end(self) -> None:
-        """Make every step that is left."""
-        while self._index != self._stepper.length:
-            self.advance(self._index + 1)
+            if not self._ended:
+                self._note()
 
     def _run(self, action: Action) -> None:
         kept, first = self._trajectory.kept, self._trajectory.first
         match action:  # the most frequent first
             case Advance(_, stop):
-                self.advance(first + stop)
+                self._advance(first + stop)
             case Store(index, tier):
                 kept.store(index, self._y, tier)
             case Free(index):
@@ -162,49 +201,18 @@ class _Runner:
                     " odeopt.testing.check_schedule on it."
                 )
 
-    def _look(self) -> None:
-        if not self._observe or self._ended:
-            return
-        if self._stepper.grid_index(self._index) in self._observe:
-            self._trajectory.observed[self._index] = self._y
-
     def _print(self) -> None:
         if self._begun and self._prints:
             self._trajectory.prints.append(fingerprint(self._y))
 
-    def _save(self) -> None:
-        if self._journal is None or self._ended or not self._journal.is_due:
-            return
-        self._journal.save(
-            forward_progress(self._trajectory, self._index, self._actions, self._begun),
-            self._trajectory.kept,
-        )
-
-    def _resume(self, progress: ForwardProgress) -> None:
-        trajectory = self._trajectory
-        self._index, self._y, self._begun = progress.index, progress.y, progress.begun
-        self._actions = progress.actions
-        trajectory.y_end, trajectory.before_end = progress.y, progress.before_end
-        trajectory.observed, trajectory.prints = progress.observed, Rows.unstacked(progress.prints)
-
-
-def resumed_trajectory(progress: ForwardProgress, kept: Kept, first: int) -> Trajectory:
-    """What a forward sweep had left behind before the solve was interrupted."""
-    prints = Rows.unstacked(progress.prints)
-    return Trajectory(progress.y, progress.before_end, kept, first, progress.observed, prints)
-
-
-def forward_progress(
-    trajectory: Trajectory, index: int, actions: int, begun: bool, done: bool = False,
-    refinement: Refinement | None = None,
-) -> ForwardProgress:  # fmt: skip
-    """What there is to be saved of a forward sweep."""
-    y, kept = trajectory.y_end, trajectory.kept
-    steps = None if refinement is None else dict(vars(refinement))
-    return ForwardProgress(
-        done, begun, actions, index, y, trajectory.before_end, kept.places(),
-        trajectory.observed, trajectory.prints.stacked(y), steps, counts(kept.stats),
-    )  # fmt: skip
+    def _note(self) -> None:
+        """Observe a state between the first and the last, and save progress if it is time."""
+        trajectory, journal = self._trajectory, self._journal
+        if self._observe and self._stepper.grid_index(self._index) in self._observe:
+            trajectory.observed[self._index] = self._y
+        if journal is not None and journal.is_due:
+            progress = trajectory.progress(self._index, self._actions, self._begun)
+            journal.save(progress, trajectory.kept)
 
 
 def fingerprint(state: Tensor) -> Tensor:

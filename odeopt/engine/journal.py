@@ -1,4 +1,4 @@
-"""How far a solve has come, saved so that it can be resumed after a crash."""
+"""Which solve it is and how far it has come, saved so that it can be resumed after a crash."""
 
 from __future__ import annotations
 
@@ -11,12 +11,55 @@ import torch
 from torch import Tensor
 
 from odeopt.checkpoint.store import JournalSettings
-from odeopt.checkpoint.store.own_files import BACKWARD, FORWARD
-from odeopt.checkpoint.store.resumable import ResumableShelf
-from odeopt.checkpoint.store.solve_folder import WHAT_TO_DO, SolveFolder
+from odeopt.checkpoint.store.solve_files import BACKWARD, FORWARD
+from odeopt.checkpoint.store.solve_folder import WHAT_TO_DO, ResumableShelf, SolveFolder
+from odeopt.engine.choices import Choices
 from odeopt.engine.kept import Kept
+from odeopt.engine.kernels import Kernels
+from odeopt.engine.problem import Problem
 from odeopt.engine.stats import Stats
+from odeopt.engine.steppers import FixedStepper
 from odeopt.errors import InputError, StorageError
+from odeopt.inner.rule import UpdateRule
+from odeopt.tools import tree
+from odeopt.tools.describing import describe
+from odeopt.tools.packing import digest
+from odeopt.tools.version import versions
+
+
+def identify(choices: Choices, problem: Problem, kernels: Kernels) -> dict[str, str]:
+    """The parts of a solve by name; it costs one evaluation of the velocity.
+
+    Raises:
+        CompatibilityError: if a choice holds an object about which nothing can be said.
+    """
+    theta, data, grid, stream = problem.theta, problem.data, problem.grid, problem.stream
+    own = (None, None) if stream is None else (stream.seed, stream.length)
+    chosen = {
+        "the field": choices.field,
+        "the solver": choices.solver,
+        "the adjoint": choices.adjoint,
+        "the checkpoints": choices.checkpoints,
+        "the compilation": choices.compiler,
+    }
+    times = tree.tensors((grid.times, grid.dt, grid.stops))
+    return {
+        "the version or device": f"{versions()}, {problem.y0.device}",
+        **{name: describe(choice, name) for name, choice in chosen.items()},
+        "the initial state": digest([problem.y0]),
+        "the hparams": digest([*theta.shared, *data.shared]),
+        "the batch": digest([*theta.batch, *data.batch]) + describe(own),
+        "the grid": digest(times) + describe(grid.observe),
+        "what the loss computes": digest([_first_step(choices, problem, kernels)]),
+    }
+
+
+def _first_step(choices: Choices, problem: Problem, kernels: Kernels) -> Tensor:
+    """Numbers in which another loss, or another number captured by it, would be seen."""
+    y0, grid = problem.y0, problem.grid
+    if isinstance(choices.field, UpdateRule) or problem.stream is not None:
+        return FixedStepper(kernels, grid, y0.dtype, Stats()).advance(0, y0)
+    return kernels.velocity()(grid.times[..., 0].to(y0.dtype), y0)
 
 
 @dataclass(eq=False)
@@ -120,7 +163,7 @@ class Journal:
         """Whether it is time to save progress."""
         return time.monotonic() - self._last >= self._seconds
 
-    def resume(self, kept: Kept) -> None:
+    def recover(self, kept: Kept) -> None:
         """Take over the kept states and the stats of the last progress file."""
         last = self.backward or self.forward
         self.shelf.recover([] if last is None else [index for index, _ in last.kept])
@@ -144,7 +187,7 @@ class Journal:
             self._after = self._folder.save(FORWARD, {"progress": own})
         else:
             self._folder.save(BACKWARD, {"progress": own, "after": self._after})
-        self.shelf.settle([index for index, _ in progress.kept])
+        self.shelf.keep_only([index for index, _ in progress.kept])
         self._last = time.monotonic()
 
     def check_seeds(self, seeds: str) -> None:

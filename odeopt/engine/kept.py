@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 from torch import Tensor
 
@@ -14,22 +14,11 @@ from odeopt.engine.stats import Stats
 from odeopt.tools.resident import ResidentGuard
 
 
-class _Place(NamedTuple):
-    """Where a state is, and its size in bytes."""
-
-    tier: int
-    size: int
-
-
 class Kept:
-    """Kept states by index, in their tiers; records the most there were at one time.
+    """Kept states by index, in their tiers; records in `stats` the most there were at one time.
 
-    As a context manager it forgets every state in the end.
-
-    Args:
-        stats: what is recorded goes there.
-        tiers: where states may be.
-        opened: shelves that are open already, by the number of their tier.
+    Shelves that are `opened` already go by the number of their tier. As a context manager it
+    forgets every state in the end.
     """
 
     def __init__(
@@ -39,7 +28,8 @@ class Kept:
         self.stats = stats
         self._tiers = tiers
         self._shelves = dict(opened or {})
-        self._places: dict[int, _Place] = {}
+        self._places: dict[int, tuple[int, int]] = {}
+        """The tier of each state, and its size in bytes."""
         self._bytes = Counter[str]()
         self._all_bytes = 0
         self._resident = ResidentGuard()
@@ -50,19 +40,27 @@ class Kept:
         if tier not in self._shelves:
             self._shelves[tier] = self._tiers[tier].open()
         self._shelves[tier].put(index, state)
-        self._note(index, state, tier)
+        self.adopt(index, state, tier)
 
     def adopt(self, index: int, like: Tensor, tier: int) -> None:
         """Count a state, of a known shape, that is in a tier already."""
-        self._note(index, like, tier)
+        kind, stats, size = self._tiers[tier].kind, self.stats, like.nbytes
+        self._places[index] = tier, size
+        self._bytes[kind] += size
+        self._all_bytes += size
+        stats.stored_states = max(stats.stored_states, len(self._places))
+        stats.stored_bytes = max(stats.stored_bytes, self._all_bytes)
+        if kind in ("device", "host", "disk"):  # that of a plugin is among all bytes only
+            most = max(getattr(stats, f"{kind}_bytes"), self._bytes[kind])
+            setattr(stats, f"{kind}_bytes", most)
 
     def free(self, index: int) -> None:
         """Drop a state, if it is there."""
-        place = self._places.pop(index, None)
-        if place is not None:
-            self._shelves[place.tier].drop(index)
-            self._bytes[self._tiers[place.tier].kind] -= place.size
-            self._all_bytes -= place.size
+        if index in self._places:
+            tier, size = self._places.pop(index)
+            self._shelves[tier].drop(index)
+            self._bytes[self._tiers[tier].kind] -= size
+            self._all_bytes -= size
 
     @property
     def at_hand(self) -> bool:
@@ -71,12 +69,13 @@ class Kept:
 
     def prefetch(self, index: int) -> None:
         """Begin to bring back a state, if it is there, for it comes next."""
-        place = self._places.get(index)
-        if place is not None:
-            self._shelves[place.tier].prefetch(index)
+        if index in self._places:
+            tier, _ = self._places[index]
+            self._shelves[tier].prefetch(index)
 
     def __getitem__(self, index: int) -> Tensor:
-        return self._shelves[self._places[index].tier].get(index)
+        tier, _ = self._places[index]
+        return self._shelves[tier].get(index)
 
     def begin(self, state: Tensor) -> None:
         """A sweep begins with a state."""
@@ -92,7 +91,7 @@ class Kept:
 
     def places(self) -> list[tuple[int, int]]:
         """The index and the tier of each kept state, sorted."""
-        return [(index, self._places[index].tier) for index in self.indices()]
+        return [(index, tier) for index, (tier, _) in sorted(self._places.items())]
 
     def close(self, done: bool) -> None:
         """Forget every state; `done` says that the solve has come to its end."""
@@ -109,20 +108,3 @@ class Kept:
         traceback: TracebackType | None,
     ) -> None:
         self.close(done=error is None)
-
-    def _note(self, index: int, state: Tensor, tier: int) -> None:
-        place = self._places[index] = _Place(tier, state.nbytes)
-        kind, stats = self._tiers[tier].kind, self.stats
-        own = self._bytes[kind] = self._bytes[kind] + place.size
-        self._all_bytes += place.size
-        stats.stored_states = max(stats.stored_states, len(self._places))
-        stats.stored_bytes = max(stats.stored_bytes, self._all_bytes)
-        match kind:
-            case "device":
-                stats.device_bytes = max(stats.device_bytes, own)
-            case "host":
-                stats.host_bytes = max(stats.host_bytes, own)
-            case "disk":
-                stats.disk_bytes = max(stats.disk_bytes, own)
-            case _:  # of a plugin: among all bytes only
-                pass

@@ -3,24 +3,118 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from odeopt.adjoint.base import Cost, Interval, LocalAdjoint
+from odeopt.adjoint.base import Cost, Interval, LocalAdjoint, Pulled
+from odeopt.adjoint.discrete import as_pulled
 from odeopt.adjoint.linearize import Differentiation, ReverseMode
 from odeopt.engine.compile.compiler import CompiledKernel, Compiler
-from odeopt.engine.evaluation import evaluation
 from odeopt.engine.flat import BoundField, BoundRule
-from odeopt.engine.pulled import Noted, note
-from odeopt.engine.stagewise import Stagewise
 from odeopt.engine.stats import Stats
-from odeopt.engine.step_inputs import StepInputs
+from odeopt.engine.watch import evaluation
+from odeopt.errors import InputError
+from odeopt.inner.stream import Stream
 from odeopt.solver.base import Solver, Stepping, StepSolver
-from odeopt.solver.dynamics import Cotangents, Data, Theta
+from odeopt.solver.dynamics import Cotangents, Data, FlatField, Linearization, Theta
 from odeopt.solver.error_control import Attempt, ErrorControlled
+from odeopt.tools import tree
+from odeopt.tools.seeds import seeded
+from odeopt.tools.types import PyTree, Velocity
+
+_NO_DERIVATIVE = ReverseMode()
+"""What a forward step would be differentiated with, if it were."""
+
+
+class Scalars(NamedTuple):
+    """The numbers that belong to one pull, or to many: all of one shape."""
+
+    t: Tensor
+    """The gradient w.r.t. the start of the interval."""
+    dt: Tensor
+    """The gradient w.r.t. its length."""
+    step_ratio: Tensor
+    """See `Diagnostics`."""
+    defect: Tensor
+    """See `Diagnostics`."""
+    gap: Tensor
+    """See `Diagnostics`."""
+    norm: Tensor
+    """Of lam at the start of the interval."""
+
+    @classmethod
+    def of(cls, rows: Tensor) -> Self:
+        """Out of a tensor of shape [..., 6]."""
+        return cls(*rows.unbind(-1))
+
+
+class PullResult(NamedTuple):
+    """A `Pulled` of one task or of all in few tensors, for each costs time in every step."""
+
+    lam: Tensor
+    theta: Theta
+    scalars: Tensor
+    """Shape [6], with tasks [tasks, 6]."""
+
+    @classmethod
+    def of(cls, pulled: Pulled) -> Self:
+        """A pull with the norm of its lam."""
+        norm, zero = torch.linalg.vector_norm(pulled.lam, dim=-1), torch.zeros_like(pulled.dt)
+        step_ratio, defect, gap = pulled.diagnostics
+        gap = zero if gap is None else gap
+        scalars = Scalars(pulled.t, pulled.dt, step_ratio, defect, gap, norm)
+        return cls(pulled.lam, pulled.theta, torch.stack(scalars, dim=-1))
+
+
+@dataclass(frozen=True, eq=False)
+class StepInputs:
+    """What changes from step to step: the batch of a stream and its random numbers.
+
+    Attributes:
+        stream: the stream.
+        layout: the structure of its first batch, which every other must have.
+        shared: the data that does not change.
+    """
+
+    stream: Stream
+    layout: tree.Partition
+    shared: tree.Tensors
+
+    def data(self, k: int) -> Data:
+        """The data of step k.
+
+        Raises:
+            InputError: if its batch has another structure than the first.
+        """
+        batch = self.stream(k)
+        leaves = self._read(batch)
+        if leaves is not None:
+            return Data(self.shared, tuple(leaves))
+        partition, _, data = tree.partition(batch, lambda leaf: False)
+        if partition != self.layout:
+            raise InputError(
+                f"the stream's batch {k} has the structure {partition.spec}, or other numbers in"
+                f" it, than batch 0, which has {self.layout.spec}: every batch needs the same"
+                " structure."
+            )
+        return Data(self.shared, data)
+
+    def random(self, k: int, device: torch.device) -> AbstractContextManager[None]:
+        """A block in which random numbers are those of step k."""
+        seed = self.stream.step_seed(k)
+        return nullcontext() if seed is None else seeded(seed, device)
+
+    @cached_property
+    def _read(self) -> Callable[[PyTree], list[Tensor] | None]:
+        if set(self.layout.roles) != {"data"}:
+            return lambda batch: None
+        return tree.reader(self.layout.spec)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +158,14 @@ class Kernels:
         return self.solver
 
     @property
-    def flat(self) -> BoundField:
-        """The field; only solvers and adjoints of fields ask for it."""
-        assert isinstance(self.dynamics, BoundField), "checked when the choices are made"
-        return self.dynamics
+    def _by_stage(self) -> bool:
+        """Whether the velocity and its pullback are compiled alone.
+
+        Where steps have many different numbers of stages, each would be a trace of its own, and a
+        long one. The recurrence then runs in Python on the states of all tasks at once.
+        """
+        solver = self.solver
+        return self.compiler is not None and isinstance(solver, StepSolver) and solver.by_stage
 
     def stepping(self, differentiation: Differentiation, theta: Theta, data: Data) -> Stepping:
         """The inner optimiser with theta and data bound, for use inside a kernel."""
@@ -88,55 +186,58 @@ class Kernels:
         return over_tasks
 
     def velocity(self) -> Callable[..., Tensor]:
-        """`(t, y) -> dy/dt`."""
-        return self._bind("velocity", self.flat.velocity)
+        """`(t, y) -> dy/dt`; only solvers and adjoints of fields ask for it."""
+        assert isinstance(self.dynamics, BoundField), "checked when the choices are made"
+        return self._bind("velocity", self.dynamics.velocity)
 
     def step(self) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
         """`(k, t, dt, y) -> y` after step k of a step solver."""
         solver = self.step_solver
-        stagewise = self._stagewise(_NO_DERIVATIVE)
-        if stagewise is not None:
-            return self._at_steps(stagewise.step)
+        if self._by_stage:
+            velocity = self.velocity()
+            return self._at_steps(
+                lambda t, dt, y, data=None: solver.step(partial(velocity, data=data), t, dt, y)
+            )
 
         def kernel(t: Tensor, dt: Tensor, y: Tensor, theta: Theta, data: Data) -> Tensor:
             return solver.advance(self.stepping(_NO_DERIVATIVE, theta, data), t, dt, y)
 
         return self._at_steps(self._bind("step", kernel))
 
-    def pull(self, adjoint: LocalAdjoint) -> Callable[[int, Interval, Tensor], Noted]:
-        """`(k, interval, lam) -> Noted`, for an interval that begins with step k."""
-        stagewise = self._stagewise(adjoint.differentiation)
-        if stagewise is not None and adjoint.pulls_steps:
-            at_step = self._at_steps(stagewise.pull)
-            return lambda k, interval, lam: note(at_step(k, *interval, lam))
+    def pull(self, adjoint: LocalAdjoint) -> Callable[[int, Interval, Tensor], PullResult]:
+        """`(k, interval, lam) -> PullResult`, for an interval that begins with step k."""
+        if self._by_stage and adjoint.pulls_steps:
+            at_step = self._at_steps(self._pull_by_stage(adjoint.differentiation))
+            return lambda k, interval, lam: at_step(k, *interval, lam)
 
         def kernel(
             t: Tensor, dt: Tensor, y0: Tensor, y1: Tensor, lam: Tensor, theta: Theta, data: Data
-        ) -> Noted:
+        ) -> PullResult:
             stepping = self.stepping(adjoint.differentiation, theta, data)
-            return note(adjoint.pull(self.solver, stepping, Interval(t, dt, y0, y1), lam))
+            interval = Interval(t, dt, y0, y1)
+            return PullResult.of(adjoint.pull(self.solver, stepping, interval, lam))
 
         bound = self._at_steps(self._bind("pull", kernel))
         return lambda k, interval, lam: bound(k, *interval, lam)
 
     def cost(self, adjoint: LocalAdjoint) -> Cost:
-        """Of one pull."""
-        stagewise = self._stagewise(adjoint.differentiation)
-        if stagewise is not None and adjoint.pulls_steps:
-            return stagewise.cost
+        """Of one pull; by stage, the stages are made again before they are transposed."""
+        if self._by_stage and adjoint.pulls_steps:
+            stages = self.step_solver.stages
+            return Cost(gradients=stages - 1, hvps=stages)
         return adjoint.cost(self.solver)
 
     def attempt(self) -> Callable[..., Attempt]:
         """`(t, dt, y, slope) -> Attempt` of an adaptive solver."""
         solver = self._error_controlled
-        stagewise = self._stagewise(_NO_DERIVATIVE)
-        if stagewise is not None:
-            return stagewise.attempt
+        if self._by_stage:
+            return partial(solver.attempt, self.velocity())
 
         def kernel(
             t: Tensor, dt: Tensor, y: Tensor, slope: Tensor, theta: Theta, data: Data
         ) -> Attempt:
-            return solver.attempt(self._velocity_at(theta, data), t, dt, y, slope)
+            velocity = self.stepping(_NO_DERIVATIVE, theta, data).velocity
+            return solver.attempt(velocity, t, dt, y, slope)
 
         return self._bind("attempt", kernel)
 
@@ -145,30 +246,38 @@ class Kernels:
         solver = self._error_controlled
 
         def kernel(t: Tensor, y: Tensor, slope: Tensor, theta: Theta, data: Data) -> Tensor:
-            return solver.initial_dt(self._velocity_at(theta, data), t, y, slope)
+            velocity = self.stepping(_NO_DERIVATIVE, theta, data).velocity
+            return solver.initial_dt(velocity, t, y, slope)
 
         return self._bind("initial_dt", kernel)
 
-    def _stagewise(self, differentiation: Differentiation) -> Stagewise | None:
-        """The solver stage by stage, where whole steps would be too much to compile."""
-        solver = self.solver
-        if self.compiler is None or not isinstance(solver, StepSolver) or not solver.by_stage:
-            return None
+    def _pull_by_stage(self, differentiation: Differentiation) -> Callable[..., PullResult]:
+        """The transposed step on all tasks, with the graph of one stage at a time."""
 
-        def pullback(
+        def kernel(
             t: Tensor, y: Tensor, cotangent: Tensor, theta: Theta, data: Data
         ) -> tuple[Tensor, Cotangents]:
             point = self.stepping(differentiation, theta, data).linearize(t, y)
             cotangents = point.pullback(cotangent)
             return point.value, cotangents
 
-        stepping = self.stepping(differentiation, self.theta, self.data)
-        return Stagewise(solver, stepping, self.velocity(), self._bind("pullback", pullback))
+        velocity, pullback = self.velocity(), self._bind("pullback", kernel)
 
-    def _velocity_at(self, theta: Theta, data: Data) -> Callable[[Tensor, Tensor], Tensor]:
-        return lambda t, y: self.flat.velocity(t, y, theta, data)
+        def pull(
+            t: Tensor, dt: Tensor, y0: Tensor, y1: Tensor, lam: Tensor, data: Data | None = None
+        ) -> PullResult:
+            def linearize(field: FlatField, s: Tensor, u: Tensor, *inputs: Any) -> Linearization:
+                del field, inputs  # bound in the kernels
+                return _Stage(partial(velocity, data=data), partial(pullback, data=data), s, u)
+
+            stepping = Stepping(self.dynamics, linearize, self.theta, self.data)
+            step = self.step_solver.pull(stepping, t, dt, y0, lam)
+            return PullResult.of(as_pulled(step, Interval(t, dt, y0, y1)))
+
+        return pull
 
     def _bind(self, name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+        """`(*tensors, data=...)`, with theta bound, and the solve's own data by default."""
         batched, theta = self.batched(kernel), self.theta
         if self.compiler is None:
 
@@ -192,5 +301,24 @@ class Kernels:
         return at_step
 
 
-_NO_DERIVATIVE = ReverseMode()
-"""What a forward step would be differentiated with, if it were."""
+class _Stage(Linearization):
+    """A velocity with its value and its pullback from two kernels."""
+
+    def __init__(
+        self, velocity: Velocity, pullback: Callable[..., tuple[Tensor, Cotangents]],
+        t: Tensor, y: Tensor,
+    ) -> None:  # fmt: skip
+        self._velocity, self._kernel, self._point = velocity, pullback, (t, y)
+        self._value: Tensor | None = None
+
+    @property
+    @override
+    def value(self) -> Tensor:
+        if self._value is None:
+            self._value = self._velocity(*self._point)
+        return self._value
+
+    @override
+    def pullback(self, cotangent: Tensor) -> Cotangents:
+        self._value, cotangents = self._kernel(*self._point, cotangent)
+        return cotangents

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from odeopt.engine.flat import Layout
-from odeopt.engine.precision import check_dtypes
 from odeopt.errors import CapturedTensorError, InputError
 from odeopt.grid import TimeGrid
 from odeopt.inner.base import InnerOptimizer
@@ -47,21 +46,24 @@ class Problem:
 
     def tensors(self) -> list[Tensor]:
         """Every tensor of it."""
-        parts, grid = (*self.theta, *self.data), self.grid
-        stops = [] if grid.stops is None else [grid.stops]
-        return [self.y0, grid.times, grid.dt, *stops, *(leaf for part in parts for leaf in part)]
+        return tree.tensors(self._inputs())
+
+    def with_tensors(self, tensors: Iterable[Tensor]) -> Problem:
+        """The problem with others in place of `tensors()`."""
+        own = iter(tensors)
+        y0, times, dt, stops, theta, data = tree.map_tensors(lambda _: next(own), self._inputs())
+        grid = TimeGrid(times, self.grid.observe, dt=dt, stops=stops)
+        return replace(self, y0=y0, grid=grid, theta=theta, data=data)
 
     def detach(self) -> Problem:
         """The same tensors without their autograd history."""
-        return Problem(
-            self.y0.detach(),
-            Theta(*(_detach(part) for part in self.theta)),
-            Data(*(_detach(part) for part in self.data)),
-            self.grid.detach(),
-            self.layout,
-            self.tasks,
-            self.stream,
-        )
+        inputs = (self.y0, self.theta, self.data)
+        y0, theta, data = tree.map_tensors(Tensor.detach, inputs)
+        return replace(self, y0=y0, theta=theta, data=data, grid=self.grid.detach())
+
+    def _inputs(self) -> PyTree:
+        grid = self.grid
+        return self.y0, grid.times, grid.dt, grid.stops, self.theta, self.data
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,12 +91,15 @@ def start(
 
 def assemble(begin: Start, batch: PyTree, grid: TimeGrid, tasks: bool, wanted: Wanted) -> Problem:
     """Put the start, the batch and the grid together, and check that they fit."""
-    _check_grid(grid)
+    if not isinstance(grid, TimeGrid):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(
+            f"grid is {grid!r}; expected a TimeGrid, e.g. TimeGrid.from_lr(lr=0.01, steps=500)."
+        )
     stream = batch if isinstance(batch, Stream) else None
     if stream is not None:
         batch, wanted = _first_batch(stream, grid), lambda leaf: False
     partition, diff, data = tree.partition(batch, wanted)
-    check_dtypes((*begin.diff, *diff), (*begin.data, *data))
+    _check_dtypes((*begin.diff, *diff), (*begin.data, *data))
     lead = begin.y0.shape[0] if begin.y0.ndim == 2 else None
     count = count_tasks(batch, grid, lead) if tasks else None
     if not tasks and grid.tasks is not None:
@@ -117,6 +122,22 @@ def assemble(begin: Start, batch: PyTree, grid: TimeGrid, tasks: bool, wanted: W
     )
 
 
+def _check_dtypes(differentiable: Sequence[Tensor], data: Sequence[Tensor]) -> None:
+    """Raise on inputs whose gradient would be inexact or lost."""
+    for leaf in differentiable:
+        if leaf.dtype not in (torch.float32, torch.float64):
+            raise InputError(
+                f"hparams or the batch hold a differentiable tensor of dtype {leaf.dtype};"
+                " expected torch.float32 or torch.float64. Convert it with .float()."
+            )
+    for leaf in data:
+        if leaf.is_complex() and leaf.requires_grad:
+            raise CapturedTensorError(
+                f"a tensor of dtype {leaf.dtype} requires grad, but only real tensors are"
+                " differentiated: pass torch.view_as_real(x), or detach it."
+            )
+
+
 def check_lead(batch: PyTree, tasks: int, what: str) -> None:
     """Raise unless every tensor of a batch has that leading task dimension."""
     for path, leaf in zip(tree.paths(batch), tree.leaves(batch), strict=True):
@@ -134,10 +155,6 @@ def check_arrays(batch: PyTree, what: str) -> None:
             raise InputError(f"{what}{path} is a numpy array: pass torch.from_numpy(array).")
 
 
-def _detach(part: Tensors) -> Tensors:
-    return tuple(leaf.detach() for leaf in part)
-
-
 def _warm_state(ravel: tree.Ravel, state: PyTree) -> Tensor:
     shapes = [leaf.shape for leaf in tree.tensors(state)]
     extra = {s[: len(s) - len(own)] for s, own in zip(shapes, ravel.shapes, strict=False)}
@@ -149,18 +166,18 @@ def _warm_state(ravel: tree.Ravel, state: PyTree) -> Tensor:
 def count_tasks(batch: PyTree, grid: TimeGrid, lead: int | None) -> int:
     """The number of tasks, which batch, grid and a warm start (of `lead` rows) must agree on."""
     sizes = [leaf.shape[0] for leaf in tree.tensors(batch) if leaf.ndim > 0]
-    found = lead or grid.tasks or (sizes[0] if sizes else None)
-    if found is None:
+    tasks = lead or grid.tasks or (sizes[0] if sizes else None)
+    if tasks is None:
         raise InputError(
             "tasks=True, but neither the batch nor the grid has a task dimension: give every"
             " tensor of the batch a leading task dimension."
         )
-    check_lead(batch, found, "batch")
-    if grid.tasks not in (None, found):
-        raise InputError(f"the grid holds {grid.tasks} tasks, but the batch holds {found}.")
-    if found == 0:
+    check_lead(batch, tasks, "batch")
+    if grid.tasks not in (None, tasks):
+        raise InputError(f"the grid holds {grid.tasks} tasks, but the batch holds {tasks}.")
+    if tasks == 0:
         raise InputError("tasks=True, but the task dimension has length 0.")
-    return found
+    return tasks
 
 
 def _first_batch(stream: Stream, grid: TimeGrid) -> PyTree:
@@ -174,10 +191,3 @@ def _first_batch(stream: Stream, grid: TimeGrid) -> PyTree:
         )
     check_arrays(batch, "the stream's batch")
     return batch
-
-
-def _check_grid(grid: object) -> None:
-    if not isinstance(grid, TimeGrid):
-        raise InputError(
-            f"grid is {grid!r}; expected a TimeGrid, e.g. TimeGrid.from_lr(lr=0.01, steps=500)."
-        )

@@ -8,30 +8,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from odeopt.adjoint.base import LocalAdjoint, Sweep, Swept, WholeAdjoint
-from odeopt.engine.adaptive import AdaptiveStepper, RefinedStepper
-from odeopt.engine.backward import BackwardSweep, StepKernels, Trace, backward_actions
+from odeopt.adjoint.base import Interval, LocalAdjoint, Sweep, Swept, WholeAdjoint
+from odeopt.engine.adaptive import AdaptiveStepper
+from odeopt.engine.backward import (
+    BackwardSweep,
+    SpectralMonitor,
+    StepKernels,
+    Trace,
+    backward_actions,
+)
 from odeopt.engine.choices import Choices
 from odeopt.engine.flat import bind
-from odeopt.engine.forward import (
-    Trajectory,
-    forward_progress,
-    forward_sweep,
-    resumed_trajectory,
-    run_to_end,
-)
-from odeopt.engine.identity import identify
-from odeopt.engine.journal import ForwardProgress, Journal
+from odeopt.engine.forward import ForwardSweep, Trajectory, fingerprint, run_to_end
+from odeopt.engine.journal import Journal, identify
 from odeopt.engine.kept import Kept
-from odeopt.engine.kernels import Kernels
-from odeopt.engine.precision import refuse_autocast
+from odeopt.engine.kernels import Kernels, Scalars, StepInputs
 from odeopt.engine.problem import Problem
-from odeopt.engine.refinement import Refinement
-from odeopt.engine.spectral_guard import SpectralMonitor
 from odeopt.engine.stats import Stats
-from odeopt.engine.step_inputs import StepInputs
-from odeopt.engine.steppers import FixedStepper, GridStepper, SettledStepper, Stepper
-from odeopt.errors import CompatibilityError
+from odeopt.engine.steppers import FixedStepper, GridStepper, Refinement, SettledStepper, Stepper
+from odeopt.engine.watch import refuse_autocast
+from odeopt.errors import CompatibilityError, NondeterminismError
 from odeopt.solver.base import GridSolver, Stepping
 from odeopt.solver.dynamics import Data, Theta
 from odeopt.solver.error_control import ErrorControlled
@@ -47,7 +43,7 @@ class Run:
     kernels: Kernels
     stepper: SettledStepper
     trajectory: Trajectory
-    placed: list[int]
+    kept_at_end: list[int]
     """The states that were kept when the forward sweep ended."""
     journal: Journal | None = None
 
@@ -64,7 +60,7 @@ def make_kernels(choices: Choices, problem: Problem, stats: Stats) -> Kernels:
     steps = None
     if stream is not None:
         choices.check_stream(stream)
-        steps = StepInputs(stream, problem.layout.batch, data.shared, problem.y0.device)
+        steps = StepInputs(stream, problem.layout.batch, data.shared)
         if compiler is not None and stream.seed is not None:
             compiler.decline("steps draw random numbers, which a trace would draw anew.")
             compiler = None
@@ -78,112 +74,112 @@ def run_forward(
     choices: Choices, problem: Problem, stats: Stats, refinement: Refinement | None = None
 ) -> Run:
     """The forward sweep (eq. 3 of the paper), with steps that are known already if given."""
-    _check_visible(choices, problem)
-    kernels = make_kernels(choices, problem, stats)
-    journal = _open_journal(choices, problem, kernels)
-    with ExitStack() as on_error:
-        if journal is not None:
-            on_error.callback(journal.close)
-        run = _run_or_resume(choices, problem, kernels, refinement, journal)
-        on_error.pop_all()
-    return run
-
-
-def _run_or_resume(
-    choices: Choices, problem: Problem, kernels: Kernels, refinement: Refinement | None,
-    journal: Journal | None,
-) -> Run:  # fmt: skip
-    stats, saved = kernels.stats, None if journal is None else journal.forward
-    stepper = _make_stepper(choices, kernels, problem, stats, refinement or _refinement(saved))
-    if not isinstance(choices.adjoint, LocalAdjoint):
-        return _sweep_forward(choices, problem, kernels, stepper, 0, Kept(stats), None)
-    length = stepper.length
-    if saved is not None and saved.refinement is not None and not choices.needs_length:
-        length = None  # as it was for the schedule that has kept the states
-    first = _first_step(stepper, choices.adjoint)
-    choices = choices.fit(problem.y0, None if length is None else length - first)
-    with ExitStack() as on_error:
-        opened = None if journal is None else {journal.tier: journal.shelf}
-        kept = on_error.enter_context(Kept(stats, choices.checkpoints.tiers, opened))
-        if journal is not None:
-            journal.resume(kept)
-        if saved is not None and saved.done:
-            trajectory = resumed_trajectory(saved, kept, first)
-            assert isinstance(stepper, SettledStepper), "the refinement is saved"
-            placed = [index for index, _ in saved.kept]
-            run = Run(choices, problem, kernels, stepper, trajectory, placed, journal)
-        else:
-            run = _sweep_forward(choices, problem, kernels, stepper, first, kept, journal)
-            _save_end(run)
-        on_error.pop_all()
-    if journal is not None:
-        journal.forward = None  # its states are not to stay alive
-    stats.plan = choices.checkpoints.plan((run.stepper.length or 0) - first)
-    return run
-
-
-def _first_step(stepper: Stepper, adjoint: LocalAdjoint) -> int:
-    """The first step that is differentiated for any task."""
-    if stepper.length is None or adjoint.first_step(stepper.length) == 0:
-        return 0
-    assert isinstance(stepper, SettledStepper), "its length is known"
-    return int(stepper.left_out(adjoint).reshape(-1, stepper.length).all(0).sum())
-
-
-def _sweep_forward(
-    choices: Choices, problem: Problem, kernels: Kernels, stepper: Stepper, first: int,
-    kept: Kept, journal: Journal | None,
-) -> Run:  # fmt: skip
-    local, stats = isinstance(choices.adjoint, LocalAdjoint), kept.stats
-    trajectory = forward_sweep(
-        stepper,
-        problem.y0,
-        choices.checkpoints if local else None,
-        kept,
-        first,
-        problem.grid.observe,
-        fingerprints=local and choices.replayed and isinstance(stepper, SettledStepper),
-        journal=journal,
-    )
-    settled = stepper.settled()
-    stats.steps += settled.length or 0
-    if local and not choices.replays:
-        for index, state in trajectory.observed.items():  # observed states are mesh nodes
-            trajectory.kept.store(index, state)
-    return Run(choices, problem, kernels, settled, trajectory, kept.indices(), journal)
-
-
-def _open_journal(choices: Choices, problem: Problem, kernels: Kernels) -> Journal | None:
-    if choices.journal is None or problem.grid.steps == 0:
-        return None
-    identity = identify(choices, problem, kernels)
-    return Journal(*choices.journal, identity, problem.y0.device)
-
-
-def _save_end(run: Run) -> None:
-    """Save what the backward sweep begins with."""
-    if run.journal is not None:
-        stepper = run.stepper
-        refinement = stepper.refinement
-        length, trajectory = stepper.length or 0, run.trajectory
-        progress = forward_progress(
-            trajectory, length, actions=0, begun=True, done=True, refinement=refinement
-        )
-        run.journal.save(progress, trajectory.kept)
-
-
-def _refinement(saved: ForwardProgress | None) -> Refinement | None:
-    steps = None if saved is None else saved.refinement
-    return None if steps is None else Refinement(**steps)
-
-
-def _check_visible(choices: Choices, problem: Problem) -> None:
     elsewhere = choices.elsewhere
     if elsewhere and inside_transform(problem.tensors()):
         raise CompatibilityError(
             f"store={elsewhere} copies states, whose values torch.func.vmap hides: use tasks=True"
             " instead of vmap, or keep them on the device."
         )
+    kernels, journal = make_kernels(choices, problem, stats), None
+    with ExitStack() as on_error:
+        if choices.journal is not None and problem.grid.steps > 0:
+            identity = identify(choices, problem, kernels)
+            journal = Journal(*choices.journal, identity, problem.y0.device)
+            on_error.callback(journal.close)
+        run = _begin_or_resume(choices, problem, kernels, refinement, journal, on_error)
+        on_error.pop_all()
+    return run
+
+
+def _begin_or_resume(
+    choices: Choices, problem: Problem, kernels: Kernels, refinement: Refinement | None,
+    journal: Journal | None, on_error: ExitStack,
+) -> Run:  # fmt: skip
+    stats, saved = kernels.stats, None if journal is None else journal.forward
+    chosen = None if saved is None else saved.refinement
+    if refinement is None and chosen is not None:
+        refinement = Refinement(**chosen)
+    stepper, first = _make_stepper(choices, kernels, problem, refinement), 0
+    local, kept = isinstance(choices.adjoint, LocalAdjoint), Kept(stats)
+    if isinstance(choices.adjoint, LocalAdjoint):
+        first, length = _first_step(stepper, choices.adjoint), stepper.length
+        if chosen is not None and not choices.needs_length:
+            length = None  # as it was for the schedule that has kept the states
+        choices = choices.fit(problem.y0, None if length is None else length - first)
+        opened = None if journal is None else {journal.tier: journal.shelf}
+        kept = on_error.enter_context(Kept(stats, choices.checkpoints.tiers, opened))
+    if journal is not None:
+        journal.recover(kept)
+    trajectory = Trajectory(problem.y0, problem.y0, kept, first)
+    if saved is not None:
+        trajectory = Trajectory.resumed(saved, kept, first)
+    if saved is not None and saved.done:
+        kept_at_end, stepper = [index for index, _ in saved.kept], stepper.settled()
+    else:
+        stepper = _sweep(choices, stepper, trajectory, problem.grid.observe, journal)
+        kept_at_end = kept.indices()
+    if journal is not None:
+        journal.forward = None  # its states are not to stay alive
+    if local:
+        stats.plan = choices.checkpoints.plan(stepper.length - first)
+    return Run(choices, problem, kernels, stepper, trajectory, kept_at_end, journal)
+
+
+def _first_step(stepper: Stepper, adjoint: LocalAdjoint) -> int:
+    """The first step that is differentiated for any task."""
+    if not isinstance(stepper, SettledStepper) or adjoint.first_step(stepper.length) == 0:
+        return 0
+    return int(stepper.left_out(adjoint).reshape(-1, stepper.length).all(0).sum())
+
+
+def _sweep(
+    choices: Choices, stepper: Stepper, trajectory: Trajectory, observe: tuple[int, ...],
+    journal: Journal | None,
+) -> SettledStepper:  # fmt: skip
+    """Make the forward sweep, and save what the backward sweep begins with."""
+    kept, local = trajectory.kept, isinstance(choices.adjoint, LocalAdjoint)
+    schedule = choices.checkpoints if local else None
+    saves = stepper.saves and stepper.length is not None and not choices.checkpoints.watches
+    prints = choices.replayed and isinstance(stepper, SettledStepper)
+    ForwardSweep(stepper, trajectory, observe, prints, journal if saves else None).run(schedule)
+    settled = stepper.settled()
+    kept.stats.steps += settled.length
+    if local and not choices.replays:
+        for index, state in trajectory.observed.items():  # observed states are mesh nodes
+            kept.store(index, state)
+    if journal is not None:
+        progress = trajectory.progress(
+            settled.length, actions=0, begun=True, done=True, refinement=settled.refinement
+        )
+        journal.save(progress, kept)
+    return settled
+
+
+def _make_stepper(
+    choices: Choices, kernels: Kernels, problem: Problem, refinement: Refinement | None
+) -> Stepper:
+    solver, grid, y0, stats = choices.solver, problem.grid, problem.y0, kernels.stats
+    if isinstance(solver, GridSolver):
+        return GridStepper(kernels, grid, y0, stats)
+    known = refinement is not None or grid.steps == 0
+    if known or not isinstance(solver, ErrorControlled) or not solver.chooses_steps:
+        return FixedStepper(kernels, grid, y0.dtype, stats, refinement)
+    stepper = AdaptiveStepper(kernels, solver, grid, y0, stats)
+    if not (choices.needs_length and isinstance(choices.adjoint, LocalAdjoint)):
+        return stepper
+    run_to_end(stepper, y0)
+    return stepper.settled()
+
+
+def rebuild_run(
+    choices: Choices, problem: Problem, trajectory: Trajectory, refinement: Refinement | None,
+    stats: Stats,
+) -> Run:  # fmt: skip
+    """A finished forward sweep, put together again from its tensors."""
+    kernels = make_kernels(choices, problem, stats)
+    stepper = _make_stepper(choices, kernels, problem, refinement)
+    assert isinstance(stepper, SettledStepper), "a refinement says which steps were chosen"
+    return Run(choices, problem, kernels, stepper, trajectory, trajectory.kept.indices())
 
 
 def run_backward(
@@ -212,85 +208,102 @@ def run_backward(
 def _run_local(
     run: Run, adjoint: LocalAdjoint, lam: Tensor, cotangents: dict[int, Tensor], stats: Stats
 ) -> tuple[Swept, Trace]:
-    choices = run.choices
-    at = StepKernels(run.kernels, run.stepper, adjoint)
-    pull = at.pull
-    monitor = SpectralMonitor.make(run.kernels, adjoint, choices.safety.power_iterations, at.solver)
-    if monitor is not None:
-        pull = monitor.watch(pull)
+    choices, kernels, iterations = run.choices, run.kernels, run.choices.safety.power_iterations
+    at, monitor = StepKernels(kernels, run.stepper, adjoint), None
+    if iterations > 0 and adjoint.stability_limit(kernels.solver) is not None:
+        monitor = SpectralMonitor(at, kernels, adjoint, iterations)
+    pull = at.pull if monitor is None else monitor.pull
     sweep = BackwardSweep(
         run.stepper, run.trajectory, adjoint, pull, cotangents, stats, run.journal
     )
-    steps = (run.stepper.length or 0) - run.trajectory.first
-    actions = backward_actions(choices.checkpoints, adjoint, run.placed, steps)
-    swept = sweep.run(actions, lam)
-    for start in sweep.trace.starts:
+    steps = run.stepper.length - run.trajectory.first
+    actions = backward_actions(choices.checkpoints, adjoint, run.kept_at_end, steps)
+    swept, trace = sweep.run(actions, lam), sweep.trace
+    for start in trace.starts:
         cost = at.cost(start)
         stats.gradient_evaluations += cost.gradients
         stats.hvps += cost.hvps
     if monitor is not None:
-        sweep.trace.spectral = monitor.ratios
-        stats.hvps += len(sweep.trace.starts) * choices.safety.power_iterations
-    return swept, sweep.trace
+        trace.spectral = monitor.ratios
+        stats.hvps += len(trace.starts) * iterations
+    return swept, trace
 
 
 def _run_whole(
     run: Run, adjoint: WholeAdjoint, lam: Tensor, cotangents: dict[int, Tensor], stats: Stats
 ) -> Swept:
-    kernels, length = run.kernels, run.stepper.length or 0
+    kernels, stepper = run.kernels, run.stepper
 
     def stepping(theta: Theta, data: Data) -> Stepping:
         return kernels.stepping(adjoint.differentiation, theta, data)
 
-    times = torch.stack([run.stepper.time(k) for k in range(length + 1)], dim=-1)
-    sweep = Sweep(
-        run.problem.y0,
-        run.trajectory.y_end,
-        times.to(lam.dtype),
-        cotangents,
-        kernels.batched,
-        stepping,
-        kernels.theta,
-        kernels.data,
-    )
+    times = torch.stack([stepper.time(k) for k in range(stepper.length + 1)], dim=-1).to(lam.dtype)
+    y0, y_end, theta, data = run.problem.y0, run.trajectory.y_end, kernels.theta, kernels.data
+    sweep = Sweep(y0, y_end, times, cotangents, kernels.batched, stepping, theta, data)
     swept, cost = adjoint.backward(sweep, lam)
     stats.gradient_evaluations += cost.gradients
     stats.hvps += cost.hvps
     return swept
 
 
-def _make_stepper(
-    choices: Choices, kernels: Kernels, problem: Problem, stats: Stats,
-    refinement: Refinement | None,
-) -> Stepper:  # fmt: skip
-    solver, grid, y0 = choices.solver, problem.grid, problem.y0
-    if refinement is not None:
-        return RefinedStepper(kernels, grid, refinement, y0.dtype, stats)
-    if isinstance(solver, GridSolver):
-        return GridStepper(kernels, grid, y0, stats)
-    if not isinstance(solver, ErrorControlled) or not solver.chooses_steps or grid.steps == 0:
-        return FixedStepper(kernels, grid, y0.dtype, stats)
-    stepper = AdaptiveStepper(kernels, solver, grid, y0, stats)
-    if not (choices.needs_length and isinstance(choices.adjoint, LocalAdjoint)):
-        return stepper
-    run_to_end(stepper, y0)
-    return stepper.settled()
+def check_replay(run: Run, trace: Trace) -> None:
+    """Raise if the backward sweep met other steps than the forward sweep had made.
+
+    Replayed states are compared bit for bit. Steps that were differentiated are compared with
+    where the solve came to, up to rounding. Where that does not explain a difference (code that was
+    compiled in two ways may round in two ways, and some rules magnify it) both are made once more:
+    what comes out the same again was no accident, and nothing has changed.
+
+    Raises:
+        NondeterminismError: if they differ.
+    """
+    if not trace.starts:
+        return
+    other = _first_other_state(run.trajectory, trace)
+    if other is not None:
+        raise NondeterminismError(_REPLAYED.format(step=other))
+    gaps = trace.read(trace.end).gap
+    over = (gaps.reshape(len(trace.starts), -1) > 1).any(-1).nonzero().flatten().tolist()
+    if over and not _happens_again(run, trace.end, {trace.starts[row]: gaps[row] for row in over}):
+        raise NondeterminismError(_CHANGED.format(step=min(trace.starts[row] for row in over)))
 
 
-def rebuild_run(
-    choices: Choices,
-    problem: Problem,
-    trajectory: Trajectory,
-    refinement: Refinement | None,
-    stats: Stats,
-) -> Run:
-    """A finished forward sweep, put together again from its tensors."""
-    kernels = make_kernels(choices, problem, stats)
-    grid, y0 = problem.grid, problem.y0
-    if refinement is not None:
-        stepper: SettledStepper = RefinedStepper(kernels, grid, refinement, y0.dtype, stats)
-    elif isinstance(choices.solver, GridSolver):
-        stepper = GridStepper(kernels, grid, y0, stats)
-    else:
-        stepper = FixedStepper(kernels, grid, y0.dtype, stats)
-    return Run(choices, problem, kernels, stepper, trajectory, trajectory.kept.indices())
+def _first_other_state(trajectory: Trajectory, trace: Trace) -> int | None:
+    """The first replayed state that differs from the one of the forward sweep."""
+    if not trace.prints:
+        return None
+    replayed = trace.prints.stacked(trace.end)
+    indices = torch.tensor(trace.starts, device=replayed.device) - trajectory.first
+    expected = trajectory.prints.stacked(trace.end)[indices]
+    different = (replayed != expected) & ~(replayed.isnan() & expected.isnan())
+    rows = different.reshape(different.shape[0], -1).any(-1).nonzero().flatten().tolist()
+    return min((trace.starts[row] for row in rows), default=None)
+
+
+def _happens_again(run: Run, end: Tensor, gaps: dict[int, Tensor]) -> bool:
+    """Whether both sweeps come to the same again: the end of the solve, and gaps at some steps."""
+    adjoint, stepper, y = run.choices.adjoint, run.stepper, run.problem.y0
+    assert isinstance(adjoint, LocalAdjoint), "others have no gaps"
+    pull = StepKernels(run.kernels, stepper, adjoint).pull
+    for k in range(stepper.length):
+        before, y = y, stepper.advance(k, y)
+        if k in gaps:
+            interval = Interval(*stepper.interval(k, k + 1), before, y)
+            pulled = pull(k, interval, torch.zeros_like(y))
+            if not torch.equal(Scalars.of(pulled.scalars).gap, gaps[k]):
+                return False
+    return torch.equal(fingerprint(y), end)
+
+
+_REPLAYED = (
+    "the state before step {step} is not the same when it is replayed. The loss is not a pure"
+    " function of its arguments (random numbers, a counter, non-deterministic CUDA kernels), or"
+    " something that it uses has changed since: make it one, call"
+    " torch.use_deterministic_algorithms(True), or keep every state with checkpoints=Every(1)."
+)
+_CHANGED = (
+    "step {step} does not lead where it led in the forward sweep, when it is made again to be"
+    " differentiated. Something that the loss uses has changed since the solve: a number or tensor"
+    " that it captures, an attribute of a module, the data behind a Stream; or another thread draws"
+    " random numbers. Pass what changes in hparams or in the batch, and change it after backward()."
+)

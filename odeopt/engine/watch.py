@@ -1,4 +1,4 @@
-"""What a loss does that would spoil a derivative without a sign."""
+"""Evaluating what users wrote, and what a loss does that would spoil a derivative."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from typing_extensions import override
 
 from odeopt.adjoint.linearize import Differentiation
 from odeopt.errors import CompatibilityError, InputError, OdeoptWarning
+from odeopt.inner.attention import PLAIN_ATTENTION
 from odeopt.tools.arguments import noting_losses
 from odeopt.tools.captured import check_not_scripted
+from odeopt.tools.refusals import explain
 from odeopt.tools.transforms import any_requires_grad, captures, requires_grad, versions
 
 KINKED = {
@@ -30,8 +32,44 @@ KINKED = {
 """Operations of ATen whose first derivative jumps, and what they are called. Not among them are
 clamp and max, with which logarithms and softmax are kept finite."""
 
-
 _LOW = (torch.float16, torch.bfloat16)
+
+
+@contextmanager
+def evaluation() -> Generator[None]:
+    """A block in which attention is written out, and what torch refuses is explained.
+
+    Errors of other kinds, those that the user's own code raises among them, pass unchanged.
+
+    Raises:
+        CompatibilityError: if torch cannot differentiate, or batch, what is done in it.
+    """
+    with PLAIN_ATTENTION:
+        try:
+            yield
+        except RuntimeError as error:
+            explained = explain(error)
+            if explained is None:
+                raise
+            raise explained from error
+
+
+def refuse_autocast(device: torch.device) -> None:
+    """Raise if autocast is active for a device.
+
+    A backward sweep multiplies thousands of Jacobians; what half precision does to that product
+    has not been measured, so that it is not offered.
+
+    Raises:
+        InputError: if it is.
+    """
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+        raise InputError(
+            f"autocast to {dtype} is active for {device.type}, but a solve and its backward sweep"
+            " run in float32 or float64: mixed precision may give a wrong gradient without a sign."
+            f" Leave the block, or wrap the call in torch.autocast('{device.type}', enabled=False)."
+        )
 
 
 class LossWatch:
@@ -80,10 +118,10 @@ class _Operations(TorchDispatchMode):
             self._watch.kinks[name] = None
         if torch.Tag.nondeterministic_seeded in func.tags:
             self._watch.random = True
-        found = func(*args, **(kwargs or {}))
-        if isinstance(found, Tensor) and found.dtype in _LOW and _moves(args):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.dtype in _LOW and _moves(args):
             self._watch.lowered = True
-        return found
+        return result
 
 
 class _Functions(TorchFunctionMode):

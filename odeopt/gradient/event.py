@@ -10,20 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from odeopt.adjoint.base import Interval, LocalAdjoint
 from odeopt.adjoint.discrete import DiscreteAdjoint
+from odeopt.engine.kernels import Scalars
 from odeopt.engine.problem import Problem
-from odeopt.engine.pulled import Scalars
 from odeopt.engine.run import Choices, make_kernels
 from odeopt.engine.stats import Stats
 from odeopt.engine.steppers import FixedStepper
 from odeopt.errors import CapturedTensorError, CompatibilityError, InputError, StabilityError
-from odeopt.gradient.outer_loss import OuterGradients, OuterLoss, differentiate, outer_kernel
+from odeopt.gradient.outer_loss import OuterGradients, OuterLoss, outer_gradients
 from odeopt.grid import TimeGrid
 from odeopt.inner.stream import Stream
 from odeopt.solver.base import StepSolver
@@ -64,14 +64,14 @@ def find_crossing(
             break
         slope = torch.where(done, -torch.ones_like(g_low), g_high - g_low)
         x = torch.where(done, high, (low * g_high - high * g_low) / slope)
-        found = value(x)
-        above, below = ~done & (found > 0), ~done & ~(found > 0)
+        g = value(x)
+        above, below = ~done & (g > 0), ~done & ~(g > 0)
         g_high = torch.where(above & was_above, g_high / 2, g_high)  # the end that stays behind
         g_low = torch.where(below & was_below, g_low / 2, g_low)
-        low, g_low = torch.where(above, x, low), torch.where(above, found, g_low)
-        high, g_high = torch.where(below, x, high), torch.where(below, found, g_high)
+        low, g_low = torch.where(above, x, low), torch.where(above, g, g_low)
+        high, g_high = torch.where(below, x, high), torch.where(below, g, g_high)
         was_above, was_below = above, below
-        done = done | (high - low <= tiny * high) | (below & (found == 0))
+        done = done | (high - low <= tiny * high) | (below & (g == 0))
     return torch.where(active, high, end)
 
 
@@ -123,62 +123,50 @@ class StopWhen:
         return cls(event, batch)
 
 
-@dataclass(frozen=True, eq=False)
-class Crossing:
-    """Where a solve stops.
-
-    Attributes:
-        step: the index of the last step, N for tasks that go on to the end; shape [] or [tasks].
-        start: the time at its start.
-        length: its length.
-        before: the state at its start.
-    """
+class Crossing(NamedTuple):
+    """Where a solve stops."""
 
     step: Tensor
+    """The index of the last step, N for tasks that go on to the end; shape [] or [tasks]."""
     start: Tensor
+    """The time at its start."""
     length: Tensor
+    """Its length."""
     before: Tensor
+    """The state at its start."""
 
 
 class Stopping:
-    """A `StopWhen` in one call."""
+    """A `StopWhen` in one call.
+
+    Attributes:
+        crossing: where each task stops.
+        problem: the problem with each task's own last step.
+    """
 
     def __init__(
         self, stop: StopWhen, choices: Choices, problem: Problem, batch: PyTree,
         hparams_tree: Callable[[Tensors], PyTree], hparams: Tensors, stats: Stats,
     ) -> None:  # fmt: skip
         _check(stop, choices, problem)
-        self._choices, self._whole = choices, problem
-        self._event = OuterLoss(stop.event, has_aux=False)
+        self._whole, self._grid, self._stats = problem, problem.grid, stats
         self._batch = tree.map_tensors(Tensor.detach, batch if stop.batch is None else stop.batch)
-        self._hparams_tree, self._hparams = hparams_tree, hparams
+        self._hparams, event = hparams, OuterLoss(stop.event, has_aux=False)
+        layout, tasks = problem.layout.state, problem.tasks
+        self._event = outer_gradients(event, choices.field, layout, hparams_tree, tasks)
         self._kernels = make_kernels(choices, problem, Stats())
-        self._stats = stats
-        dtype = problem.y0.dtype
-        self._stepper = FixedStepper(self._kernels, problem.grid, dtype, stats)
-        assert isinstance(choices.solver, StepSolver), "checked"
-        self._stages = choices.solver.stages
-        self.crossing = self._locate()
-
-    @property
-    def problem(self) -> Problem:
-        """The problem with each task's own last step."""
-        grid, found = self._whole.grid, self.crossing
-        last = torch.arange(grid.steps, device=found.step.device) == found.step[..., None]
-        dt = torch.where(last, found.length[..., None].to(grid.dt.dtype), grid.dt)
-        times = torch.cat([grid.times[..., :1], grid.times[..., :1] + dt.cumsum(-1)], dim=-1)
-        made = found.step + (found.length > 0)
-        return replace(self._whole, grid=TimeGrid(times, dt=dt).stopping(made))
+        self._stepper = FixedStepper(self._kernels, self._grid, problem.y0.dtype, stats)
+        self.crossing, self._final = self._locate()
+        self.problem = replace(problem, grid=self._cut_grid())
 
     def report(self) -> dict[str, Tensor]:
         """The stopping time and how many steps were begun, by name."""
-        grid, found = self.problem.grid, self.crossing
-        steps = torch.clamp(found.step + 1, max=grid.steps)
-        return {"stop_time": grid.times[..., -1], "stop_step": steps}
+        steps = torch.clamp(self.crossing.step + 1, max=self._grid.steps)
+        return {"stop_time": self.problem.grid.times[..., -1], "stop_step": steps}
 
     def keep_made(self, g_dt: Tensor) -> Tensor:
         """Gradients w.r.t. step sizes, zero from the step that was cut on: none of them counts."""
-        steps = torch.arange(self._whole.grid.steps, device=g_dt.device)
+        steps = torch.arange(self._grid.steps, device=g_dt.device)
         return torch.where(steps < self.crossing.step[..., None], g_dt, torch.zeros_like(g_dt))
 
     def correct(self, outer: OuterGradients) -> OuterGradients:
@@ -195,16 +183,23 @@ class Stopping:
         )
         return outer._replace(states=states, hparams=hparams)
 
+    def _cut_grid(self) -> TimeGrid:
+        grid, (step, _, length, _) = self._grid, self.crossing
+        last = torch.arange(grid.steps, device=step.device) == step[..., None]
+        dt = torch.where(last, length[..., None].to(grid.dt.dtype), grid.dt)
+        times = torch.cat([grid.times[..., :1], grid.times[..., :1] + dt.cumsum(-1)], dim=-1)
+        return TimeGrid(times, dt=dt).stopping(step + (length > 0))
+
     def _ratio(self, g_outer: Tensor, g_event: Tensor) -> Tensor:
         """C, zero for tasks that went on to the end or never began."""
-        found, pull = self.crossing, self._kernels.pull(DiscreteAdjoint())
-        c = torch.zeros_like(found.start)
-        for k in self._last_steps():
-            here = (found.step == k) & (found.length > 0)
-            length = torch.where(here, found.length, torch.ones_like(found.length))
-            interval = Interval(self._clock(k), length, found.before, found.before)
+        (step, start, length, before), pull = self.crossing, self._kernels.pull(DiscreteAdjoint())
+        c = torch.zeros_like(start)
+        for k in self._last_steps(step):
+            here = (step == k) & (length > 0)
+            dt = torch.where(here, length, torch.ones_like(length))
+            interval = Interval(self._stepper.time(k), dt, before, before)
             pulls = (pull(k, interval, lam) for lam in (g_outer, g_event))
-            top, bottom = (Scalars.apart(pulled.scalars).dt for pulled in pulls)
+            top, bottom = (Scalars.of(pulled.scalars).dt for pulled in pulls)
             self._stats.hvps += 2
             self._check_crossed(here, bottom, g_event)
             c = torch.where(here, top / torch.where(here, bottom, torch.ones_like(bottom)), c)
@@ -219,75 +214,56 @@ class Stopping:
                 " step), so that the stopping time has no derivative. Choose another threshold."
             )
 
-    def _locate(self) -> Crossing:
-        problem, steps = self._whole, self._whole.grid.steps
-        y, value = problem.y0, self._values(problem.y0)
-        begun = value > 0
-        zero = torch.zeros_like(value)
-        step = torch.where(begun, steps, 0)
-        found = Crossing(step, zero, zero, y)
+    def _locate(self) -> tuple[Crossing, Tensor]:
+        """Where each task stops, and its final state."""
+        y, steps = self._whole.y0, self._grid.steps
+        value = self._differentiate(y).values
+        begun, zero = value > 0, torch.zeros_like(value)
+        step, start, length, before = torch.where(begun, steps, 0), zero, zero, y
         for k in range(steps):
-            if not bool((begun & (found.step == steps)).any()):
+            if not bool((begun & (step == steps)).any()):
                 break
             after = self._stepper.advance(k, y)
-            value_after = self._values(after)
-            crossed = begun & (found.step == steps) & (value_after <= 0)
+            value_after = self._differentiate(after).values
+            crossed = begun & (step == steps) & (value_after <= 0)
             if bool(crossed.any()):
-                length = self._cut(k, y, value, value_after, crossed)
-                found = _merge(found, crossed, k, self._clock(k), length, y)
+                cut = self._cut(k, y, value, value_after, crossed)
+                step = torch.where(crossed, k, step)
+                start = torch.where(crossed, self._stepper.time(k), start)
+                length = torch.where(crossed, cut, length)
+                before = torch.where(crossed[..., None], y, before)
             y, value = after, value_after
-        self._final = self._end(found, y)
-        return found
+        crossing = Crossing(step, start, length, before)
+        return crossing, self._end(crossing, y)
 
-    def _end(self, found: Crossing, y: Tensor) -> Tensor:
+    def _end(self, crossing: Crossing, y: Tensor) -> Tensor:
         """The final state of each task."""
-        for k in self._last_steps(found):
-            here = (found.step == k) & (found.length > 0)
-            after = self._kernels.step()(k, self._clock(k), found.length, found.before)
+        step, _, length, before = crossing
+        for k in self._last_steps(step):
+            here = (step == k) & (length > 0)
+            after = self._kernels.step()(k, self._stepper.time(k), length, before)
             y = torch.where(here[..., None], after, y)
-        never = (found.step == 0) & (found.length == 0)
+        never = (step == 0) & (length == 0)
         return torch.where(never[..., None], self._whole.y0, y)
 
     def _cut(self, k: int, y: Tensor, g0: Tensor, g1: Tensor, crossed: Tensor) -> Tensor:
         """The length of step k at which the event is zero, per task."""
-        step, t = self._kernels.step(), self._clock(k)
+        step, t = self._kernels.step(), self._stepper.time(k)
 
         def value(length: Tensor) -> Tensor:
-            self._stats.gradient_evaluations += self._stages
-            return self._values(step(k, t, length, y))
+            self._stats.gradient_evaluations += self._kernels.step_solver.stages
+            return self._differentiate(step(k, t, length, y)).values
 
-        high = self._whole.grid.dt[..., k].to(y.dtype)
+        high = self._grid.dt[..., k].to(y.dtype)
         return find_crossing(value, high, g0, g1, crossed)
 
-    def _clock(self, k: int) -> Tensor:
-        """What the step kernel takes for its time."""
-        return self._stepper.time(k)
-
-    def _last_steps(self, found: Crossing | None = None) -> list[int]:
-        steps: Tensor = (self.crossing if found is None else found).step
-        present: list[int] = torch.unique(steps).tolist()
-        return [k for k in present if k < self._whole.grid.steps]
-
-    def _values(self, y: Tensor) -> Tensor:
-        return self._differentiate(y).values
+    def _last_steps(self, step: Tensor) -> list[int]:
+        present: list[int] = torch.unique(step).tolist()
+        return [k for k in present if k < self._grid.steps]
 
     def _differentiate(self, y: Tensor) -> OuterGradients:
-        kernel = outer_kernel(
-            self._event, self._choices.field, self._whole.layout.state, self._hparams_tree,
-            observing=False,
-        )  # fmt: skip
-        return differentiate(kernel, [y], self._batch, self._hparams, self._whole.tasks)
-
-
-def _merge(
-    found: Crossing, crossed: Tensor, k: int, start: Tensor, length: Tensor, y: Tensor
-) -> Crossing:
-    return Crossing(
-        torch.where(crossed, k, found.step),
-        torch.where(crossed, start, found.start),
-        torch.where(crossed, length, found.length),
-        torch.where(crossed[..., None], y, found.before),
-    )
+        """The event at a state, and its gradients."""
+        return self._event([y], self._batch, self._hparams)
 
 
 def _check(stop: StopWhen, choices: Choices, problem: Problem) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from odeopt.engine.evaluation import evaluation
+from odeopt.engine.watch import evaluation
 from odeopt.errors import CapturedTensorError, InputError
 from odeopt.inner.base import InnerOptimizer
 from odeopt.tools import tree
@@ -35,12 +35,12 @@ class OuterLoss:
         params = field.readout(states[-1])
         keywords: dict[str, Any] = {"observed": states[:-1]} if observing else {}
         keywords |= field.outer_keywords(states[-1])
-        found = call_loss(self.loss, hparams, params, outer_batch, what="outer_loss", **keywords)
+        result = call_loss(self.loss, hparams, params, outer_batch, what="outer_loss", **keywords)
         if not self.has_aux:
-            return check_scalar(found, "outer_loss"), ()
-        if not isinstance(found, tuple) or len(cast("tuple[Any, ...]", found)) != 2:
-            raise InputError(f"has_aux=True, but outer_loss returned {found!r}; expected a pair.")
-        value, aux = cast("tuple[Any, Any]", found)
+            return check_scalar(result, "outer_loss"), ()
+        if not isinstance(result, tuple) or len(cast("tuple[Any, ...]", result)) != 2:
+            raise InputError(f"has_aux=True, but outer_loss returned {result!r}; expected a pair.")
+        value, aux = cast("tuple[Any, Any]", result)
         return check_scalar(value, "outer_loss"), aux
 
 
@@ -55,14 +55,17 @@ class OuterGradients(NamedTuple):
     hparams: Tensors
 
 
-def outer_kernel(
-    outer: OuterLoss,
-    field: InnerOptimizer,
-    layout: tree.Ravel,
-    hparams_tree: Callable[[Tensors], PyTree],
-    observing: bool,
-) -> OuterKernel:
-    """`(flat states, outer_batch, hparams leaves) -> OuterGradients`, for one task."""
+def outer_gradients(
+    outer: OuterLoss, field: InnerOptimizer, layout: tree.Ravel,
+    hparams_tree: Callable[[Tensors], PyTree], tasks: int | None, observing: bool = False,
+) -> OuterKernel:  # fmt: skip
+    """`(flat states, outer_batch, hparams leaves) -> OuterGradients` of detached inputs.
+
+    It is over all tasks at once if there are some.
+
+    Raises:
+        CapturedTensorError: when called, if a result requires grad nevertheless.
+    """
 
     def kernel(states: list[Tensor], outer_batch: PyTree, hparams: Tensors) -> OuterGradients:
         def value(states: list[Tensor], hparams: Tensors) -> tuple[Tensor, Any]:
@@ -70,37 +73,27 @@ def outer_kernel(
             return outer(field, trees, outer_batch, hparams_tree(hparams), observing)
 
         linearized: Any = torch.func.vjp(value, states, hparams, has_aux=True)
-        found, pullback, aux = linearized
+        loss, pullback, aux = linearized
         with torch.no_grad():  # else the gradients would hold a graph as large as the loss's
-            gradients = pullback(torch.ones_like(found))
-        return OuterGradients(found, aux, *gradients)
+            gradients = pullback(torch.ones_like(loss))
+        return OuterGradients(loss, aux, *gradients)
 
-    return kernel
+    def checked(states: list[Tensor], outer_batch: PyTree, hparams: Tensors) -> OuterGradients:
+        run = kernel
+        if tasks is not None:
+            batch_dims = tree.pytree.tree_map(_task_dim, outer_batch)
+            run = torch.func.vmap(kernel, in_dims=(0, batch_dims, None))
+        with torch.enable_grad(), evaluation():
+            gradients = run(states, outer_batch, hparams)
+        if any_requires_grad(gradients):
+            raise CapturedTensorError(
+                "outer_loss uses a tensor that requires grad and is not one of its arguments: its"
+                " gradient would be lost. Pass it in hparams, or detach it."
+            )
+        return gradients
 
-
-def differentiate(
-    kernel: OuterKernel,
-    states: list[Tensor],
-    outer_batch: PyTree,
-    hparams: Tensors,
-    tasks: int | None,
-) -> OuterGradients:
-    """Apply the kernel to detached inputs, over all tasks at once if there are some.
-
-    Raises:
-        CapturedTensorError: if a result requires grad nevertheless.
-    """
-    if tasks is not None:
-        kernel = torch.func.vmap(kernel, in_dims=(0, _task_dims(outer_batch), None))
-    with torch.enable_grad(), evaluation():
-        found = kernel(states, outer_batch, hparams)
-    if any_requires_grad(found):
-        raise CapturedTensorError(
-            "outer_loss uses a tensor that requires grad and is not one of its arguments: its"
-            " gradient would be lost. Pass it in hparams, or detach it."
-        )
-    return found
+    return checked
 
 
-def _task_dims(outer_batch: PyTree) -> PyTree:
-    return tree.pytree.tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, outer_batch)
+def _task_dim(leaf: object) -> int | None:
+    return 0 if isinstance(leaf, Tensor) else None

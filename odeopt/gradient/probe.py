@@ -9,10 +9,9 @@ from torch import Tensor
 
 from odeopt.engine.choices import Choices
 from odeopt.engine.compile.compiler import Compiler
-from odeopt.engine.evaluation import evaluation
 from odeopt.engine.flat import BoundRule, bind
 from odeopt.engine.problem import Problem
-from odeopt.engine.watch import LossWatch, check_dependent, check_watched, unchanged
+from odeopt.engine.watch import LossWatch, check_dependent, check_watched, evaluation, unchanged
 from odeopt.errors import CapturedTensorError, NondeterminismError
 from odeopt.inner.base import InnerOptimizer
 from odeopt.solver.dynamics import Data, Theta
@@ -50,18 +49,18 @@ def probe(choices: Choices, problem: Problem) -> None:
             torch.enable_grad(), unchanged(problem.tensors()), noting_losses() as losses,
             watch or nullcontext(),
         ):  # fmt: skip
-            found = evaluate()
+            value = evaluate()
         after = _random_states(problem.y0)
     if watch is not None:
         check_watched(watch, choices.adjoint.differentiation, choices.follows_flow)
-    if requires_grad(found) or any(captures(loss) for loss in losses):
+    if requires_grad(value) or any(captures(loss) for loss in losses):
         raise CapturedTensorError(_CAPTURED.format(what="the loss (or velocity)"))
     check_dependent(losses)
     drew = not same_random_state(before, after) and evaluate.draws()
     compared = False
     if choices.compiler is not None and not drew:
-        compared = evaluate.compare(choices.compiler, found)
-    if drew or (not compared and _differ(found, evaluate())):
+        compared = evaluate.compare(choices.compiler, value)
+    if drew or (not compared and _differ(value, evaluate())):
         raise NondeterminismError(
             "the loss (or velocity) drew random numbers, or gave two results for the same"
             " arguments. Replayed steps and Hessian-vector products would see other numbers: call"
@@ -86,7 +85,6 @@ class _Evaluation:
     def __init__(self, inner: InnerOptimizer, problem: Problem) -> None:
         self._dynamics = bind(inner, problem.layout)
         self._seed = None if problem.stream is None else problem.stream.step_seed(0)
-        self._tasks = problem.tasks
         self._args = _first_task(problem)
         self._t_end = problem.grid.times.detach().reshape(-1, problem.grid.steps + 1)[0, -1]
         self._hidden = inside_transform(problem.tensors())
@@ -110,7 +108,7 @@ class _Evaluation:
             self._evaluate(*self._args)
         return watch.random
 
-    def compare(self, compiler: Compiler, found: Tensor) -> bool:
+    def compare(self, compiler: Compiler, value: Tensor) -> bool:
         """Whether it was compared with what was recorded in an earlier call.
 
         Raises:
@@ -119,7 +117,7 @@ class _Evaluation:
         if self._seed is not None or self._hidden:
             return False
         key = self._dynamics.layout, self._field.captured()
-        return compiler.check_unchanged(key, self._evaluate, self._args, found)
+        return compiler.check_unchanged(key, self._evaluate, self._args, value)
 
     @evaluation()
     def _evaluate(self, t: Tensor, lr: Tensor, y: Tensor, theta: Theta, data: Data) -> Tensor:

@@ -11,20 +11,13 @@ from odeopt.adjoint.base import Swept
 from odeopt.engine.backward import Trace
 from odeopt.engine.choices import Choices
 from odeopt.engine.problem import Problem
-from odeopt.engine.refinement import Refinement
-from odeopt.engine.replay import check_replay
-from odeopt.engine.run import Run, run_backward, run_forward
+from odeopt.engine.run import Run, check_replay, run_backward, run_forward
 from odeopt.engine.safety import Status
 from odeopt.engine.stats import Stats
-from odeopt.errors import AllFailed, OdeoptError
-from odeopt.gradient.status import (
-    backward_status,
-    merge,
-    outer_status,
-    raise_for_status,
-    state_status,
-)
+from odeopt.engine.steppers import Refinement
+from odeopt.errors import AllFailed, DivergenceError, OdeoptError, StabilityError
 from odeopt.solver.dynamics import Theta
+from odeopt.tools import tree
 
 
 class Solved:
@@ -43,7 +36,8 @@ class Solved:
 
     def __init__(self, run: Run, skips: bool) -> None:
         self.run = run
-        self.status = state_status(run.trajectory.y_end)
+        finite = torch.isfinite(run.trajectory.y_end).all(-1)
+        self.status = torch.where(finite, int(Status.OK), int(Status.STATE_NOT_FINITE))
         self.trace = Trace(exact=True)
         self._skips = skips and run.problem.tasks is not None
         self._swept: Swept | None = None
@@ -67,11 +61,20 @@ class Solved:
 
     def note(self, failed: Tensor, code: Status) -> None:
         """Give tasks that were well and failed now a code."""
-        self.status = merge(self.status, failed, code)
+        self.status = torch.where((self.status == Status.OK) & failed, int(code), self.status)
+
+    def note_infinite(self, gradients: list[Tensor], code: Status) -> None:
+        """Note where gradients are not finite: those of each task, of any further shape."""
+        for gradient in gradients:
+            finite = torch.isfinite(gradient)[..., None].flatten(self.status.ndim).all(-1)
+            self.note(~finite, code)
 
     def check(self) -> None:
-        """Raise the error of the first task that has failed, unless failed tasks are skipped."""
-        if not self._skips:
+        """Raise the error of the first task that has failed, if it can be seen.
+
+        Nothing is raised where failed tasks are skipped.
+        """
+        if not self._skips and is_visible(self.status):
             self._raise()
 
     def check_some(self, values: Tensor | None = None) -> None:
@@ -92,8 +95,7 @@ class Solved:
 
     def seeds(self, cotangents: list[Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
         """Gradients w.r.t. `states` as one w.r.t. the final state, and others by step."""
-        run = self.run
-        length = run.stepper.length or 0
+        run, length = self.run, self.run.stepper.length
         own = {run.stepper.grid_index(k): k for k in run.trajectory.observed}
         own = {**own, 0: 0, run.problem.grid.steps: length}
         *observed, lam = cotangents
@@ -116,16 +118,144 @@ class Solved:
         Raises:
             NondeterminismError: if a step that was made again is not what it was.
         """
-        self._swept, self.trace = run_backward(self.run, lam, by_step, stats)
-        if is_visible(self._swept.lam):
-            self.status = outer_status(self.status, [lam, *by_step.values()])
+        swept, self.trace = run_backward(self.run, lam, by_step, stats)
+        self._swept = swept
+        if is_visible(swept.lam):
+            self.note_infinite([lam, *by_step.values()], Status.OUTER_GRADIENT_NOT_FINITE)
             check_replay(self.run, self.trace)
-            safety = self.run.choices.safety
-            self.status = backward_status(self.status, self._swept, self.trace, safety)
-        return self._swept
+            gradients = tree.tensors((swept.lam, swept.dt, swept.theta))
+            self.note_infinite(gradients, Status.ADJOINT_NOT_FINITE)
+            for _, values, limit, code in self._limits(swept):
+                self.note((values > limit).any(0), code)
+        return swept
+
+    def _limits(self, swept: Swept) -> list[tuple[str, Tensor, float, Status]]:
+        """(name, values of shape [pulls] or [pulls, tasks], limit, code) of checks that are on."""
+        trace, safety = self.trace, self.run.choices.safety
+        checks: list[tuple[str, Tensor, float | None, Status]] = []
+        if trace.spectral:
+            checks.append(("spectral", torch.stack(trace.spectral), 1.0, Status.UNSTABLE))
+        if trace.starts:
+            read = trace.read(swept.growth)
+            checks.append(("step_ratio", read.step_ratio, safety.step_ratio, Status.UNSTABLE))
+            checks.append(("defect", read.defect, safety.defect, Status.STATE_TOO_COARSE))
+        if not trace.exact:
+            mismatch, growth = swept.mismatch[None], swept.growth[None]
+            checks.append(("mismatch", mismatch, safety.defect, Status.STATE_TOO_COARSE))
+            checks.append(("growth", growth, safety.growth, Status.UNSTABLE))
+        return [
+            (name, values, limit, code) for name, values, limit, code in checks if limit is not None
+        ]
 
     def _raise(self) -> None:
-        raise_for_status(self.status, self.run, self._swept, self.trace)
+        """Raise the error of the first task that failed, if one did."""
+        codes: list[int] = self.status.reshape(-1).tolist()
+        failed = [index for index, code in enumerate(codes) if code != Status.OK]
+        if not failed:
+            return
+        task = failed[0]
+        who = "" if self.run.problem.tasks is None else f"task {task}: "
+        if len(failed) > 1:
+            who = f"tasks {', '.join(map(str, failed))} failed; {who}"
+        code = Status(codes[task])
+        unstable = code in (Status.UNSTABLE, Status.STATE_TOO_COARSE)
+        kind = StabilityError if unstable else DivergenceError
+        raise kind(who + self._why(code, task))
+
+    def _why(self, code: Status, task: int) -> str:
+        if code is Status.STATE_NOT_FINITE:
+            return self._where_state_fails(task)
+        if code is Status.VALUE_NOT_FINITE or code is Status.OUTER_GRADIENT_NOT_FINITE:
+            return _OUTER[code]
+        assert self._swept is not None, "only a backward sweep gives these codes"
+        if code is Status.ADJOINT_NOT_FINITE:
+            return self._where_adjoint_fails(self._swept, task)
+        for name, values, limit, own in self._limits(self._swept):
+            column = values.reshape(values.shape[0], -1)[:, task]
+            over = (column > limit).nonzero().flatten().tolist()
+            if own is code and over:
+                start = self.trace.starts[over[0]] if self.trace.starts else 0
+                where = f"the interval from state {start} (t = {self._time(start, task):g})"
+                return _ADVICE[name].format(where=where, value=column[over[0]].item(), limit=limit)
+        raise AssertionError("a status is set only where a limit is exceeded")
+
+    def _where_state_fails(self, task: int) -> str:
+        """Run the forward sweep again and look at each state."""
+        stepper, problem = self.run.stepper, self.run.problem
+        y = problem.y0
+        for step in range(stepper.length):
+            y = stepper.advance(step, y)
+            row = y if problem.tasks is None else y[task]
+            if not bool(torch.isfinite(row).all()):
+                return (
+                    f"the state is not finite after step {step} (t = {self._time(step, task):g})."
+                    " The inner optimisation diverges: take smaller steps (a lower learning rate or"
+                    " a finer grid), or look for a loss that is not finite."
+                )
+        return "the final state is not finite: take smaller steps."
+
+    def _where_adjoint_fails(self, swept: Swept, task: int) -> str:
+        norms = self.trace.read(swept.growth).norm
+        for start, norm in zip(self.trace.starts, norms, strict=True):
+            if not bool(torch.isfinite(norm.reshape(-1)[task])):
+                return (
+                    f"the adjoint variable is not finite before state {start}"
+                    f" (t = {self._time(start, task):g}), though the states are: the backward sweep"
+                    " blows up. Keep more states, use DiscreteAdjoint(), or look for second"
+                    " derivatives that are not finite (a square root or norm at zero)."
+                )
+        lam = swept.lam if self.run.problem.tasks is None else swept.lam[task]
+        if not bool(torch.isfinite(lam).all()):
+            return (
+                "the adjoint variable is not finite: the backward sweep blows up. Use"
+                " DiscreteAdjoint(), or look for second derivatives that are not finite."
+            )
+        return (
+            "a gradient is not finite, though the states and the adjoint variable are: look for"
+            " square roots, norms and logarithms at zero in the way that the inner loss uses"
+            " hparams."
+        )
+
+    def _time(self, step: int, task: int) -> float:
+        times = self.run.stepper.time(step).reshape(-1)
+        return times[0 if self.run.problem.tasks is None else task].item()
+
+
+_OUTER = {
+    Status.VALUE_NOT_FINITE: (
+        "the outer loss is not finite at a finite final state: look for logarithms, divisions or"
+        " square roots at zero in it."
+    ),
+    Status.OUTER_GRADIENT_NOT_FINITE: (
+        "the gradient of the outer loss is not finite, though its value is: look for square roots,"
+        " norms and logarithms at zero in it."
+    ),
+}
+_ADVICE = {
+    "spectral": (
+        "{where} is {value:.2f} times as long as the stability limit for the estimated spectral"
+        " radius: take smaller steps (a lower learning rate, a finer grid or denser checkpoints)."
+    ),
+    "step_ratio": (
+        "{where} is too long for the backward method: step times rate of the adjoint is"
+        " {value:.2f} times its stability limit. Keep more states, evenly spread, or use"
+        " DiscreteAdjoint(), which is stable wherever the solver is."
+    ),
+    "defect": (
+        "the state interpolated over {where} misses the flow by {value:.2f} of the way it goes"
+        " (limit {limit:g}): keep more states, use Graded(n), or use DiscreteAdjoint()."
+    ),
+    "mismatch": (
+        "solving backward missed the initial state by {value:.1e} of the way from it to the final"
+        " one (limit {limit:g}): the reconstructed states, and the gradient with them, cannot be"
+        " trusted. Use DiscreteAdjoint(), or ContinuousAdjoint(RK4()) on kept states."
+    ),
+    "growth": (
+        "the adjoint variable grew by {value:.1e} in the backward sweep (limit {limit:g}), which"
+        " is a sign of instability: keep more states, use DiscreteAdjoint() in place of an"
+        " approximate adjoint, or raise Safety.growth if such growth is real."
+    ),
+}
 
 
 def is_visible(tensor: Tensor) -> bool:
@@ -142,5 +272,17 @@ def theta_gradients(
 ) -> Theta:
     """Gradients w.r.t. theta, those of shared inputs put together; zeros where no step was made."""
     if swept.theta is None:
-        return Theta(*(tuple(torch.zeros_like(leaf) for leaf in part) for part in problem.theta))
+        return tree.map_tensors(torch.zeros_like, problem.theta)
     return swept.theta._replace(shared=tuple(over_tasks(leaf) for leaf in swept.theta.shared))
+
+
+def drop_failed(swept: Swept, ok: Tensor) -> Swept:
+    """The gradients with zeros for tasks that failed; `ok` has shape [tasks]."""
+
+    def keep(leaf: Tensor) -> Tensor:
+        mask = ok.reshape(-1, *(1,) * (leaf.ndim - 1))
+        return torch.where(mask, leaf, torch.zeros_like(leaf))
+
+    gradients = (swept.lam, swept.t, swept.dt, swept.theta)
+    lam, t, dt, theta = tree.map_tensors(keep, gradients)
+    return swept._replace(lam=lam, t=t, dt=dt, theta=theta)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -10,27 +10,27 @@ from torch import Tensor
 
 from odeopt.adjoint.base import Swept
 from odeopt.engine.choices import Choices
-from odeopt.engine.problem import Problem, check_arrays, check_lead
-from odeopt.engine.refinement import Refinement
+from odeopt.engine.problem import Problem, Start, assemble, check_arrays, check_lead, start
 from odeopt.engine.safety import Status
 from odeopt.engine.stats import Stats
+from odeopt.engine.steppers import Refinement
 from odeopt.errors import CompatibilityError, InputError, SecondOrderError
 from odeopt.gradient.event import Stopping, StopWhen
-from odeopt.gradient.outer_loss import OuterGradients, OuterLoss, differentiate, outer_kernel
-from odeopt.gradient.probe import probe
+from odeopt.gradient.outer_loss import OuterGradients, OuterLoss, outer_gradients
+from odeopt.gradient.probe import probe, refuse_captured
 from odeopt.gradient.result import Grads, Result
 from odeopt.gradient.solved import Solved, theta_gradients
-from odeopt.gradient.start import Beginning, detach
-from odeopt.gradient.status import outer_status
 from odeopt.grid import TimeGrid
+from odeopt.inner.base import InnerOptimizer
 from odeopt.tools import tree
 from odeopt.tools.eagerly import eagerly
 from odeopt.tools.transforms import (
     check_not_in_forward_mode,
     inside_gradient_transform,
     inside_transform,
+    requires_grad,
 )
-from odeopt.tools.types import PyTree
+from odeopt.tools.types import PyTree, Tensors
 
 OnFailure = Literal["raise", "skip"]
 
@@ -102,7 +102,8 @@ class ValueAndGrad:
         """A call whose arguments have been checked and put together; nothing is solved yet."""
         check_arrays(batch, "batch")
         check_arrays(outer_batch, "outer_batch")
-        _refuse_transforms((params, hparams, batch, outer_batch, state, _tensors_of(grid)))
+        times = (grid.times, grid.dt) if isinstance(grid, TimeGrid) else ()  # pyright: ignore
+        _refuse_transforms((params, hparams, batch, outer_batch, state, times))
         begin = Beginning(self.choices.field, params, hparams, state)
         with torch.no_grad():
             problem = begin.problem(batch, grid, self.tasks)
@@ -113,6 +114,51 @@ class ValueAndGrad:
                 args = (begin.hparams_tree, begin.hparams)
                 stopping = Stopping(self.stop, self.choices, problem, batch, *args, stats)
             return Call(self, problem, begin, outer_batch, stopping)
+
+
+class Beginning:
+    """Where a solve begins, as a differentiable function of params and hparams."""
+
+    def __init__(
+        self, field: InnerOptimizer, params: PyTree, hparams: PyTree, state: PyTree
+    ) -> None:
+        self._field, self._state = field, _detach(state)
+        tree.ravel(params, "params")  # checks it
+        self.params_layout, self._params, _ = tree.partition(_detach(params))
+        self.hparams_layout, self.hparams, self._constants = tree.partition(_detach(hparams))
+
+    def problem(self, batch: PyTree, grid: TimeGrid, tasks: bool) -> Problem:
+        """The detached problem; keeps the pullback through `field.init`, which is called once.
+
+        Raises:
+            CapturedTensorError: if the initial state requires grad, though no argument does.
+        """
+        starts: list[Start] = []
+
+        def flat(params: Tensors, hparams: Tensors) -> tuple[tuple[Tensor, Tensors], Tensors]:
+            trees = self.params_layout.merge(params, ()), self.hparams_tree(hparams)
+            begin = start(self._field, *trees, tree.is_differentiable, self._state)
+            starts.append(begin)
+            return (begin.y0, begin.diff), begin.data
+
+        with torch.enable_grad():
+            linearized: Any = torch.func.vjp(flat, self._params, self.hparams, has_aux=True)
+        (y0, diff), self._pullback, data = linearized
+        refuse_captured((y0, diff, data))
+        begin = replace(starts[0], y0=y0, diff=diff, data=data)  # out of the transform
+        return assemble(begin, batch, grid, tasks, requires_grad).detach()
+
+    def hparams_tree(self, diff: Tensors) -> PyTree:
+        """Hparams with other differentiable leaves."""
+        return self.hparams_layout.merge(diff, self._constants)
+
+    def pull(self, g_y0: Tensor, g_shared: Tensors) -> tuple[Tensors, Tensors]:
+        """Gradients w.r.t. the leaves of params and hparams."""
+        return self._pullback((g_y0, g_shared))
+
+
+def _detach(value: PyTree) -> PyTree:
+    return tree.map_tensors(Tensor.detach, value)
 
 
 class Call:
@@ -130,7 +176,7 @@ class Call:
     ) -> None:  # fmt: skip
         self._owner, self._begin, self._stopping = owner, begin, stopping
         self._problem = problem if stopping is None else stopping.problem
-        self._outer_batch = detach(outer_batch)
+        self._outer_batch = _detach(outer_batch)
 
     def over(self, problem: Problem) -> Call:
         """The same call over another grid, whose problem has been put together."""
@@ -150,9 +196,15 @@ class Call:
     def _go_back(self, solved: Solved, stats: Stats) -> Result:
         """From the final state to the gradients."""
         solved.check_some()
-        outer = self._differentiate_outer(solved.states)
+        owner, problem, begin = self._owner, self._problem, self._begin
+        differentiate_outer = outer_gradients(
+            owner.outer, owner.choices.field, problem.layout.state, begin.hparams_tree,
+            problem.tasks, observing=bool(problem.grid.observe),
+        )  # fmt: skip
+        outer = differentiate_outer(solved.states, self._outer_batch, begin.hparams)
         solved.note(~torch.isfinite(outer.values), Status.VALUE_NOT_FINITE)
-        solved.status = outer_status(solved.status, [*outer.states, *outer.hparams])
+        gradients = [*outer.states, *outer.hparams]
+        solved.note_infinite(gradients, Status.OUTER_GRADIENT_NOT_FINITE)
         solved.check_some(outer.values)
         if self._stopping is not None:
             outer = self._stopping.correct(outer)
@@ -160,21 +212,17 @@ class Call:
         solved.check_some(outer.values)
         return self._result(outer, swept, solved.status, stats)
 
-    def _differentiate_outer(self, states: list[Tensor]) -> OuterGradients:
-        """Value and gradients of the outer loss, captured tensors refused (eq. 6, line 1)."""
-        owner, problem, begin = self._owner, self._problem, self._begin
-        kernel = outer_kernel(
-            owner.outer,
-            owner.choices.field,
-            problem.layout.state,
-            begin.hparams_tree,
-            observing=bool(problem.grid.observe),
-        )
-        return differentiate(kernel, states, self._outer_batch, begin.hparams, problem.tasks)
-
     def _result(self, outer: OuterGradients, swept: Swept, status: Tensor, stats: Stats) -> Result:
         problem, begin, stopping = self._problem, self._begin, self._stopping
-        mean = _Mean(status, problem.tasks)
+        ok = status == Status.OK
+
+        def mean(x: Tensor) -> Tensor:
+            """Over tasks that did not fail; the identity without tasks."""
+            if problem.tasks is None:
+                return x
+            mask = ok.reshape(-1, *(1,) * (x.ndim - 1))
+            return torch.where(mask, x, torch.zeros_like(x)).sum(0) / ok.sum()
+
         theta = theta_gradients(problem, swept, mean)
         g_params, g_path = begin.pull(mean(swept.lam), theta.shared)
         g_hparams = [mean(g) + path for g, path in zip(outer.hparams, g_path, strict=True)]
@@ -190,23 +238,6 @@ class Call:
         aux = outer.aux if self._owner.outer.has_aux else None
         reports = dict(swept.reports) | ({} if stopping is None else stopping.report())
         return Result(mean(outer.values), values, grads, status, stats, aux, reports)
-
-
-class _Mean:
-    """The mean over tasks that did not fail; the identity without tasks."""
-
-    def __init__(self, status: Tensor, tasks: int | None) -> None:
-        self._ok = None if tasks is None else status == Status.OK
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if self._ok is None:
-            return x
-        mask = self._ok.reshape(-1, *(1,) * (x.ndim - 1))
-        return torch.where(mask, x, torch.zeros_like(x)).sum(0) / self._ok.sum()
-
-
-def _tensors_of(grid: Any) -> list[Tensor]:
-    return [grid.times, grid.dt] if isinstance(grid, TimeGrid) else []
 
 
 def _refuse_transforms(inputs: PyTree) -> None:

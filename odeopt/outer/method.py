@@ -18,7 +18,7 @@ from odeopt.gradient.value_and_grad import OnFailure
 from odeopt.grid import TimeGrid
 from odeopt.optimizer import ODEOptimizer
 from odeopt.tools import tree
-from odeopt.tools.arguments import call_loss, check_positive
+from odeopt.tools.arguments import call_loss, check_integer
 from odeopt.tools.keywords import KnownKeywords
 from odeopt.tools.seeds import generator
 from odeopt.tools.types import PyTree
@@ -158,8 +158,8 @@ class TaskHorizon:
     patience: int = 5
 
     def __post_init__(self) -> None:
-        check_positive(self.every, "TaskHorizon.every")
-        check_positive(self.patience, "TaskHorizon.patience")
+        check_integer(self.every, "TaskHorizon.every")
+        check_integer(self.patience, "TaskHorizon.patience")
 
     def looks(self, steps: int) -> list[int]:
         """The states at which the validation loss is evaluated."""

@@ -22,7 +22,7 @@ from odeopt.outer.metrics import Step, progress
 from odeopt.outer.run_folder import Checkpoint, NamedOptimizer, RunFolder, layout, named_leaves
 from odeopt.outer.workers import Workers
 from odeopt.tools import tree
-from odeopt.tools.arguments import check_positive
+from odeopt.tools.arguments import check_integer
 from odeopt.tools.describing import describe_leniently
 from odeopt.tools.types import PyTree
 from odeopt.tools.version import versions
@@ -111,8 +111,8 @@ class OuterLoop:
     ) -> None:  # fmt: skip
         if clip is not None and not clip > 0:
             raise InputError(f"clip is {clip!r}; expected a positive number or None.")
-        self._validate_every = check_positive(validate_every, "validate_every")
-        self._checkpoint_every = check_positive(checkpoint_every, "checkpoint_every")
+        self._validate_every = check_integer(validate_every, "validate_every")
+        self._checkpoint_every = check_integer(checkpoint_every, "checkpoint_every")
         self._objective, self._clip, self._callback = objective, clip, callback
         self._workers = Workers.alone() if workers is None else workers
         self._speaks = self._workers.rank == 0

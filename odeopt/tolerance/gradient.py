@@ -18,8 +18,7 @@ from odeopt.errors import (
     StepLimitError,
     ToleranceError,
 )
-from odeopt.gradient.coarsening import Decay, largest_gap
-from odeopt.gradient.error_estimate import relative_change, richardson
+from odeopt.gradient.error_estimate import Decay, largest_gap, relative_change, richardson
 from odeopt.gradient.result import ErrorEstimate, Result
 from odeopt.gradient.value_and_grad import ValueAndGrad
 from odeopt.grid import TimeGrid

@@ -11,7 +11,7 @@ import odeopt
 from odeopt import Every, InputError, MemoryBudget, TimeGrid
 from odeopt.checkpoint.binomial import optimal_replays
 from odeopt.checkpoint.budget import simulate
-from odeopt.checkpoint.sizes import format_bytes, parse_bytes
+from odeopt.checkpoint.plan import format_bytes, parse_bytes
 from odeopt.testing import check_schedule
 from tests.checkpoint.conftest import Bench, same
 

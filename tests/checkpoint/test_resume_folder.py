@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from odeopt import Binomial, CompatibilityError, Disk, Every, InputError, MemoryBudget, StorageError
-from odeopt.checkpoint.store import resumable
-from odeopt.checkpoint.store.own_files import states
-from odeopt.checkpoint.store.resumable import ResumableShelf
-from odeopt.checkpoint.store.solve_folder import SolveFolder
+from odeopt.checkpoint.store import solve_folder
+from odeopt.checkpoint.store.solve_files import states
+from odeopt.checkpoint.store.solve_folder import ResumableShelf, SolveFolder
 from tests.checkpoint.conftest import Bench, Crash, same
 
 TEMPORARY = ".forward.progress.0123456789abcdef.tmp"
@@ -201,13 +200,13 @@ def test_a_relative_folder_is_the_one_it_was_when_it_was_given(tmp_path, monkeyp
 
 
 def test_a_state_that_is_kept_elsewhere_is_copied_once(tmp_path, monkeypatch):
-    written, real = Counter(), resumable.write_state
+    written, real = Counter(), solve_folder.write_state
 
     def count(path, state, label):
         written[label.number] += 1
         real(path, state, label)
 
-    monkeypatch.setattr(resumable, "write_state", count)
+    monkeypatch.setattr(solve_folder, "write_state", count)
     disk = Disk(tmp_path, resume=True, seconds=0)
     found = Bench(25).run(MemoryBudget(5 * 96, 5 * 96, (disk, "1MiB")))
     assert found.stats.replayed_steps == 0

@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from odeopt import Device, Disk, Host, InputError, StorageError
-from odeopt.checkpoint.store.own_files import state_file
-from odeopt.checkpoint.store.state_file import Label, read_state, write_state
+from odeopt.checkpoint.store.solve_files import Label, read_state, state_file, write_state
 from odeopt.tools.packing import pack
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ from torch._inductor import cpp_builder
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import odeopt
-from odeopt.engine.compile import rewrites
+from odeopt.engine.compile.inductor import lift_constants
 
 BACKENDS = pytest.mark.parametrize("backend", ["inductor", "inductor-cpu"])
 
@@ -36,7 +36,7 @@ def test_what_a_graph_holds_becomes_its_last_inputs():
     held, x = torch.ones(3), torch.ones(3)
     graph = make_fx(lambda x: [held * x + held])(x)
     assert graph.graph.find_nodes(op="get_attr")
-    (found,) = rewrites.lift_constants(graph)
+    (found,) = lift_constants(graph)
     assert found.data_ptr() == held.data_ptr()
     assert not graph.graph.find_nodes(op="get_attr")
     assert all("val" in node.meta for node in graph.graph.find_nodes(op="placeholder"))

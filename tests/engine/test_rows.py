@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from odeopt.engine.rows import PACK, Rows
+from odeopt.engine.forward import PACK, Rows
 
 
 @given(count=st.integers(0, 10 * PACK), tasks=st.sampled_from([None, 3]), before=st.integers(0, 40))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import odeopt
-from odeopt.engine.refinement import Refinement
+from odeopt.engine.steppers import Refinement
 
 from . import build
 from .composition import Composition

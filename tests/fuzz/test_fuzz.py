@@ -19,6 +19,7 @@ from fuzz.shrink import reproduction, shrink
 from odeopt.adjoint.linearize import Differentiation
 from odeopt.checkpoint.binomial import Binomial
 from odeopt.checkpoint.store import Tier
+from odeopt.engine.steppers import SettledStepper, Waits
 from odeopt.inner.optimizers import _Adam
 from odeopt.solver.runge_kutta import ExplicitRungeKutta
 
@@ -113,7 +114,14 @@ def pieces_with_one_noise(monkeypatch):
 
 
 def moving_after_the_stop(monkeypatch):
-    monkeypatch.setattr("odeopt.engine.waiting.made", lambda grid: grid.dt >= 0)
+    make = SettledStepper.__init__
+
+    def never_waiting(self, grid, moves_at_zero):
+        make(self, grid, moves_at_zero)
+        if moves_at_zero:
+            self.waits = Waits(torch.zeros_like(self._is_made), length_counts=False)
+
+    monkeypatch.setattr(SettledStepper, "__init__", never_waiting)
 
 
 def times_without_gradient(monkeypatch):

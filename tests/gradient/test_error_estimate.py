@@ -33,7 +33,7 @@ from odeopt import (
     TimeGrid,
     Torchdiffeq,
 )
-from odeopt.gradient.coarsening import Decay
+from odeopt.gradient.error_estimate import Decay
 from odeopt.testing.problems import Quadratic, relative_error, smooth_problem
 
 CHOICES = {

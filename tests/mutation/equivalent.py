@@ -16,13 +16,13 @@ class Equivalent(NamedTuple):
 EQUIVALENT = (
     Equivalent(
         "odeopt/engine/steppers.py",
-        "y1, waiting = step(k, self._starts[k], dt, y), self.waits(k, k + 2)",
+        "waiting = self.waits.between(k, k + 2)",
         "A step of zero length leaves a state as it is, unless the velocity is not finite there;"
         " then the next step, which begins at the same time and state, fails as well.",
     ),
     Equivalent(
         "odeopt/gradient/event.py",
-        "done = done | (high - low < tiny * high) | (below & (found == 0))",
+        "done = done | (high - low < tiny * high) | (below & (g == 0))",
         "An interval that is to the last bit as short as wanted may as well be cut once more.",
     ),
     Equivalent(
@@ -31,7 +31,7 @@ EQUIVALENT = (
         "Any part of a step that is far above rounding and far below what is seen will do.",
     ),
     Equivalent(
-        "odeopt/engine/spectral_guard.py",
+        "odeopt/engine/backward.py",
         "generator = torch.Generator().manual_seed(1)",
         "Any seed draws a random vector.",
     ),
@@ -82,14 +82,9 @@ EQUIVALENT = (
         "Any seed draws a random vector.",
     ),
     Equivalent(
-        "odeopt/engine/replay.py",
+        "odeopt/engine/run.py",
         "over = (gaps.reshape(len(trace.starts), -1) >= 1).any(-1).nonzero().flatten().tolist()",
         "Whether a gap that rounding explains to the last bit still passes does not matter.",
-    ),
-    Equivalent(
-        "odeopt/engine/replay.py",
-        "for k in range(stepper.length or 1):",
-        "Without a step there is no gap that could lead here.",
     ),
     Equivalent(
         "odeopt/gradient/event.py",

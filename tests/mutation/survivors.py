@@ -31,8 +31,8 @@ _NAMED = {
     ),
     "event-never": _Named(
         "odeopt/gradient/event.py",
-        "never = (found.step == 0) & (found.length == 0)",
-        "never = found.step == 0",
+        "never = (step == 0) & (length == 0)",
+        "never = step == 0",
     ),
     "fingerprint-of-the-norm": _Named(
         "odeopt/engine/forward.py",
@@ -50,18 +50,18 @@ _NAMED = {
         "torch.linalg.vector_norm(change)",
     ),
     "identity-without-hparams": _Named(
-        "odeopt/engine/identity.py", "digest([*theta.shared, *data.shared])", "digest([])"
+        "odeopt/engine/journal.py", "digest([*theta.shared, *data.shared])", "digest([])"
     ),
     "identity-without-data-of-hparams": _Named(
-        "odeopt/engine/identity.py",
+        "odeopt/engine/journal.py",
         "digest([*theta.shared, *data.shared])",
         "digest([*theta.shared])",
     ),
     "identity-without-batch": _Named(
-        "odeopt/engine/identity.py", "digest([*theta.batch, *data.batch])", "digest([])"
+        "odeopt/engine/journal.py", "digest([*theta.batch, *data.batch])", "digest([])"
     ),
     "identity-without-stream-seed": _Named(
-        "odeopt/engine/identity.py", "(stream.seed, stream.length)", "(None, stream.length)"
+        "odeopt/engine/journal.py", "(stream.seed, stream.length)", "(None, stream.length)"
     ),
     "disk-without-unlink": _Named(
         "odeopt/checkpoint/store/disk.py",
@@ -69,12 +69,12 @@ _NAMED = {
         "pass",
     ),
     "resumable-without-unlink": _Named(
-        "odeopt/checkpoint/store/resumable.py",
+        "odeopt/checkpoint/store/solve_folder.py",
         "state_file(self._folder.path, index).unlink(missing_ok=True)",
         "pass",
     ),
     "folder-without-unlink": _Named(
-        "odeopt/checkpoint/store/own_files.py", "path.unlink(missing_ok=True)", "pass"
+        "odeopt/checkpoint/store/solve_files.py", "path.unlink(missing_ok=True)", "pass"
     ),
     "no-fsync": _Named("odeopt/tools/files.py", "os.fsync(file.fileno())", "pass"),
 }

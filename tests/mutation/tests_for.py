@@ -63,8 +63,7 @@ _PARTS = {
     "sweeps": Part(
         (
             "engine/adaptive.py", "engine/backward.py", "engine/forward.py", "engine/journal.py",
-            "engine/kept.py", "engine/pulled.py", "engine/replay.py", "engine/rows.py",
-            "engine/refinement.py", "engine/spectral_guard.py", "engine/steppers.py",
+            "engine/kept.py", "engine/kernels.py", "engine/run.py", "engine/steppers.py",
             "solver/error_control.py", "solver/spectral_radius.py", "solver/stabilized.py",
         ),
         (
@@ -85,13 +84,14 @@ _PARTS = {
                 "solver/test_power_iteration.py", "solver/test_steps_by_hand.py", *_STABILIZED,
                 "properties/test_limits.py",
             ),
-            "engine/steppers.py": ("solver/test_torchdiffeq_options.py",),
-            "engine/spectral_guard.py": ("properties/test_limits.py",),
-            "engine/refinement.py": (
-                "solver/test_adaptive_steps.py", "gradient/test_observed_states.py",
-                "gradient/test_error_estimate.py", _RESUMED,
+            "engine/steppers.py": (
+                "solver/test_torchdiffeq_options.py", "solver/test_adaptive_steps.py",
+                "gradient/test_observed_states.py", "gradient/test_error_estimate.py", _RESUMED,
             ),
-            "engine/journal.py": ("checkpoint/test_resume.py", "checkpoint/test_resume_folder.py"),
+            "engine/journal.py": (
+                "checkpoint/test_resume_identity.py", "checkpoint/test_resume.py",
+                "checkpoint/test_resume_folder.py",
+            ),
             "engine/forward.py": (
                 "adjoint/test_continuous_meshes.py",
                 _RESUMED,
@@ -102,11 +102,11 @@ _PARTS = {
             "engine/backward.py": (
                 "adjoint/test_discrete.py", "checkpoint/test_resume.py",
                 "adjoint/test_truncated_and_first_order.py",
-                "properties/test_changes_after_the_solve.py",
+                "properties/test_changes_after_the_solve.py", "properties/test_limits.py",
                 "engine/test_compilation.py::test_an_adjoint_with_a_method_of_its_own_is_compiled_once",
             ),
             "engine/kept.py": ("checkpoint/test_tiers.py", "checkpoint/test_resume.py"),
-            "engine/replay.py": ("properties/test_changes_after_the_solve.py",),
+            "engine/run.py": ("properties/test_changes_after_the_solve.py",),
         },
     ),
     "adjoints": Part(
@@ -159,9 +159,7 @@ _PARTS = {
     ),
     "events": Part(("gradient/event.py",), ("gradient/test_event.py", _FUZZ)),
     "stores": Part(
-        ("checkpoint/store", "engine/identity.py", "tools/files.py", "tools/locks.py",
-            "tools/packing.py",
-        ),
+        ("checkpoint/store", "tools/files.py", "tools/locks.py", "tools/packing.py"),
         (
             "tools/test_files.py",
             "tools/test_locks.py",
@@ -172,7 +170,6 @@ _PARTS = {
             _FUZZ,
         ),
         {
-            "engine/identity.py": ("checkpoint/test_resume_identity.py",),
             "checkpoint/store/host.py": ("checkpoint/test_tiers.py",),
         },
     ),

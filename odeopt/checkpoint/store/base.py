@@ -1,13 +1,15 @@
-"""What a tier is: a place for states, opened anew for each solve."""
+"""What a tier is: a place for states, opened anew for each solve; and the one that does nothing."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, final
 
 from torch import Tensor
+from typing_extensions import override
 
 from odeopt.errors import InputError
 from odeopt.tools.keywords import KnownKeywords
@@ -69,6 +71,45 @@ class Tier(KnownKeywords, ABC):
     def settings(self) -> Mapping[str, Any]:
         """What tells two solves apart: not where exactly states are, which changes no number."""
         return {"kind": self.kind}
+
+
+@final
+@dataclass(frozen=True)
+class Device(Tier):
+    """Kept states stay on the device of the solve: nothing is copied. The default.
+
+    Cost: d numbers of its memory for each state of each task.
+    """
+
+    kind: ClassVar[str] = "device"
+    at_hand: ClassVar[bool] = True
+
+    @override
+    def open(self) -> Shelf:
+        return _References()
+
+
+class _References(Shelf):
+    """The tensors themselves."""
+
+    def __init__(self) -> None:
+        self._states: dict[int, Tensor] = {}
+
+    @override
+    def put(self, index: int, state: Tensor) -> None:
+        self._states[index] = state
+
+    @override
+    def get(self, index: int) -> Tensor:
+        return self._states[index]
+
+    @override
+    def drop(self, index: int) -> None:
+        del self._states[index]
+
+    @override
+    def close(self, done: bool) -> None:
+        self._states.clear()
 
 
 def check_tier(store: object) -> Tier:

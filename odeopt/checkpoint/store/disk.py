@@ -1,9 +1,15 @@
-"""The tier of states in files."""
+"""The tier of states in files.
+
+Each solve has a folder of its own; those of a process that was killed go with the next solve.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import tempfile
 import weakref
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, final
@@ -13,13 +19,20 @@ from torch import Tensor
 from typing_extensions import override
 
 from odeopt.checkpoint.store.base import JournalSettings, Shelf, Tier
-from odeopt.checkpoint.store.fleeting_folder import make_folder, remove_folder
-from odeopt.checkpoint.store.own_files import state_file
-from odeopt.checkpoint.store.resumable import ResumableShelf
-from odeopt.checkpoint.store.solve_folder import SolveFolder
-from odeopt.checkpoint.store.state_file import Label, read_state, write_state
-from odeopt.errors import InputError
+from odeopt.checkpoint.store.solve_files import (
+    LOCK,
+    Label,
+    read_state,
+    remove_own,
+    state_file,
+    write_state,
+)
+from odeopt.checkpoint.store.solve_folder import ResumableShelf, SolveFolder
+from odeopt.errors import InputError, StorageError
 from odeopt.tools.locks import FolderLock
+
+_PREFIX = "odeopt-"
+_NAME = re.compile(_PREFIX + "[a-z0-9_]{8}")
 
 
 @final
@@ -84,7 +97,7 @@ class Disk(Tier):
     def open(self) -> Shelf:
         if self.resume:  # by hand: a solve says which one it is
             return ResumableShelf(SolveFolder(Path(self.path), {}))
-        return DiskShelf(*make_folder(Path(self.path)))
+        return DiskShelf(*_make_folder(Path(self.path)))
 
 
 class DiskShelf(Shelf):
@@ -120,4 +133,56 @@ class DiskShelf(Shelf):
 
 def _remove(folder: Path, lock: FolderLock, process: int) -> None:
     if os.getpid() == process:  # not a fork of it
-        remove_folder(folder, lock)
+        _remove_folder(folder, lock)
+
+
+def _make_folder(path: Path) -> tuple[Path, FolderLock]:
+    """A new folder below a path, which is locked.
+
+    Raises:
+        StorageError: if it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
+        while True:
+            folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=path))
+            with suppress(FileNotFoundError):  # taken for an abandoned one before it was locked
+                lock = FolderLock.take(folder / LOCK)
+                if lock is not None:
+                    return folder, lock
+    except OSError as error:
+        raise StorageError(
+            f"Disk({str(path)!r}) cannot be written to: {error}. Give it a folder that can."
+        ) from error
+
+
+def _remove_folder(folder: Path, lock: FolderLock) -> None:
+    """Remove a folder that is locked, and what a solve has made in it; nothing else."""
+    with suppress(OSError):
+        remove_own(folder)
+        lock.release()
+        folder.rmdir()
+    lock.release()
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove folders whose owners have died."""
+    with os.scandir(path) as entries:
+        folders = [
+            Path(entry.path)
+            for entry in entries
+            if _NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+        ]
+    for folder in folders:
+        with suppress(OSError):  # it may be somebody else's, or just be going
+            _remove_if_abandoned(folder)
+
+
+def _remove_if_abandoned(folder: Path) -> None:
+    if not (folder / LOCK).is_file():
+        folder.rmdir()  # if it is empty: who makes it new makes another one then
+        return
+    lock = FolderLock.take(folder / LOCK)
+    if lock is not None and lock.excludes:
+        _remove_folder(folder, lock)

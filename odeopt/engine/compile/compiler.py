@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from odeopt.engine.compile.backend import Backend, Compiled, Trace, record
-from odeopt.engine.compile.data_dependent import shaped_by_numbers
 from odeopt.engine.stats import Stats
 from odeopt.errors import CompilationError, OdeoptWarning
 from odeopt.registry import BACKENDS
@@ -125,17 +124,16 @@ class Compiler:
         out_spec: list[Any] = []
 
         def flat(*leaves: Tensor) -> list[Tensor]:
-            found, own = tree.pytree.tree_flatten(
-                kernel(*tree.pytree.tree_unflatten(list(leaves), spec))
-            )
+            result = kernel(*tree.pytree.tree_unflatten(list(leaves), spec))
+            outputs, own = tree.pytree.tree_flatten(result)
             out_spec[:] = [own]
-            return found
+            return outputs
 
         try:
             graph = record(flat, inputs)
         except Exception as error:  # whatever the model does that cannot be traced
             return Traced(name, key, None, iter), f"cannot be traced: {_first_line(error)}"
-        operation = shaped_by_numbers(graph)
+        operation = _shaped_by_numbers(graph)
         if operation is not None:
             return Traced(name, key, None, iter), _SHAPED.format(operation=operation)
         text, assemble = _text(graph), tree.assembler(out_spec[0])
@@ -188,6 +186,28 @@ def _text(graph: torch.fx.GraphModule) -> object:
     return graph.code, shapes, held, buffers
 
 
+def _shaped_by_numbers(graph: torch.fx.GraphModule) -> str | None:
+    """The first operation whose result has a shape that depends on numbers; None without one.
+
+    A trace has the shapes of one evaluation in it: with other numbers it would fail, or divide a
+    mean by another count.
+    """
+
+    def is_mask(node: torch.fx.Node) -> bool:
+        dtype = getattr(node.meta.get("tensor_meta"), "dtype", None)
+        return dtype in (torch.bool, torch.uint8)
+
+    for node in graph.graph.nodes:
+        tags: Any = getattr(node.target, "tags", ())
+        if torch.Tag.dynamic_output_shape not in tags:
+            continue
+        if node.target is not torch.ops.aten.index.Tensor or any(
+            map(is_mask, node.all_input_nodes[1:])
+        ):
+            return str(node.target)
+    return None
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
@@ -215,29 +235,26 @@ class CompiledKernel:
         self._kernel, self._theta, self._data, self._stats = kernel, theta, data, stats
         self._theta_leaves = _contiguous(theta)
         self._data_leaves = _contiguous(data)
-        self._found: dict[tuple[object, ...], Traced] = {}
-        self._traced: Traced | None = None
+        self._by_signature: dict[tuple[object, ...], Traced] = {}
+        self._last: Traced | None = None
 
     def __call__(self, *tensors: Tensor, data: Data | None = None) -> Any:
         """The kernel's result."""
         bound, leaves = self._data, self._data_leaves
-        traced = self._traced
+        traced = self._last
         if data is not None:
             bound, leaves = data, _contiguous(data)
-            traced = self._found.get(_signature(leaves))
+            traced = self._by_signature.get(_signature(leaves))
         inputs = [x.contiguous() for x in tensors]
         inputs += self._theta_leaves
         inputs += leaves
         if traced is None:
-            traced = self._find((*tensors, self._theta, bound), inputs)
-            self._traced = self._found[_signature(leaves)] = traced
+            key, args = (self._layout, _signature(inputs)), (*tensors, self._theta, bound)
+            traced = self._compiler.find(self._name, key, self._kernel, args, self._stats)
+            self._last = self._by_signature[_signature(leaves)] = traced
         if traced.run is None:
             return self._kernel(*tensors, self._theta, bound)
         return traced.assemble(iter(traced.run(*inputs)))
-
-    def _find(self, args: tuple[Any, ...], inputs: list[Tensor]) -> Traced:
-        key = (self._layout, _signature(inputs))
-        return self._compiler.find(self._name, key, self._kernel, args, self._stats)
 
 
 def _contiguous(inputs: Theta | Data) -> list[Tensor]:
@@ -275,14 +292,14 @@ def _check(name: str, kernel: Compiled, compiled: Compiled, inputs: Sequence[Ten
         raise CompilationError(_MISTRACED.format(name=name, gap=gap))
 
 
-def _disagreement(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+def _disagreement(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:
     """The relative difference of results that differ by more than rounding, or else 0.
 
     Both are allowed 100 eps of the largest result, since a small one (the gradient w.r.t. dt is an
     inner product) may be a difference of large terms; and 100 eps^(3/4) of their own size.
     """
     largest, worst = max((_largest(want) for want in expected), default=0.0), 0.0
-    for want, got in zip(expected, found, strict=True):
+    for want, got in zip(expected, actual, strict=True):
         eps = torch.finfo(want.dtype).eps
         gap = _gap(want, got, eps**0.25 * largest + eps)
         if gap > 100 * eps**0.75:

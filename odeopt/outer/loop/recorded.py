@@ -17,10 +17,8 @@ from odeopt.adjoint.base import Adjoint
 from odeopt.adjoint.discrete import DiscreteAdjoint
 from odeopt.checkpoint.base import CheckpointSchedule
 from odeopt.engine.compile.compiler import Compiler
-from odeopt.engine.evaluation import evaluation
-from odeopt.engine.precision import refuse_autocast
 from odeopt.engine.stats import Stats
-from odeopt.engine.watch import WatchedLosses, unchanged
+from odeopt.engine.watch import WatchedLosses, evaluation, refuse_autocast, unchanged
 from odeopt.errors import CapturedTensorError, InputError, NondeterminismError
 from odeopt.gradient.result import Result
 from odeopt.grid import TimeGrid

@@ -1,8 +1,11 @@
-"""One state in one file."""
+"""The files that a solve makes, by their exact names; others are never touched."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +14,41 @@ from torch import Tensor
 
 from odeopt.checkpoint.store.checked_file import of_solve
 from odeopt.errors import StorageError
+from odeopt.tools.files import name_without_temporary
 from odeopt.tools.packing import Packing, pack, raw_bytes
 
+LOCK = "solve.lock"
+
+ROOT, FORWARD, BACKWARD = "solve.progress", "forward.progress", "backward.progress"
+"""Which solve it is, and how far each of its sweeps has come."""
+
 _STATE = of_solve("state")
+_STATE_NAME = re.compile(r"state-(\d{9,})")
+
+
+def state_file(folder: Path, index: int) -> Path:
+    """Where the state of an index is."""
+    return folder / f"state-{index:09d}"
+
+
+def states(folder: Path) -> dict[int, Path]:
+    """The files of states in a folder, by index."""
+    matches = ((_STATE_NAME.fullmatch(path.name), path) for path in _regular(folder))
+    return {int(match[1]): path for match, path in matches if match is not None}
+
+
+def remove_own(folder: Path) -> None:
+    """Remove every file that a solve has made there, except for the lock."""
+    for path in _regular(folder):
+        name = name_without_temporary(path.name)
+        if name in (ROOT, FORWARD, BACKWARD) or _STATE_NAME.fullmatch(name):
+            path.unlink(missing_ok=True)
+
+
+def _regular(folder: Path) -> Iterator[Path]:
+    with os.scandir(folder) as entries:
+        regular = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
+    return (Path(entry.path) for entry in regular)
 
 
 class Label(NamedTuple):
@@ -52,9 +87,9 @@ def read_state(path: Path, device: torch.device, label: Label) -> Tensor:
     _, body = _STATE.read(path)
     line, _, raw = body.partition(b"\n")
     head = json.loads(line)
-    found = Label(*head["label"])
-    if found != label:
-        whose = "of another solve" if found.solve != label.solve else f"number {found.number}"
+    own = Label(*head["label"])
+    if own != label:
+        whose = "of another solve" if own.solve != label.solve else f"number {own.number}"
         raise StorageError(
             f"{path} holds a state {whose}; expected number {label.number} of this one."
             f" {_STATE.unreadable}"
