@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
-from support.copies import Drawer, OtherAdam, OtherContinuous, OtherRKC
+from other_names import Drawer, OtherAdam, OtherContinuous, OtherRKC
 
 import odeopt
 from odeopt import GradientFlow, ODEOptimizer, TimeGrid, tree
 from odeopt.testing import check_adjoint, check_rule, check_solver, check_tier, smooth_problem
 from tests.checkpoint.conftest import Bench, Crash
 
+PACKAGE = Path(__file__).parents[1] / "plugin_package"
 TASKS = [None, 3]
 CHECKPOINTS = [
     odeopt.Every(1),
@@ -183,3 +189,45 @@ def test_the_conformance_suites(device):
     check_rule(OtherAdam, device)
     check_adjoint(OtherContinuous(), device)
     check_tier(Drawer(), device)
+
+
+BY_NAME = """
+import torch
+from odeopt import ADJOINTS, FIELDS, RK4, SOLVERS, ODEOptimizer, TimeGrid
+from odeopt.registry import load_plugins
+from odeopt.testing import smooth_problem
+
+report = next(r for r in load_plugins() if r.module == "other_names.plugin")
+assert (report.distribution, report.error) == ("other-names", None), report
+problem = smooth_problem()
+
+def choices(prefix):
+    flow = FIELDS.get("gradient-flow")(problem.loss)
+    return [
+        (FIELDS.get(prefix + "adam")(problem.loss),),
+        (flow, SOLVERS.get("other-rkc" if prefix else "stabilized-rk")()),
+        (flow, RK4(), ADJOINTS.get(prefix + ("continuous" if prefix else "continuous-euler"))()),
+    ]
+
+grid = TimeGrid.uniform(0.5, 4)
+for one, other in zip(choices(""), choices("other-"), strict=True):
+    for compile in (None, "trace"):
+        found = [
+            ODEOptimizer(*chosen, compile=compile).value_and_grad(problem.loss)(
+                problem.params, problem.batch, grid, problem.outer_batch
+            )
+            for chosen in (one, other)
+        ]
+        torch.testing.assert_close(found[0].grads.params, found[1].grads.params)
+    print(type(other[-1]).__name__)
+"""
+
+
+def test_an_installed_package_brings_them_by_name():
+    paths = [PACKAGE, PACKAGE / "installed", *PACKAGE.parents[:2], PACKAGE.parents[1] / "plugins"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    done = subprocess.run(
+        [sys.executable, "-c", BY_NAME], capture_output=True, text=True, check=False, env=env
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["OtherAdam", "OtherRKC", "OtherContinuous"]

@@ -10,8 +10,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import other_names as copies
 import torch
-from support import copies
 from support import tasks as problems
 
 import odeopt
@@ -19,6 +19,7 @@ from odeopt.testing import smooth_problem
 from odeopt.tools import tree
 
 ROOT = Path(__file__).resolve().parents[2]
+PLUGIN = ROOT / "tests" / "plugin_package"
 PROGRAM = ROOT / "tests" / "outer" / "workers" / "program.py"
 
 
@@ -213,7 +214,7 @@ def start(name, folder, count=2, program=PROGRAM, **environment):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "plugins"), str(ROOT / "tests")])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "plugins"), str(ROOT / "tests"), str(PLUGIN)])
     common = {
         **os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": "",
