@@ -17,7 +17,7 @@ _COMMON = {
     "deadline": None,
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 }
-settings.register_profile("dev", max_examples=10, **_COMMON)
+settings.register_profile("dev", max_examples=6, **_COMMON)
 settings.register_profile("ci", max_examples=10, derandomize=True, **_COMMON)
 settings.register_profile("nightly", max_examples=300, **_COMMON)
 settings.register_profile("mutation", max_examples=8, derandomize=True, **_COMMON)

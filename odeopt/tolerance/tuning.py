@@ -56,7 +56,7 @@ class Tuning:
 
     def error_controlled(self) -> Setting:
         """What chooses steps by their errors, where nothing is known of the horizon."""
-        return Setting(self._robust, 10 / self.tol)
+        return Setting(self._robust, 100 / self.tol)
 
     def describe(self) -> str:
         """A line per horizon, and one per method that was measured."""

@@ -89,7 +89,7 @@ _CAPTURED = (
 """What is compared where a function has captured it: not texts, which may name a device."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Describer:
     """Describes one object with everything in it; what is met again is a number then."""
 

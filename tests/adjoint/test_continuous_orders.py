@@ -14,6 +14,7 @@ from support.continuous import (
     network_problem,
     outer_network,
 )
+from support.params import slow_without
 
 from odeopt import (
     RK4,
@@ -106,7 +107,7 @@ def ladder(name, method, device):
     return [errors(name, adjoint, Every(1), device, solver, m) for m in (32, 64, 128, FINEST)]
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", slow_without(FIELDS, "moving"))
 def test_exact_adjoint_of_a_fine_solve_meets_the_outside_gradient(name, device):
     found = errors(name, DiscreteAdjoint(), Every(1), device, RK4(), 200)
     assert max(found["params"], found["hparams"]) < 1e-8
@@ -114,14 +115,14 @@ def test_exact_adjoint_of_a_fine_solve_meets_the_outside_gradient(name, device):
 
 @pytest.mark.parametrize("what", ["params", "hparams", "dt"])
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", slow_without(FIELDS, "moving"))
 def test_order(name, method, what, device):
     found = [step[what] for step in ladder(name, method, device)]
     slopes = -np.diff(np.log2(found))
     assert abs(slopes.mean() - METHODS[method][1]) < 0.15, slopes
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", slow_without(FIELDS, "moving"))
 def test_kept_states_of_a_fine_grid_serve_as_well_as_accurate_ones(name, device):
     fine = errors(name, ContinuousAdjoint(RK4()), Every(16), device, RK4(), 512)
     accurate = ladder(name, "rk4", device)[0]

@@ -188,6 +188,7 @@ def test_who_fails_or_is_slow_or_missing_is_said_and_the_others_go_on(inside, mo
     assert len(found["quick"]["seconds"]) == 1
 
 
+@pytest.mark.slow
 def test_contenders_in_one_process_are_timed_in_turn(monkeypatch, device):
     monkeypatch.setitem(CONTENDERS, "failing", Contender("failing", "", MAP, refuse))
     entries = ((c.EAGER, None), ("failing", None), (c.UNROLLED, 2))
@@ -198,6 +199,7 @@ def test_contenders_in_one_process_are_timed_in_turn(monkeypatch, device):
     assert found[1]["outcome"] == "NotImplementedError"
 
 
+@pytest.mark.slow
 def test_a_long_horizon_has_a_radius_and_two_solvers(device):
     found = stiff.measure(8.0, (1e-2, 1e-3), str(device), None)
     assert found["stiffness"] == 8.0 * found["radius"] > 20

@@ -60,7 +60,8 @@ def tensors(res):
     return [res.value, res.grads.params, res.grads.hparams, res.grads.dt]
 
 
-@settings(max_examples=3)
+@pytest.mark.slow
+@settings(max_examples=6)
 @given(
     field=st.sampled_from(sorted(FIELDS)), choice=st.sampled_from(sorted(CHOICES)),
     tasks=st.sampled_from([None, 1, 3]),

@@ -138,7 +138,7 @@ def test_one_task_whose_event_is_touched_is_enough(device):
         call(start, kinds, GRID, kinds)
 
 
-@pytest.mark.parametrize("name", sorted(INNER))
+@pytest.mark.parametrize("name", slow_but(sorted(INNER), "sgd", "heavy-ball"))
 def test_the_gradient_is_that_of_finite_differences(problem, name):
     params, batch, level = problem
     res = value_at(name, params, batch, level)
@@ -178,6 +178,7 @@ def test_the_flows_gradient_in_closed_form(device):
     assert relative_error(res.grads.params, expected) < 1e-8
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(
     name=st.sampled_from(sorted(INNER)),

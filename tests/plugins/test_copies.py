@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from other_names import Drawer, OtherAdam, OtherContinuous, OtherRKC
+from support.params import slow_but
 
 import odeopt
 from odeopt import GradientFlow, ODEOptimizer, TimeGrid, tree
@@ -85,7 +86,7 @@ def test_the_gradient(kind, checkpoints, tasks, device):
     same(*found)
 
 
-@pytest.mark.parametrize("tasks", TASKS)
+@pytest.mark.parametrize("tasks", slow_but(TASKS, 3))
 @pytest.mark.parametrize("kind", GRIDS)
 def test_compiled(kind, tasks, device):
     problem = smooth_problem(device, tasks)
@@ -128,7 +129,7 @@ def test_limits(kind, iterations, device):
     assert bool(said[0]) == (kind == "continuous")
 
 
-@pytest.mark.parametrize("kind", ["stabilized", "adam"])
+@pytest.mark.parametrize("kind", slow_but(["stabilized", "adam"], "adam"))
 def test_an_interrupted_solve_goes_on(kind, tmp_path):
     choose = {
         "stabilized": lambda: {"solver": OtherRKC(1e-4, 1e-6)},
@@ -183,6 +184,7 @@ def test_spread_over_workers(device):
             same(run(*args, problem.hparams), call(opt, problem, 3, GRIDS["stabilized"]))
 
 
+@pytest.mark.slow
 def test_the_conformance_suites(device):
     check_solver(OtherRKC(stages=7), device)
     check_solver(OtherRKC(), device)

@@ -59,7 +59,7 @@ def reference(steps, problem, device, t1=12.0):
     return layout.unflatten(g_flat), g_horizon, dict(zip(hparams, g_hparams, strict=True))
 
 
-@pytest.mark.parametrize("mode", MODES, ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("mode", slow_but(MODES, MODES[0]), ids=lambda m: type(m).__name__)
 @pytest.mark.parametrize(
     "schedule", slow_but(SCHEDULES, SCHEDULES[0], SCHEDULES[3]), ids=lambda s: type(s).__name__
 )
