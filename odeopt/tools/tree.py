@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
@@ -17,7 +18,29 @@ from odeopt.tools.types import PyTree, Tensors
 
 def leaves(tree: PyTree) -> list[Any]:
     """The leaves of a tree, in a fixed order."""
-    return pytree.tree_leaves(tree)
+    found: list[Any] = []
+    _collect(tree, found)
+    return found
+
+
+def _collect(tree: PyTree, found: list[Any]) -> None:
+    """Append the leaves of a tree; the kinds of nodes that are met in every step are known here."""
+    kind = type(tree)
+    if isinstance(tree, Tensor):
+        found.append(tree)
+    elif kind is tuple or kind is list or (kind.__bases__ == (tuple,) and _is_named(kind)):
+        for child in tree:
+            _collect(child, found)
+    elif kind is dict:
+        for child in tree.values():
+            _collect(child, found)
+    else:
+        found.extend(pytree.tree_leaves(tree))
+
+
+def _is_named(kind: type) -> bool:
+    """Whether it is the class of a named tuple, and no node of its own."""
+    return hasattr(kind, "_fields") and kind not in pytree.SUPPORTED_NODES
 
 
 def structure(tree: PyTree) -> Any:
@@ -36,7 +59,7 @@ def map_tensors(fn: Callable[[Tensor], Any], tree: PyTree) -> PyTree:
 
 
 def assembler(spec: Any) -> Callable[[Iterator[Any]], PyTree]:
-    """Makes trees of a spec from an iterator over their leaves, fast where it is of tuples."""
+    """Makes trees of a spec from an iterator over their leaves, fast for the usual containers."""
     count = spec.num_leaves
     if spec.is_leaf():
         return next
@@ -45,12 +68,20 @@ def assembler(spec: Any) -> Callable[[Iterator[Any]], PyTree]:
         return lambda leaves: empty
     if spec.type is tuple:
         make: Callable[[list[Any]], Any] = tuple
+    elif spec.type is list:
+        make = list
+    elif spec.type is dict:
+        make = partial(_dict_of, spec.context)
     elif spec.type is namedtuple:
         make = spec.context._make
     else:
         return lambda leaves: pytree.tree_unflatten([next(leaves) for _ in range(count)], spec)
     parts = [assembler(child) for child in spec.children()]
     return lambda leaves: make([part(leaves) for part in parts])
+
+
+def _dict_of(keys: Sequence[Any], values: list[Any]) -> dict[Any, Any]:
+    return dict(zip(keys, values, strict=True))
 
 
 def reader(spec: Any) -> Callable[[PyTree], list[Tensor] | None]:
@@ -71,7 +102,9 @@ def _appender(spec: Any) -> Callable[[Any, list[Tensor]], bool]:
     """Appends the leaves of a tree to a list and says whether it is of the spec."""
     if spec.is_leaf():
         return _append_tensor
-    kind, parts = spec.type, [_appender(child) for child in spec.children()]
+    named = spec.type is namedtuple
+    kind = spec.context if named else spec.type
+    parts = [_appender(child) for child in spec.children()]
 
     def append(tree: Any, tensors: list[Tensor]) -> bool:
         if type(tree) is not kind or len(tree) != len(parts):
@@ -82,7 +115,7 @@ def _appender(spec: Any) -> Callable[[Any, list[Tensor]], bool]:
             tree = tree.values()
         return all(part(child, tensors) for part, child in zip(parts, tree, strict=True))
 
-    return append if kind in (tuple, list, dict) else lambda tree, tensors: False
+    return append if named or kind in (tuple, list, dict) else lambda tree, tensors: False
 
 
 def _append_tensor(leaf: Any, tensors: list[Tensor]) -> bool:
@@ -120,7 +153,9 @@ class Ravel:
 
     def flatten(self, tree: PyTree, what: str) -> Tensor:
         """Concatenate the leaves of `tree` into a vector of shape [size]."""
-        parts, spec = pytree.tree_flatten(tree)
+        parts, spec = self._read(tree), self.spec
+        if parts is None:
+            parts, spec = pytree.tree_flatten(tree)
         shapes = tuple(getattr(leaf, "shape", None) for leaf in parts)
         if spec != self.spec or shapes != self.shapes:
             raise InputError(
@@ -142,7 +177,15 @@ class Ravel:
         parts = [
             piece.reshape(lead + shape) for piece, shape in zip(pieces, self.shapes, strict=True)
         ]
-        return pytree.tree_unflatten(parts, self.spec)
+        return self._assemble(iter(parts))
+
+    @cached_property
+    def _assemble(self) -> Callable[[Iterator[Any]], PyTree]:
+        return assembler(self.spec)
+
+    @cached_property
+    def _read(self) -> Callable[[PyTree], list[Tensor] | None]:
+        return reader(self.spec)
 
 
 def ravel(tree: PyTree, what: str) -> tuple[Tensor, Ravel]:
@@ -179,13 +222,16 @@ class Partition:
     def merge(self, diff: Tensors, data: Tensors) -> PyTree:
         """The tree again, with the given tensors in their places."""
         sources = {"diff": iter(diff), "data": iter(data), "rest": iter(self.rest)}
-        return pytree.tree_unflatten([next(sources[role]) for role in self.roles], self.spec)
+        return self._assemble(next(sources[role]) for role in self.roles)
 
     def gradients(self, diff: Sequence[Tensor]) -> PyTree:
         """The tree with gradients for differentiable leaves and None elsewhere."""
         grads = iter(diff)
-        parts = [next(grads) if role == "diff" else None for role in self.roles]
-        return pytree.tree_unflatten(parts, self.spec)
+        return self._assemble(next(grads) if role == "diff" else None for role in self.roles)
+
+    @cached_property
+    def _assemble(self) -> Callable[[Iterator[Any]], PyTree]:
+        return assembler(self.spec)
 
 
 def partition(
