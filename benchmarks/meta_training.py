@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +20,7 @@ LOGGED = 50
 """How many points of the training curve are kept."""
 
 
-@dataclass(frozen=True)
-class Initialisation:
+class Initialisation(NamedTuple):
     """A learned initialisation."""
 
     params: Parameters  # the initialisation

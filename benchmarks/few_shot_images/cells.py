@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,176 @@ from benchmarks.problems.tasks import Batch, move, stack
 from odeopt.solver import Solver
 from odeopt.tools.tree import ravel
 
+DTYPE = torch.float32
+SEED = 0
+"""Of the initialisation."""
+
+UNTRAINED = "untrained"
+SHARES = (0.25, 0.5, 0.75)
+"""Of meta-training, after which the accuracy is looked at on a few tasks."""
+
+LARGE = 50
+"""Pixels in a row from which on a CPU tasks are tested one by one, which is then faster."""
+
+OWN = ("comln", "anil", "meta-sgd")
+"""Methods whose learned adaptation is part of what they learn: they are tested with it."""
+
+SOLVER = odeopt.DormandPrince(rtol=1e-3, atol=1e-5)
+"""A-MAML's. At its default of 1e-5 it needs ten times as many steps across the kinks of ReLU."""
+
+REVISION = 1
+"""Raised when what a cell computes changes, so that stored cells are computed anew."""
+
+
+def cells(settings: Settings, sizes: Sizes) -> list[Cell]:
+    """The kinks, then one cell per setting for the untrained net and one per contender."""
+    chosen: list[Cell] = []
+    if sizes.kinks is not None:
+        measure = partial(_kinks, settings, sizes.settings[0], sizes.kinks)
+        chosen = [Cell(kink_key(name), partial(measure, name)) for name in sizes.kinks.activations]
+    for setting in sizes.settings:
+        chosen.append(Cell(key(setting, UNTRAINED), partial(_untrained, settings, sizes, setting)))
+        chosen += [
+            Cell(key(setting, one.name), partial(_trained, settings, sizes, setting, one))
+            for one in setting.contenders
+        ]
+    return chosen
+
+
+def key(setting: Setting, name: str) -> str:
+    """The key of a cell."""
+    return f"{setting.name} {name}"
+
+
+def initial(settings: Settings, setting: Setting) -> Parameters:
+    """The initialisation that meta-training starts with."""
+    return move(problem(setting).model.init(SEED), settings.device, DTYPE)
+
+
+def inner(setting: Setting, one: Contender, sizes: Sizes, test: bool = False) -> Inner:
+    """The inner optimisation in meta-training, or at the meta-test.
+
+    With a horizon of its own it is the same in both: steps of the protocol's learning rate, or of
+    a shorter one if they do not make up the horizon.
+    """
+    protocol = setting.protocol
+    lr, steps = protocol.lr, protocol.test_steps if test else protocol.steps
+    if one.horizon is not None:
+        steps = math.ceil(round(one.horizon / lr, 6))
+        lr = one.horizon / steps
+    return Inner(lr, steps, states=steps, compile=None if test else sizes.compile)
+
+
+def build(
+    setting: Setting, one: Contender, chosen: Inner, flow_compile: str | None = None
+) -> odeopt.Method:
+    """The method of a contender; COMLN's kernels are run as `flow_compile` says."""
+    own: dict[str, Any] = {}
+    if one.method.startswith("imaml"):
+        own["strength"] = setting.protocol.strength
+    elif one.method == "a-maml":
+        own["solver"] = SOLVER
+    elif one.method == "comln":
+        own |= {"solver": odeopt.Adaptive(rtol=1e-3, atol=1e-5), "compile": flow_compile}
+    return methods.build(one.method, problem(setting), chosen, on_failure="skip", **own)
+
+
+def folder(settings: Settings, sizes: Sizes, setting: Setting, one: Contender) -> Path:
+    """Where a run keeps its checkpoint."""
+    what = (key(setting, one.name), REVISION, setting.protocol, setting.length, setting.looks)
+    return meta_training.checkpoint(settings.store, what, sizes.compile)
+
+
+def _untrained(settings: Settings, sizes: Sizes, setting: Setting) -> dict[str, Any]:
+    tasks = Tasks(setting, settings.data)
+    adapt, params = _descent(setting, Contender("maml"), sizes), initial(settings, setting)
+    split = tasks.split
+    return {
+        "accuracy": accuracies(settings, setting, tasks.test, sizes.tests, adapt, params, ()),
+        "classes": [len(split.train), len(split.validation), len(split.test)],
+        "shared_classes": len(set(split.train) & (set(split.test) | set(split.validation))),
+    }
+
+
+def _trained(settings: Settings, sizes: Sizes, setting: Setting, one: Contender) -> dict[str, Any]:
+    tasks = Tasks(setting, settings.data)
+    place = folder(settings, sizes, setting, one)
+    feed = Feed(tasks.training(), settings.device, DTYPE)
+    method = build(setting, one, inner(setting, one, sizes), sizes.flow_compile)
+    price = partial(budget.of_update, one.method, outer=setting.queries / setting.shots)
+    metered, start = Metered(method, feed, price, place), initial(settings, setting)
+    adapt = _descent(setting, one, sizes)
+    if one.method in OWN:
+        adapt = build(setting, one, inner(setting, one, sizes, test=True)).adapt
+
+    def look(params: Parameters, hparams: Any) -> dict[str, Any]:
+        looks = setting.looks
+        seen = accuracies(settings, setting, tasks.looks, looks, adapt, params, hparams)
+        return {"accuracy": seen}
+
+    clip = setting.protocol.clip
+    params, hparams, record = train(metered, start, place, setting.length, SHARES, look, clip)
+    end = accuracies(settings, setting, tasks.test, sizes.tests, adapt, params, hparams)
+    return {"training": {**record, "sampling_seconds": feed.waited}, "accuracy": end}
+
+
+def accuracies(
+    settings: Settings, setting: Setting, drawn: Callable[[int], Episodes], count: int, adapt: Any,
+    params: Parameters, hparams: Any,
+) -> list[float]:  # fmt: skip
+    """The accuracy on each of so many tasks; chance where the adaptation diverged.
+
+    `drawn(n)` are batches of n tasks; how many are tested at a time depends on the device.
+    """
+    together = min(100 if settings.device.type == "cuda" else 25, count)
+    if settings.device.type != "cuda" and drawn(together).pixels > LARGE:
+        together = 1
+    feed, seen = Feed(drawn(together), settings.device, DTYPE), list[float]()
+    score = partial(accuracy, problem(setting))
+    for index in range(math.ceil(count / together)):
+        batch = feed(index)
+        adapted = adapt(params, batch.train, hparams)
+        seen += meta_training.evaluate(score, [adapted], batch.validation)[0].tolist()
+    return seen[:count]
+
+
+def accuracy(problem: Problem, params: Parameters, batch: Batch) -> Tensor:
+    """The share of right labels in one task."""
+    return (problem.model.apply(params, batch.x).argmax(-1) == batch.y).to(batch.x.dtype).mean()
+
+
+def _descent(setting: Setting, one: Contender, sizes: Sizes) -> Any:
+    """Gradient descent from the learned initialisation: `adapt(params, support, hparams)`."""
+    chosen, tested = inner(setting, one, sizes, test=True), problem(setting)
+
+    def adapt(params: Parameters, support: Batch, hparams: Any) -> Parameters:
+        del hparams
+        if len(support.x) == 1:
+            return _descend_alone(tested, params, support, chosen)
+        return meta_training.adapt_by_descent(
+            tested, params, support, chosen.lr, chosen.steps, chosen.steps
+        )[-1]
+
+    return adapt
+
+
+def _descend_alone(
+    problem: Problem, params: Parameters, support: Batch, chosen: Inner
+) -> Parameters:
+    """The same on one task, whose pictures lie in the order in which a CPU convolves fastest."""
+    opt = odeopt.ODEOptimizer(
+        odeopt.GradientFlow(problem.loss), adjoint=odeopt.FirstOrderAdjoint()
+    )  # fmt: skip
+    x = support.x[0].contiguous(memory_format=torch.channels_last)
+    grid = odeopt.TimeGrid.from_lr(chosen.lr, chosen.steps)
+    try:
+        with torch.no_grad():
+            adapted = opt.solve(params, Batch(x, support.y[0]), grid).params
+    except odeopt.DivergenceError:
+        adapted = {name: torch.full_like(leaf, torch.nan) for name, leaf in params.items()}
+    return stack([adapted])
+
+
 WIDTHS = (1e-3, 1e-5, 1e-7)
 """Of the central differences, relative to the norm of the initialisation."""
 
@@ -35,7 +206,7 @@ def kink_key(activation: str) -> str:
     return f"kinks {activation}"
 
 
-def _compute(settings: Settings, setting: Setting, sizes: Kinks, activation: str) -> dict[str, Any]:
+def _kinks(settings: Settings, setting: Setting, sizes: Kinks, activation: str) -> dict[str, Any]:
     """Distances between gradients of the mean validation loss, relative, in float64."""
     smooth = _Flow(settings, replace(setting, activation=activation), sizes.tasks)
     few, steps = setting.protocol.steps, sizes.steps
@@ -99,177 +270,3 @@ class _Flow:
 
     def _flat(self, method: odeopt.Method) -> Tensor:
         return ravel(method(self._params, self._batch).grads.params, "gradient")[0]
-
-
-DTYPE = torch.float32
-SEED = 0
-"""Of the initialisation."""
-
-UNTRAINED = "untrained"
-SHARES = (0.25, 0.5, 0.75)
-"""Of meta-training, after which the accuracy is looked at on a few tasks."""
-
-LARGE = 50
-"""Pixels in a row from which on a CPU tasks are tested one by one, which is then faster."""
-
-OWN = ("comln", "anil", "meta-sgd")
-"""Methods whose learned adaptation is part of what they learn: they are tested with it."""
-
-SOLVER = odeopt.DormandPrince(rtol=1e-3, atol=1e-5)
-"""A-MAML's. At its default of 1e-5 it needs ten times as many steps across the kinks of ReLU."""
-
-REVISION = 1
-"""Raised when what a cell computes changes, so that stored cells are computed anew."""
-
-
-def cells(settings: Settings, sizes: Sizes) -> list[Cell]:
-    """The kinks, then one cell per setting for the untrained net and one per contender."""
-    chosen: list[Cell] = []
-    if sizes.kinks is not None:
-        measure = partial(_compute, settings, sizes.settings[0], sizes.kinks)
-        chosen = [Cell(kink_key(name), partial(measure, name)) for name in sizes.kinks.activations]
-    for setting in sizes.settings:
-        chosen.append(Cell(key(setting, UNTRAINED), partial(_untrained, settings, sizes, setting)))
-        chosen += [
-            Cell(key(setting, one.name), partial(_trained, settings, sizes, setting, one))
-            for one in setting.contenders
-        ]
-    return chosen
-
-
-def key(setting: Setting, name: str) -> str:
-    """The key of a cell."""
-    return f"{setting.name} {name}"
-
-
-def initial(settings: Settings, setting: Setting) -> Parameters:
-    """The initialisation that meta-training starts with."""
-    return move(problem(setting).model.init(SEED), settings.device, DTYPE)
-
-
-def inner(setting: Setting, one: Contender, sizes: Sizes, test: bool = False) -> Inner:
-    """The inner optimisation in meta-training, or at the meta-test.
-
-    With a horizon of its own it is the same in both: steps of the protocol's learning rate, or of
-    a shorter one if they do not make up the horizon.
-    """
-    protocol = setting.protocol
-    lr, steps = protocol.lr, protocol.test_steps if test else protocol.steps
-    if one.horizon is not None:
-        steps = math.ceil(round(one.horizon / lr, 6))
-        lr = one.horizon / steps
-    return Inner(lr, steps, states=steps, compile=None if test else sizes.compile)
-
-
-def build(
-    setting: Setting, one: Contender, chosen: Inner, flow_compile: str | None = None
-) -> odeopt.Method:
-    """The method of a contender; COMLN's kernels are run as `flow_compile` says."""
-    own: dict[str, Any] = {}
-    if one.method.startswith("imaml"):
-        own["strength"] = setting.protocol.strength
-    elif one.method == "a-maml":
-        own["solver"] = SOLVER
-    elif one.method == "comln":
-        own |= {"solver": odeopt.Adaptive(rtol=1e-3, atol=1e-5), "compile": flow_compile}
-    return methods.build(one.method, problem(setting), chosen, on_failure="skip", **own)
-
-
-def folder(settings: Settings, sizes: Sizes, setting: Setting, one: Contender) -> Path:
-    """Where a run keeps its checkpoint."""
-    what = (key(setting, one.name), REVISION, setting.protocol, setting.length, setting.looks)
-    return meta_training.checkpoint(settings.store, what, sizes.compile)
-
-
-def _untrained(settings: Settings, sizes: Sizes, setting: Setting) -> dict[str, Any]:
-    tasks = Tasks(setting, settings.data)
-    adapt = _descent(setting, Contender("maml"), sizes)
-    test = tasks.test(tested_together(settings, tasks, sizes.tests))
-    params = initial(settings, setting)
-    split = tasks.split
-    return {
-        "accuracy": accuracies(settings, setting, test, sizes.tests, adapt, params, ()),
-        "classes": [len(split.train), len(split.validation), len(split.test)],
-        "shared_classes": len(set(split.train) & (set(split.test) | set(split.validation))),
-    }
-
-
-def _trained(settings: Settings, sizes: Sizes, setting: Setting, one: Contender) -> dict[str, Any]:
-    tasks = Tasks(setting, settings.data)
-    place = folder(settings, sizes, setting, one)
-    feed = Feed(tasks.training(), settings.device, DTYPE)
-    method = build(setting, one, inner(setting, one, sizes), sizes.flow_compile)
-    price = partial(budget.of_update, one.method, outer=setting.queries / setting.shots)
-    metered, start = Metered(method, feed, price, place), initial(settings, setting)
-    adapt = _descent(setting, one, sizes)
-    if one.method in OWN:
-        adapt = build(setting, one, inner(setting, one, sizes, test=True)).adapt
-    sees = tasks.looks(tested_together(settings, tasks, setting.looks))
-
-    def look(params: Parameters, hparams: Any) -> dict[str, Any]:
-        seen = accuracies(settings, setting, sees, setting.looks, adapt, params, hparams)
-        return {"accuracy": seen}
-
-    clip = setting.protocol.clip
-    trained = train(metered, start, place, setting.length, SHARES, look, clip)
-    test = tasks.test(tested_together(settings, tasks, sizes.tests))
-    end = accuracies(settings, setting, test, sizes.tests, adapt, trained.params, trained.hparams)
-    record = {**trained.record, "sampling_seconds": feed.waited}
-    return {"training": record, "accuracy": end}
-
-
-def accuracies(
-    settings: Settings, setting: Setting, episodes: Episodes, count: int, adapt: Any,
-    params: Parameters, hparams: Any,
-) -> list[float]:  # fmt: skip
-    """The accuracy on each of so many tasks; chance where the adaptation diverged."""
-    feed, seen = Feed(episodes, settings.device, DTYPE), list[float]()
-    score = partial(accuracy, problem(setting))
-    for index in range(math.ceil(count / episodes.tasks)):
-        batch = feed(index)
-        adapted = adapt(params, batch.train, hparams)
-        seen += meta_training.evaluate(score, [adapted], batch.validation)[0].tolist()
-    return seen[:count]
-
-
-def accuracy(problem: Problem, params: Parameters, batch: Batch) -> Tensor:
-    """The share of right labels in one task."""
-    return (problem.model.apply(params, batch.x).argmax(-1) == batch.y).to(batch.x.dtype).mean()
-
-
-def _descent(setting: Setting, one: Contender, sizes: Sizes) -> Any:
-    """Gradient descent from the learned initialisation: `adapt(params, support, hparams)`."""
-    chosen, tested = inner(setting, one, sizes, test=True), problem(setting)
-
-    def adapt(params: Parameters, support: Batch, hparams: Any) -> Parameters:
-        del hparams
-        if len(support.x) == 1:
-            return _descend_alone(tested, params, support, chosen)
-        return meta_training.adapt_by_descent(
-            tested, params, support, chosen.lr, chosen.steps, chosen.steps
-        )[-1]
-
-    return adapt
-
-
-def _descend_alone(
-    problem: Problem, params: Parameters, support: Batch, chosen: Inner
-) -> Parameters:
-    """The same on one task, whose pictures lie in the order in which a CPU convolves fastest."""
-    field, adjoint = odeopt.GradientFlow(problem.loss), odeopt.FirstOrderAdjoint()
-    opt = odeopt.ODEOptimizer(field, adjoint=adjoint)
-    x = support.x[0].contiguous(memory_format=torch.channels_last)
-    grid = odeopt.TimeGrid.from_lr(chosen.lr, chosen.steps)
-    try:
-        with torch.no_grad():
-            adapted = opt.solve(params, Batch(x, support.y[0]), grid).params
-    except odeopt.DivergenceError:
-        adapted = {name: torch.full_like(leaf, torch.nan) for name, leaf in params.items()}
-    return stack([adapted])
-
-
-def tested_together(settings: Settings, tasks: Tasks, count: int) -> int:
-    """How many of `count` tasks are tested at a time."""
-    if settings.device.type == "cuda":
-        return min(100, count)
-    return 1 if tasks.pixels > LARGE else min(25, count)

@@ -15,7 +15,7 @@ from benchmarks.harness.registry import Preset
 from benchmarks.methods import Problem
 from benchmarks.problems import models, picture_data
 from benchmarks.problems.few_shot import Episodes, Handling, TaskShape
-from benchmarks.problems.picture_data import ClassSplit, Pictures, StoredPictures
+from benchmarks.problems.picture_data import ClassSplit, Pictures
 
 OMNIGLOT, MINI_IMAGENET = "omniglot", "mini-imagenet"
 MADE_UP = "made-up"
@@ -136,11 +136,10 @@ class Setting:
     @property
     def name(self) -> str:
         """As it stands in reports and cell keys."""
-        variant = "" if (self.norm, self.activation) == ("batch", "relu") else (
-            f", {self.norm} norm, {self.activation}"
-        )  # fmt: skip
-        protocol = self.protocol.name
-        return f"{self.data} {self.ways}-way {self.shots}-shot ({protocol}{variant})"
+        how = self.protocol.name
+        if (self.norm, self.activation) != ("batch", "relu"):
+            how += f", {self.norm} norm, {self.activation}"
+        return f"{self.data} {self.ways}-way {self.shots}-shot ({how})"
 
     @property
     def queries(self) -> int:
@@ -234,21 +233,17 @@ SIZES = {
 def resolve(preset: Preset, folder: Path | None) -> Sizes:
     """The sizes of a preset; a smoke run takes made-up pictures where its data is not there."""
     sizes = SIZES[preset]
-    if preset is not Preset.SMOKE or (
-        folder is not None and (folder / picture_data.OMNIGLOT_FILE).is_file()
-    ):
+    there = folder is not None and (folder / picture_data.OMNIGLOT_FILE).is_file()
+    if there or preset is not Preset.SMOKE:
         return sizes
-    settings = tuple(
-        replace(setting, data=MADE_UP, protocol=BUDGET[MADE_UP]) for setting in sizes.settings
-    )
-    return replace(sizes, settings=settings)
+    settings = (replace(one, data=MADE_UP, protocol=BUDGET[MADE_UP]) for one in sizes.settings)
+    return replace(sizes, settings=tuple(settings))
 
 
 def problem(setting: Setting) -> Problem:
     """The net that the protocol names, with the setting's normalisation and activation."""
-    activation = models.ACTIVATIONS[setting.activation]
-    choices = models.Choices(models.NORMS[setting.norm], activation)
-    net = models.NETS[setting.protocol.net](setting.ways, choices)
+    norm, activation = models.NORMS[setting.norm], models.ACTIVATIONS[setting.activation]
+    net = models.NETS[setting.protocol.net](setting.ways, norm, activation)
     return Problem(net, models.cross_entropy)
 
 
@@ -266,36 +261,29 @@ def load(data: str, folder: Path | None) -> tuple[Pictures, ClassSplit | None]:
     return picture_data.omniglot(folder), None
 
 
-def made_up(classes: int = 14, per_class: int = 6) -> StoredPictures:
+def made_up(classes: int = 14, per_class: int = 6) -> Pictures:
     """A random pattern for each class, and noise on it."""
     source = Generator().manual_seed(0)
     patterns = 200 * (torch.rand(classes, 1, 1, 28, 28, generator=source) < 0.3)
     noise = torch.randint(56, (classes, per_class, 1, 28, 28), generator=source)
-    return StoredPictures((patterns + noise).to(torch.uint8))
-
-
-def divide(pictures: Pictures, split: ClassSplit | None, protocol: Protocol) -> ClassSplit:
-    """The classes of each part under a protocol."""
-    if split is not None:
-        return split
-    assert protocol.classes is not None, "only data sets with a split of their own have none"
-    return picture_data.shuffled(pictures.classes, *protocol.classes, SPLIT_SEED)
+    return picture_data.stored((patterns + noise).to(torch.uint8))
 
 
 class Tasks:
-    """The tasks of a setting; the classes of each part, and the pixels in a row of a picture."""
+    """The tasks of a setting, and the classes of each part."""
 
     def __init__(self, setting: Setting, folder: Path | None) -> None:
-        self._setting = setting
         self._pictures, split = load(setting.data, folder)
-        self.split = divide(self._pictures, split, setting.protocol)
-        self.pixels = self._pictures.shape[-1]
+        classes = setting.protocol.classes
+        if split is None:
+            assert classes is not None, "only data sets with a split of their own have none"
+            split = picture_data.shuffled(self._pictures.classes, *classes, SPLIT_SEED)
+        self._setting, self.split = setting, split
 
     def training(self) -> Episodes:
         """Meta-batches for meta-training."""
         setting = self._setting
-        shape = TaskShape(setting.ways, setting.shots, setting.queries)
-        return self._episodes(self.split.train, shape, setting.protocol.tasks, TRAIN_SEED)
+        return self._episodes(self.split.train, setting.queries, setting.protocol.tasks, TRAIN_SEED)
 
     def looks(self, tasks: int) -> Episodes:
         """Tasks for looks during training.
@@ -303,19 +291,19 @@ class Tasks:
         On validation classes, or, where a protocol has none, on those of the test, by which
         nothing is chosen.
         """
-        return self._held_out(self.split.validation or self.split.test, tasks, LOOK_SEED)
+        classes = self.split.validation or self.split.test
+        return self._episodes(classes, self._setting.shots, tasks, LOOK_SEED)
 
     def test(self, tasks: int) -> Episodes:
-        """Tasks for the meta-test, `tasks` in each batch."""
-        return self._held_out(self.split.test, tasks, TEST_SEED)
+        """Tasks for the meta-test, `tasks` in each batch.
 
-    def _held_out(self, classes: tuple[int, ...], tasks: int, seed: int) -> Episodes:
-        """As many validation pictures as training pictures, as in the papers' tests."""
-        shots = self._setting.shots
-        return self._episodes(classes, TaskShape(self._setting.ways, shots, shots), tasks, seed)
+        There are as many validation pictures as training pictures, as in the papers' tests.
+        """
+        return self._episodes(self.split.test, self._setting.shots, tasks, TEST_SEED)
 
     def _episodes(
-        self, classes: tuple[int, ...], shape: TaskShape, tasks: int, seed: int
-    ) -> Episodes:
-        handling = self._setting.protocol.handling
+        self, classes: tuple[int, ...], queries: int, tasks: int, seed: int
+    ) -> Episodes:  # fmt: skip
+        setting = self._setting
+        shape, handling = TaskShape(setting.ways, setting.shots, queries), setting.protocol.handling
         return Episodes(self._pictures, classes, shape, tasks, seed, handling)
