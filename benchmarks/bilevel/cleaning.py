@@ -17,7 +17,7 @@ from torch import Tensor
 
 import odeopt
 from benchmarks import budget
-from benchmarks.bilevel.descent import Evaluation, descend
+from benchmarks.bilevel.descent import UNSEEN, Evaluation, descend
 from benchmarks.harness import markdown, outline
 from benchmarks.harness.outline import Cell, Run
 from benchmarks.harness.plots import Curve, Labels, curves
@@ -201,17 +201,16 @@ def learn(problem: Problem, training: Training, updates: int) -> Choice:
     examples = problem.train
     call = training.scored.value_and_grad(training.outer_loss)
 
-    def evaluate(leaves: list[Tensor], update: int) -> Evaluation:
+    def evaluate(scores: Tensor, update: int) -> Evaluation:
         start, stream = training.start(examples, update), training.stream(examples, update)
-        result = call(start, stream, training.grid(), problem.validation, *leaves)
-        spent = budget.spent(result.stats)
-        return Evaluation(result.value.item(), [result.grads.hparams], spent)
+        result = call(start, stream, training.grid(), problem.validation, scores)
+        return Evaluation(result.value.item(), result.grads.hparams, budget.spent(result.stats))
 
-    scores = torch.zeros_like(examples.y, dtype=examples.x.dtype)
-    end = descend([scores], evaluate, updates, UPDATE_SIZE, training.steps, clip=None)
-    path = [scores for (scores,) in end.path]
-    details = {"validation losses": end.values, "suspicions": [-scores for scores in path]}
-    return Choice(torch.sigmoid(path[-1]), -path[-1], path[-1] < 0, end.spent, details)
+    zeros = torch.zeros_like(examples.y, dtype=examples.x.dtype)
+    end = descend(zeros, evaluate, updates, UPDATE_SIZE, training.steps, clip=None)
+    details = {"validation losses": end.values, "suspicions": [-scores for scores in end.path]}
+    last = end.path[-1]
+    return Choice(torch.sigmoid(last), -last, last < 0, end.spent, details)
 
 
 @dataclass(frozen=True)
@@ -274,8 +273,6 @@ def _losses_after(trial: Trial, problem: Problem, training: Training, seed: int)
 
 REFERENCES, CONTEST = "references", "contest"
 REFERENCE_SETS = ("no training examples", "all training examples", "the clean ones (oracle)")
-UNSEEN = 10**9
-"""Seeds of the retrainings begin here: no contender has seen them."""
 
 
 def cells(settings: Settings, sizes: Sizes) -> list[Cell]:

@@ -19,7 +19,7 @@ from torch.nn import functional
 import odeopt
 from benchmarks import budget
 from benchmarks.bilevel import descent
-from benchmarks.bilevel.descent import Evaluation
+from benchmarks.bilevel.descent import UNSEEN, Evaluation, Outcome, random_search
 from benchmarks.harness import markdown, outline
 from benchmarks.harness.outline import Cell, Run
 from benchmarks.harness.plots import Curve, Labels, curves, save
@@ -125,12 +125,9 @@ def mean_images(real: Batch, log_lr: float) -> Images:
 def random_images(real: Batch, log_lr: float, seed: int) -> Images:
     """A random real image of each class."""
     generator = Generator().manual_seed(seed)
-    labels = real.y.cpu()
-    chosen: list[Tensor] = []
-    for c in range(CLASSES):
-        members = (labels == c).nonzero().flatten()
-        chosen.append(members[torch.randint(len(members), (1,), generator=generator)])
-    return _labelled(real.x[torch.cat(chosen).to(real.x.device)], log_lr)
+    members = [(real.y.cpu() == c).nonzero() for c in range(CLASSES)]
+    chosen = [own[torch.randint(len(own), (1,), generator=generator)] for own in members]
+    return _labelled(real.x[torch.cat(chosen).flatten().to(real.x.device)], log_lr)
 
 
 def _labelled(x: Tensor, log_lr: float) -> Images:
@@ -161,42 +158,27 @@ GRID = 12
 """How many learning rates are tried for images that are not searched for."""
 
 
-class Outcome(NamedTuple):
-    """A contender's images, what it spent, and details for the results."""
-
-    images: Images
-    spent: int
-    details: dict[str, Any]
-
-
 def distil(training: Training, updates: int) -> Outcome:
     """Adam along the exact gradient through whole trainings, from the mean of each class.
 
     Every update has its own initialisation. The given images are those of the lowest loss seen.
     """
-
-    def evaluate(leaves: list[Tensor], update: int) -> Evaluation:
-        return training.value_and_grad(Images(*leaves), update)
-
-    begin = mean_images(training.split.train, log(FIRST_RATE))
-    end = descent.descend(begin, evaluate, updates, UPDATE_SIZE, training.trial_cost())
-    details = {"losses": end.values, "loss": min(end.values)}
-    return Outcome(Images(*end.best), end.spent, details)
+    begin, wasted = mean_images(training.split.train, log(FIRST_RATE)), training.trial_cost()
+    end = descent.descend(begin, training.value_and_grad, updates, UPDATE_SIZE, wasted)
+    return Outcome(end.best, end.spent, {"losses": end.values, "loss": min(end.values)})
 
 
 def search(training: Training, allowed: int, seed: int) -> Outcome:
     """The best of random draws of real images and learning rates, until the budget is spent."""
-    random = Random(seed)
-    real, lowest, trials = training.split.train, float("inf"), 0
-    best = random_images(real, log(FIRST_RATE), 0)
-    for trial in range(max(1, allowed // training.trial_cost())):
+    random, real, cost = Random(seed), training.split.train, training.trial_cost()
+
+    def draw() -> Images:
         log_lr = random.uniform(log(RATES[0]), log(RATES[1]))
-        images = random_images(real, log_lr, random.randrange(2**31))
-        value, trials = training.value(images, trial), trials + 1
-        if value < lowest:
-            lowest, best = value, images
-    details = {"trials": trials, "loss": lowest}
-    return Outcome(best, trials * training.trial_cost(), details)
+        return random_images(real, log_lr, random.randrange(2**31))
+
+    first, trials = random_images(real, log(FIRST_RATE), 0), max(1, allowed // cost)
+    best, losses = random_search(first, draw, training.value, trials)
+    return Outcome(best, trials * cost, {"trials": trials, "loss": min(losses)})
 
 
 def tune(training: Training, images: Images) -> Outcome:
@@ -207,9 +189,6 @@ def tune(training: Training, images: Images) -> Outcome:
     chosen = images._replace(log_lr=tried[best])
     return Outcome(chosen, GRID * training.trial_cost(), {"loss": values[best]})
 
-
-UNSEEN = 10**9
-"""Seeds of the retrainings begin here: no contender has seen them."""
 
 CONTEST, REFERENCES = "contest", "references"
 DRAWS = 5
@@ -239,13 +218,13 @@ def _references(settings: Settings, sizes: Sizes, seed: int) -> dict[str, Any]:
     """Real images, random or mean, with tuned learning rates."""
     training = _training(settings, sizes, seed)
     real = training.split.train
-    tuned = [tune(training, random_images(real, 0.0, draw)) for draw in range(DRAWS)]
-    judged = [judge(training, outcome, sizes) for outcome in tuned]
-    mean = {name: fmean(one[name] for one in judged) for name in ("accuracy", "loss", "spent")}
-    return {
-        "random": mean,
-        "means": judge(training, tune(training, mean_images(real, 0.0)), sizes),
-    }
+    drawn = [random_images(real, 0.0, draw) for draw in range(DRAWS)]
+    *randoms, means = (
+        judge(training, tune(training, images), sizes)
+        for images in (*drawn, mean_images(real, 0.0))
+    )
+    mean = {name: fmean(one[name] for one in randoms) for name in ("accuracy", "loss", "spent")}
+    return {"random": mean, "means": means}
 
 
 def _contest(settings: Settings, sizes: Sizes, seed: int) -> dict[str, Any]:
@@ -254,7 +233,7 @@ def _contest(settings: Settings, sizes: Sizes, seed: int) -> dict[str, Any]:
     distilled = distil(training, sizes.updates)
     searched = search(training, distilled.spent, seed)
     return {
-        "distilled": judge(training, distilled, sizes) | {"images": plain(distilled.images)},
+        "distilled": judge(training, distilled, sizes) | {"images": plain(distilled.choice)},
         "searched": judge(training, searched, sizes),
     }
 
@@ -262,11 +241,11 @@ def _contest(settings: Settings, sizes: Sizes, seed: int) -> dict[str, Any]:
 def judge(training: Training, outcome: Outcome, sizes: Sizes) -> dict[str, Any]:
     """The mean test accuracy of networks from new initialisations, and the outcome."""
     accuracies = [
-        accuracy(MODEL, training.train(outcome.images, UNSEEN + index), training.split.test)
+        accuracy(MODEL, training.train(outcome.choice, UNSEEN + index), training.split.test)
         for index in range(sizes.retrainings)
     ]
     return {
-        "accuracy": fmean(accuracies), "lr": outcome.images.log_lr.exp().item(),
+        "accuracy": fmean(accuracies), "lr": outcome.choice.log_lr.exp().item(),
         "spent": outcome.spent, **outcome.details,
     }  # fmt: skip
 
@@ -325,20 +304,20 @@ def _table(run: Run, sizes: Sizes) -> str:
     rows: list[list[markdown.Entry]] = []
     for name, (_, label) in ROWS.items():
         own = _of(run, name, sizes)
-        rows.append([
-            label, markdown.mean([cell["accuracy"] for cell in own]),
-            f"{fmean(cell['loss'] for cell in own):.3f}",
-            f"{own[0]['lr']:.3g}" if "lr" in own[0] else "-",
-            f"{fmean(cell['spent'] for cell in own):.0f}",
-        ])  # fmt: skip
+        accuracies, losses, spent = (
+            [cell[field] for cell in own] for field in ("accuracy", "loss", "spent")
+        )
+        lr = f"{own[0]['lr']:.3g}" if "lr" in own[0] else "-"
+        loss, budget_spent = f"{fmean(losses):.3f}", f"{fmean(spent):.0f}"
+        rows.append([label, markdown.mean(accuracies), loss, lr, budget_spent])
     headers = ["ten images", "test accuracy", "loss of real images seen", "learning rate", "budget"]
     return markdown.table(headers, rows)
 
 
 def _verdict(run: Run, sizes: Sizes) -> str:
     means = {name: fmean(c["accuracy"] for c in _of(run, name, sizes)) for name in ROWS}
-    rival = max(means.keys() - {"distilled"}, key=lambda name: means[name])
-    ours, theirs = means["distilled"], means[rival]
+    ours = means.pop("distilled")
+    rival, theirs = max(means.items(), key=lambda one: one[1])
     compared = "higher" if ours > theirs else "not higher"
     return (
         f"The test accuracy with the synthetic images ({ours:.3f}) is {compared} than the best of"

@@ -17,7 +17,7 @@ from torch import Tensor
 import odeopt
 from benchmarks import budget
 from benchmarks.bilevel import descent
-from benchmarks.bilevel.descent import Evaluation
+from benchmarks.bilevel.descent import UNSEEN, Evaluation, Outcome, random_search
 from benchmarks.harness import markdown, outline
 from benchmarks.harness.outline import Cell, Run
 from benchmarks.harness.plots import Labels, Series, loglog
@@ -105,10 +105,7 @@ class Training:
     @cached_property
     def opt(self) -> odeopt.ODEOptimizer:
         """Its hparams are the logarithms of weight decays."""
-        chosen = {
-            name: (lambda logs, own=name: logs[own].exp())
-            for name in MODEL.init(0)
-        }  # fmt: skip
+        chosen = {name: (lambda logs, own=name: logs[own].exp()) for name in MODEL.init(0)}
         return odeopt.ODEOptimizer(
             RULES[self.rule].make(_loss, chosen), checkpoints=odeopt.Binomial(SLOTS),
             compile=self.compile,
@@ -128,8 +125,8 @@ class Training:
         hats = (1 - (where[:, None] - torch.arange(KNOTS)).abs()).clamp(min=0)
         return (hats @ knots.to("cpu", torch.float64)).exp()
 
-    def value_and_grad(self, choice: Choice, seed: int) -> tuple[float, Choice, odeopt.Stats]:
-        """The validation loss after a training, its gradient, and what both cost."""
+    def value_and_grad(self, choice: Choice, seed: int) -> Evaluation:
+        """The validation loss after a training, and its gradient."""
         knots = choice.knots.detach().requires_grad_()
         rates = self.rates(knots)
         result = self.opt.value_and_grad(_loss)(
@@ -137,7 +134,8 @@ class Training:
             self.split.validation, choice.decays,
         )  # fmt: skip
         (along,) = torch.autograd.grad(rates, knots, result.grads.dt.to(rates))
-        return result.value.item(), Choice(along, result.grads.hparams), result.stats
+        gradient = Choice(along, result.grads.hparams)
+        return Evaluation(result.value.item(), gradient, budget.spent(result.stats))
 
     @torch.no_grad()
     def train(self, choice: Choice, seed: int) -> Parameters:
@@ -170,14 +168,6 @@ UPDATE_SIZE = 0.2
 """The first learning rate of the logarithms (Adam)."""
 
 
-class Outcome(NamedTuple):
-    """What a contender has chosen."""
-
-    choice: Choice  # the hyperparameters of the lowest validation loss that it saw
-    spent: int  # in gradients (`benchmarks.budget`)
-    details: dict[str, Any]  # for the results
-
-
 def by_gradient(training: Training, updates: int, per_entry: bool) -> Outcome:
     """Adam along the exact gradient through whole trainings, from the middle of the ranges.
 
@@ -185,37 +175,20 @@ def by_gradient(training: Training, updates: int, per_entry: bool) -> Outcome:
     weight decay, or each tensor.
     """
     begin = middle_choice(training, per_entry)
-
-    def choice(leaves: list[Tensor]) -> Choice:
-        knots, *decays = leaves
-        return Choice(knots, dict(zip(begin.decays, decays, strict=True)))
-
-    def leaves(choice: Choice) -> list[Tensor]:
-        return [choice.knots, *choice.decays.values()]
-
-    def evaluate(variables: list[Tensor], update: int) -> Evaluation:
-        value, gradient, stats = training.value_and_grad(choice(variables), update)
-        return Evaluation(value, leaves(gradient), budget.spent(stats))
-
-    end = descent.descend(leaves(begin), evaluate, updates, UPDATE_SIZE, training.steps)
+    end = descent.descend(begin, training.value_and_grad, updates, UPDATE_SIZE, training.steps)
     details = {"validation losses": end.values, "validation loss": min(end.values)}
-    return Outcome(choice(end.best), end.spent, details)
+    return Outcome(end.best, end.spent, details)
 
 
 def by_search(
     training: Training, allowed: int, draw: Callable[[Training, Random], Choice], seed: int
 ) -> Outcome:
     """Random search until the budget is spent; at least one trial."""
-    random = Random(seed)
-    best, lowest = middle_choice(training, per_entry=False), float("inf")
-    values: list[float] = []
-    for trial in range(max(1, allowed // training.steps)):
-        choice = draw(training, random)
-        values.append(training.validate(choice, trial))
-        if values[-1] < lowest:
-            lowest, best = values[-1], choice
-    details = {"validation losses": values, "validation loss": lowest, "trials": len(values)}
-    return Outcome(best, len(values) * training.steps, details)
+    random, trials = Random(seed), max(1, allowed // training.steps)
+    first = middle_choice(training, per_entry=False)
+    best, losses = random_search(first, lambda: draw(training, random), training.validate, trials)
+    details = {"validation losses": losses, "validation loss": min(losses), "trials": trials}
+    return Outcome(best, trials * training.steps, details)
 
 
 def draw_few(training: Training, random: Random) -> Choice:
@@ -252,9 +225,6 @@ def _choice(training: Training, knots: Tensor, decay: Callable[[str], float]) ->
     like = training.split.train.x
     return Choice(knots, {name: torch.tensor(decay(name)).to(like) for name in MODEL.init(0)})
 
-
-UNSEEN = 10**9
-"""Seeds of the retrainings begin here: no contender has seen them."""
 
 RIDGE_TRAIN, RIDGE_VALIDATION, RIDGE_LOG = 200, 120, -3.0
 """Patients for training and for validation; the log-strengths are around the last."""
