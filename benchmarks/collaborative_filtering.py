@@ -22,7 +22,7 @@ from benchmarks.harness import markdown, outline, plots
 from benchmarks.harness.outline import Cell, Cells
 from benchmarks.harness.plots import Curve, Labels
 from benchmarks.harness.registry import Preset, Settings
-from benchmarks.methods import LABELS, TENTH, Inner, Problem
+from benchmarks.methods import LABELS, TENTH, Problem
 from benchmarks.problems import models, published, ratings
 from benchmarks.problems.models import Parameters
 from benchmarks.problems.ratings import SOURCES, MetaTest, RatingBatch, RatingPool, RatingTasks
@@ -46,11 +46,6 @@ class Setting:
     def name(self) -> str:
         """As it stands in reports and cell keys."""
         return f"{self.data} {self.shots}shot-{self.validation}val {self.steps} steps"
-
-    @property
-    def few_steps(self) -> int:
-        """Those of the methods in `TENTH`."""
-        return max(1, self.steps // 10)
 
 
 @dataclass(frozen=True)
@@ -163,8 +158,7 @@ def _baselines(settings: Settings, sizes: Sizes, setting: Setting, name: str) ->
 
 def _method(settings: Settings, sizes: Sizes, setting: Setting, name: str) -> dict[str, Any]:
     data, device = _divided(setting, sizes, settings.data), settings.device
-    steps = setting.few_steps if name in TENTH else setting.steps
-    inner = Inner(LR, steps, states=steps, compile=sizes.compile)
+    inner = methods.inner_of(name, LR, setting.steps, sizes.compile)
     method = methods.build(name, PROBLEM, inner, on_failure="skip")
     params = move(PROBLEM.model.init(SEED), device, DTYPE)
     folder = meta_training.checkpoint(settings.store, key(setting, name), REVISION, sizes)
@@ -309,7 +303,7 @@ def _intro(base: dict[str, Any], setting: Setting) -> str:
         f" {left_out} have no rating left beside the {setting.shots} to adapt to: they are left out"
         f" of the held-out error, which is over {base['held_out']} ratings of"
         f" {base['evaluated_users']} users. T = {setting.steps * LR:g}, {setting.steps} steps"
-        f" ({tenths}: {setting.few_steps}; MAML-1: 1; iMAML-HF: 5 Newton steps). The"
+        f" ({tenths}: {max(1, setting.steps // 10)}; MAML-1: 1; iMAML-HF: 5 Newton steps). The"
         f" unit, the standard deviation of the training users' ratings, is {base['unit']:.3f}."
     )
 

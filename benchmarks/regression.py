@@ -24,7 +24,7 @@ from benchmarks.harness import markdown, outline, plots
 from benchmarks.harness.outline import Cell, Cells
 from benchmarks.harness.plots import Curve, Labels
 from benchmarks.harness.registry import Preset, Settings
-from benchmarks.methods import LABELS, Inner, Problem
+from benchmarks.methods import LABELS, Problem
 from benchmarks.problems import functions, models
 from benchmarks.problems.functions import Regression
 from benchmarks.problems.models import Parameters
@@ -153,11 +153,8 @@ def _train(
     settings: Settings, sizes: Sizes, setting: Setting, seed: int, name: str, params: Parameters,
     updates: int, folder: Path | None,
 ) -> tuple[odeopt.Method, meta_training.Initialisation]:  # fmt: skip
-    """A method, and what it learns; MAML takes a tenth of the steps, as in the paper."""
-    steps = sizes.steps[setting.shots]
-    if name in methods.TENTH:
-        steps //= 10
-    inner = Inner(LR, max(1, steps), states=steps, compile=sizes.compile)
+    """A method, and what it learns."""
+    inner = methods.inner_of(name, LR, sizes.steps[setting.shots], sizes.compile)
     method = methods.build(name, PROBLEM, inner, on_failure="skip")
     pool = odeopt.TaskPool(*_training_tasks(settings, setting), META_BATCH, seed)
     return method, meta_training.train(method, params, pool, updates, folder)

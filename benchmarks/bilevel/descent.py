@@ -1,8 +1,8 @@
-"""Descent along gradients through whole trainings, some of which diverge, and random search."""
+"""Descent along gradients of whole trainings, some of which diverge, and the best of trials."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -109,15 +109,20 @@ class Outcome(NamedTuple):
     details: dict[str, Any]  # for the results
 
 
-def random_search(
-    first: Choice, draw: Callable[[], Choice], value: Callable[[Choice, int], float], trials: int
+def best_of(
+    first: Choice, choices: Iterable[Choice], value: Callable[[Choice, int], float]
 ) -> tuple[Choice, list[float]]:
-    """The best of random draws, or the first choice where all diverge, and their values."""
+    """The choice of the lowest value, and all values, infinite where a training diverges.
+
+    `value(choice, trial)` may raise `DivergenceError`; the first choice stands where all do.
+    """
     best, lowest = first, float("inf")
     values: list[float] = []
-    for trial in range(trials):
-        choice = draw()
-        values.append(value(choice, trial))
+    for trial, choice in enumerate(choices):
+        try:
+            values.append(value(choice, trial))
+        except odeopt.DivergenceError:
+            values.append(float("inf"))
         if values[-1] < lowest:
             best, lowest = choice, values[-1]
     return best, values

@@ -19,7 +19,7 @@ from torch.nn import functional
 import odeopt
 from benchmarks import budget
 from benchmarks.bilevel import descent
-from benchmarks.bilevel.descent import UNSEEN, Evaluation, Outcome, random_search
+from benchmarks.bilevel.descent import UNSEEN, Evaluation, Outcome, best_of
 from benchmarks.harness import markdown, outline
 from benchmarks.harness.outline import Cell, Run
 from benchmarks.harness.plots import Curve, Labels, curves, save
@@ -79,14 +79,15 @@ class Training:
             odeopt.SGD(_loss), checkpoints=odeopt.Binomial(SLOTS), compile=self.compile
         )
 
-    def start(self, seed: int) -> Parameters:
-        """Random parameters."""
-        return move(MODEL.init(seed), self.split.train.x.device, self.split.train.x.dtype)
+    def inputs(self, images: Images, seed: int) -> tuple[Parameters, tuple[()], odeopt.TimeGrid]:
+        """Random parameters, no batch (the hparams are what is trained on), and the rates."""
+        start = move(MODEL.init(seed), self.split.train.x.device, self.split.train.x.dtype)
+        return start, (), odeopt.TimeGrid.from_lr(images.log_lr.exp().double().cpu(), self.steps)
 
     def value_and_grad(self, images: Images, seed: int) -> Evaluation:
         """The loss of the real images after a training, and its gradient."""
-        result = self.opt.value_and_grad(_outer_loss)(
-            self.start(seed), (), self._grid(images), self.split.train, images[:2]
+        result = self.opt.value_and_grad(_real_loss)(
+            *self.inputs(images, seed), self.split.train, images[:2]
         )
         x, labels = result.grads.hparams
         log_lr = result.grads.dt.sum().to(x) * images.log_lr.exp()  # one rate for all steps
@@ -103,18 +104,11 @@ class Training:
     @torch.no_grad()
     def train(self, images: Images, seed: int) -> Parameters:
         """The trained parameters."""
-        return self.opt.solve(self.start(seed), (), self._grid(images), images[:2]).params
+        return self.opt.solve(*self.inputs(images, seed), images[:2]).params
 
     def value(self, images: Images, seed: int) -> float:
-        """The loss of the real images after a training; infinite where it diverges."""
-        try:
-            params = self.train(images, seed)
-        except odeopt.DivergenceError:
-            return float("inf")
-        return _outer_loss(params, self.split.train, None).item()
-
-    def _grid(self, images: Images) -> odeopt.TimeGrid:
-        return odeopt.TimeGrid.from_lr(images.log_lr.exp().double().cpu(), self.steps)
+        """The loss of the real images after a training."""
+        return _real_loss(self.train(images, seed), self.split.train).item()
 
 
 def mean_images(real: Batch, log_lr: float) -> Images:
@@ -141,10 +135,7 @@ def _loss(params: Parameters, batch: tuple[()], images: tuple[Tensor, Tensor]) -
     return functional.cross_entropy(MODEL.apply(params, x), labels.softmax(-1))
 
 
-def _outer_loss(params: Parameters, real: Batch, images: object) -> Tensor:
-    """Cross-entropy of real images."""
-    del images
-    return classification.example_losses(MODEL, params, real).mean()
+_real_loss = classification.mean_loss(MODEL)
 
 
 UPDATE_SIZE = 0.03
@@ -171,23 +162,22 @@ def distil(training: Training, updates: int) -> Outcome:
 def search(training: Training, allowed: int, seed: int) -> Outcome:
     """The best of random draws of real images and learning rates, until the budget is spent."""
     random, real, cost = Random(seed), training.split.train, training.trial_cost()
-
-    def draw() -> Images:
-        log_lr = random.uniform(log(RATES[0]), log(RATES[1]))
-        return random_images(real, log_lr, random.randrange(2**31))
-
-    first, trials = random_images(real, log(FIRST_RATE), 0), max(1, allowed // cost)
-    best, losses = random_search(first, draw, training.value, trials)
+    low, high = map(log, RATES)
+    trials = max(1, allowed // cost)
+    choices = (
+        random_images(real, random.uniform(low, high), random.randrange(2**31))
+        for _ in range(trials)
+    )
+    best, losses = best_of(random_images(real, log(FIRST_RATE), 0), choices, training.value)
     return Outcome(best, trials * cost, {"trials": trials, "loss": min(losses)})
 
 
 def tune(training: Training, images: Images) -> Outcome:
     """The same images with the best of a grid of learning rates."""
-    tried = torch.linspace(log(RATES[0]), log(RATES[1]), GRID).to(images.log_lr)
-    values = [training.value(images._replace(log_lr=rate), 0) for rate in tried]
-    best = min(range(GRID), key=values.__getitem__)
-    chosen = images._replace(log_lr=tried[best])
-    return Outcome(chosen, GRID * training.trial_cost(), {"loss": values[best]})
+    rates = torch.linspace(log(RATES[0]), log(RATES[1]), GRID).to(images.log_lr)
+    tried = [images._replace(log_lr=rate) for rate in rates]
+    best, losses = best_of(tried[0], tried, lambda images, _: training.value(images, 0))
+    return Outcome(best, GRID * training.trial_cost(), {"loss": min(losses)})
 
 
 CONTEST, REFERENCES = "contest", "references"

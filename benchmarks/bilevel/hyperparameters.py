@@ -17,7 +17,7 @@ from torch import Tensor
 import odeopt
 from benchmarks import budget
 from benchmarks.bilevel import descent
-from benchmarks.bilevel.descent import UNSEEN, Evaluation, Outcome, random_search
+from benchmarks.bilevel.descent import UNSEEN, Evaluation, Outcome, best_of
 from benchmarks.harness import markdown, outline
 from benchmarks.harness.outline import Cell, Run
 from benchmarks.harness.plots import Labels, Series, loglog
@@ -25,7 +25,7 @@ from benchmarks.harness.registry import Preset, Settings
 from benchmarks.problems import classification, models, ridge
 from benchmarks.problems.classification import Split
 from benchmarks.problems.models import Parameters
-from benchmarks.problems.tasks import Batch, move, take
+from benchmarks.problems.tasks import move, take
 from odeopt.testing import relative_error
 
 
@@ -111,13 +111,12 @@ class Training:
             compile=self.compile,
         )  # fmt: skip
 
-    def start(self, seed: int) -> Parameters:
-        """Random parameters."""
-        return move(MODEL.init(seed), self.split.train.x.device, self.split.train.x.dtype)
-
-    def stream(self, seed: int) -> odeopt.Stream:
-        """Minibatches."""
-        return odeopt.Stream.minibatches(self.split.train, self.batch, seed)
+    def inputs(self, rates: Tensor, seed: int) -> tuple[Parameters, odeopt.Stream, odeopt.TimeGrid]:
+        """Random parameters, minibatches and the grid of learning rates."""
+        train = self.split.train
+        start = move(MODEL.init(seed), train.x.device, train.x.dtype)
+        stream = odeopt.Stream.minibatches(train, self.batch, seed)
+        return start, stream, odeopt.TimeGrid.from_lr(rates)
 
     def rates(self, knots: Tensor) -> Tensor:
         """The learning rate of each step, differentiable."""
@@ -130,9 +129,8 @@ class Training:
         knots = choice.knots.detach().requires_grad_()
         rates = self.rates(knots)
         result = self.opt.value_and_grad(_loss)(
-            self.start(seed), self.stream(seed), odeopt.TimeGrid.from_lr(rates.detach()),
-            self.split.validation, choice.decays,
-        )  # fmt: skip
+            *self.inputs(rates.detach(), seed), self.split.validation, choice.decays
+        )
         (along,) = torch.autograd.grad(rates, knots, result.grads.dt.to(rates))
         gradient = Choice(along, result.grads.hparams)
         return Evaluation(result.value.item(), gradient, budget.spent(result.stats))
@@ -144,25 +142,15 @@ class Training:
         Raises:
             DivergenceError: They are not finite.
         """
-        grid = odeopt.TimeGrid.from_lr(self.rates(choice.knots))
-        return self.opt.solve(self.start(seed), self.stream(seed), grid, choice.decays).params
+        return self.opt.solve(*self.inputs(self.rates(choice.knots), seed), choice.decays).params
 
     def validate(self, choice: Choice, seed: int) -> float:
-        """The validation loss after a training; infinite where it diverges."""
-        try:
-            params = self.train(choice, seed)
-        except odeopt.DivergenceError:
-            return float("inf")
-        return _loss(params, self.split.validation, None).item()
+        """The validation loss after a training."""
+        return _loss(self.train(choice, seed), self.split.validation).item()
 
 
-_mean_loss = classification.mean_loss(MODEL)
-
-
-def _loss(params: Parameters, batch: Batch, logs: Parameters | None) -> Tensor:
-    del logs  # they act through the rule
-    return _mean_loss(params, batch)
-
+# hyperparameters act through the rule
+_loss = classification.mean_loss(MODEL)
 
 UPDATE_SIZE = 0.2
 """The first learning rate of the logarithms (Adam)."""
@@ -185,8 +173,9 @@ def by_search(
 ) -> Outcome:
     """Random search until the budget is spent; at least one trial."""
     random, trials = Random(seed), max(1, allowed // training.steps)
+    choices = (draw(training, random) for _ in range(trials))
     first = middle_choice(training, per_entry=False)
-    best, losses = random_search(first, lambda: draw(training, random), training.validate, trials)
+    best, losses = best_of(first, choices, training.validate)
     details = {"validation losses": losses, "validation loss": min(losses), "trials": trials}
     return Outcome(best, trials * training.steps, details)
 
@@ -211,8 +200,10 @@ def middle_choice(training: Training, per_entry: bool) -> Choice:
     middle = _choice(training, torch.full((KNOTS,), rates), lambda _: decays)
     if not per_entry:
         return middle
-    start = training.start(0)
-    return middle._replace(decays={k: torch.full_like(start[k], decays) for k in start})
+    shapes = {name: leaf.shape for name, leaf in MODEL.init(0).items()}
+    return middle._replace(
+        decays={name: leaf.expand(shapes[name]).clone() for name, leaf in middle.decays.items()}
+    )
 
 
 def _ranges(training: Training) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -286,7 +277,7 @@ def _judge(training: Training, outcome: Outcome, sizes: Sizes) -> dict[str, Any]
             losses.append(float("inf"))
             accuracies.append(0.0)
             continue
-        losses.append(_mean_loss(params, training.split.test).item())
+        losses.append(_loss(params, training.split.test).item())
         accuracies.append(classification.accuracy(MODEL, params, training.split.test))
     rates = training.rates(outcome.choice.knots)
     return {

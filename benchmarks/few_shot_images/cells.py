@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,12 +15,20 @@ from torch import Tensor
 import odeopt
 from benchmarks import budget, meta_training, methods
 from benchmarks.comparison import distance
-from benchmarks.few_shot_images.sizes import Contender, Kinks, Setting, Sizes, Tasks, problem
+from benchmarks.few_shot_images.sizes import (
+    Contender,
+    Kinks,
+    Setting,
+    Sizes,
+    divided,
+    episodes,
+    problem,
+)  # fmt: skip
 from benchmarks.few_shot_images.training import Metered, train
 from benchmarks.harness.outline import Cell
 from benchmarks.harness.registry import Settings
 from benchmarks.methods import Inner
-from benchmarks.problems.few_shot import Episodes, Feed
+from benchmarks.problems.few_shot import Feed
 from benchmarks.problems.models import Parameters, Problem
 from benchmarks.problems.tasks import Batch, move, stack
 from odeopt.solver import Solver
@@ -108,20 +115,19 @@ def folder(settings: Settings, sizes: Sizes, setting: Setting, one: Contender) -
 
 
 def _untrained(settings: Settings, sizes: Sizes, setting: Setting) -> dict[str, Any]:
-    tasks = Tasks(setting, settings.data)
     adapt, params = _descent(setting, Contender("maml"), sizes), initial(settings, setting)
-    split = tasks.split
+    _, split = divided(setting, settings.data)
     return {
-        "accuracy": accuracies(settings, setting, tasks.test, sizes.tests, adapt, params, ()),
+        "accuracy": accuracies(settings, setting, "test", sizes.tests, adapt, params, ()),
         "classes": [len(split.train), len(split.validation), len(split.test)],
         "shared_classes": len(set(split.train) & (set(split.test) | set(split.validation))),
     }
 
 
 def _trained(settings: Settings, sizes: Sizes, setting: Setting, one: Contender) -> dict[str, Any]:
-    tasks = Tasks(setting, settings.data)
-    place = folder(settings, sizes, setting, one)
-    feed = Feed(tasks.training(), settings.device, DTYPE)
+    protocol, place = setting.protocol, folder(settings, sizes, setting, one)
+    tasks = episodes(setting, settings.data, "train", protocol.tasks)
+    feed = Feed(tasks, settings.device, DTYPE)
     method = build(setting, one, inner(setting, one, sizes), sizes.flow_compile)
     price = partial(budget.of_update, one.method, outer=setting.queries / setting.shots)
     metered, start = Metered(method, feed, price, place), initial(settings, setting)
@@ -130,28 +136,29 @@ def _trained(settings: Settings, sizes: Sizes, setting: Setting, one: Contender)
         adapt = build(setting, one, inner(setting, one, sizes, test=True)).adapt
 
     def look(params: Parameters, hparams: Any) -> dict[str, Any]:
-        looks = setting.looks
-        seen = accuracies(settings, setting, tasks.looks, looks, adapt, params, hparams)
+        seen = accuracies(settings, setting, "look", setting.looks, adapt, params, hparams)
         return {"accuracy": seen}
 
-    clip = setting.protocol.clip
-    params, hparams, record = train(metered, start, place, setting.length, SHARES, look, clip)
-    end = accuracies(settings, setting, tasks.test, sizes.tests, adapt, params, hparams)
+    params, hparams, record = train(
+        metered, start, place, setting.length, SHARES, look, protocol.clip
+    )  # fmt: skip
+    end = accuracies(settings, setting, "test", sizes.tests, adapt, params, hparams)
     return {"training": {**record, "sampling_seconds": feed.waited}, "accuracy": end}
 
 
 def accuracies(
-    settings: Settings, setting: Setting, drawn: Callable[[int], Episodes], count: int, adapt: Any,
+    settings: Settings, setting: Setting, part: str, count: int, adapt: Any,
     params: Parameters, hparams: Any,
 ) -> list[float]:  # fmt: skip
     """The accuracy on each of so many tasks; chance where the adaptation diverged.
 
-    `drawn(n)` are batches of n tasks; how many are tested at a time depends on the device.
+    How many are tested at a time depends on the device and the size of the pictures.
     """
     together = min(100 if settings.device.type == "cuda" else 25, count)
-    if settings.device.type != "cuda" and drawn(together).pixels > LARGE:
+    if settings.device.type != "cuda" and divided(setting, settings.data)[0].shape[-1] > LARGE:
         together = 1
-    feed, seen = Feed(drawn(together), settings.device, DTYPE), list[float]()
+    tasks = episodes(setting, settings.data, part, together)
+    feed, seen = Feed(tasks, settings.device, DTYPE), list[float]()
     score = partial(accuracy, problem(setting))
     for index in range(math.ceil(count / together)):
         batch = feed(index)
@@ -208,65 +215,52 @@ def kink_key(activation: str) -> str:
 
 def _kinks(settings: Settings, setting: Setting, sizes: Kinks, activation: str) -> dict[str, Any]:
     """Distances between gradients of the mean validation loss, relative, in float64."""
-    smooth = _Flow(settings, replace(setting, activation=activation), sizes.tasks)
-    few, steps = setting.protocol.steps, sizes.steps
-    with warnings.catch_warnings():  # of kinks, which are what is measured
-        warnings.simplefilter("ignore", odeopt.OdeoptWarning)
-        flows = [smooth.gradient(odeopt.RK4(), n) for n in steps]
-        best = flows[-1]
-        return {
-            "horizon": smooth.horizon,
-            "descent_steps": few,
-            "descent": distance(smooth.gradient(odeopt.Euler(), few), best),
-            "coarser": [distance(flow, best) for flow in flows[:-1]],
-            "a_maml": [distance(smooth.a_maml(states), best) for states in (few, steps[-1])],
-            "differences": [smooth.mismatch(best, width, steps[-1]) for width in WIDTHS],
-        }
+    setting, protocol, steps = (
+        replace(setting, activation=activation),
+        setting.protocol,
+        sizes.steps,
+    )
+    tasks = episodes(setting, settings.data, "test", sizes.tasks)
+    batch = tasks.finish(tasks.draw(0), settings.device, torch.float64)
+    own, few, horizon = problem(setting), protocol.steps, protocol.lr * protocol.steps
+    params = move(own.model.init(0), settings.device, torch.float64)
+    start, layout = ravel(params, "params")
 
+    def flow(solver: Solver, steps: int) -> odeopt.InnerLoop:
+        opt = odeopt.ODEOptimizer(odeopt.GradientFlow(own.loss), solver)
+        return odeopt.InnerLoop(opt, own.loss, odeopt.TimeGrid.uniform(horizon, steps))
 
-class _Flow:
-    """Tasks, a net and an initialisation, and gradients through their flow."""
+    def gradient(method: odeopt.Method) -> Tensor:
+        return ravel(method(params, batch).grads.params, "gradient")[0]
 
-    def __init__(self, settings: Settings, setting: Setting, tasks: int) -> None:
-        protocol = setting.protocol
-        episodes = Tasks(setting, settings.data).test(tasks)
-        self._batch = episodes.finish(episodes.draw(0), settings.device, torch.float64)
-        self._problem, self.horizon = problem(setting), protocol.lr * protocol.steps
-        self._params = move(self._problem.model.init(0), settings.device, torch.float64)
-        self._start, self._layout = ravel(self._params, "params")
-
-    def gradient(self, solver: Solver, steps: int) -> Tensor:
-        """By the exact adjoint of a solver."""
-        return self._flat(self._loop(solver, steps))
-
-    def a_maml(self, states: int) -> Tensor:
-        """By A-MAML on so many states, with a tight forward solve; NaN where it is refused."""
-        inner = methods.Inner(self.horizon / states, states, states)
-        solver = odeopt.DormandPrince(rtol=1e-5, atol=1e-7)
-        method = methods.build("a-maml", self._problem, inner, solver=solver)
+    def a_maml(states: int) -> Tensor:
+        """On so many states, with a tight forward solve; NaN where it is refused."""
+        tight = odeopt.DormandPrince(rtol=1e-5, atol=1e-7)
+        inner = Inner(horizon / states, states, states)
         try:
-            return self._flat(method)
+            return gradient(methods.build("a-maml", own, inner, solver=tight))
         except odeopt.StabilityError:
-            return torch.full_like(self._start, torch.nan)
+            return torch.full_like(start, torch.nan)
 
-    def mismatch(self, gradient: Tensor, width: float, steps: int) -> float:
-        """How far the slope along the gradient is from a central difference, relative to that."""
-        loop = self._loop(odeopt.RK4(), steps)
-        direction = gradient / gradient.norm()
-        reach = width * self._start.norm()
+    def mismatch(along: Tensor, width: float) -> float:
+        """How far the slope along a gradient is from a central difference, relative to that."""
+        finest, reach = flow(odeopt.RK4(), steps[-1]), width * start.norm()
+        direction = along / along.norm()
         ahead, behind = (
-            loop.evaluate(
-                self._layout.unflatten(self._start + sign * reach * direction), self._batch
-            ).mean()
+            finest.evaluate(layout.unflatten(start + sign * reach * direction), batch)
             for sign in (1, -1)
         )
-        slope = (ahead - behind) / (2 * reach)
-        return (abs(gradient.norm() - slope) / abs(slope)).item()
+        slope = (ahead.mean() - behind.mean()) / (2 * reach)
+        return (abs(along.norm() - slope) / abs(slope)).item()
 
-    def _loop(self, solver: Solver, steps: int) -> odeopt.InnerLoop:
-        loss = self._problem.loss
-        opt = odeopt.ODEOptimizer(odeopt.GradientFlow(loss), solver)
-        return odeopt.InnerLoop(opt, loss, odeopt.TimeGrid.uniform(self.horizon, steps))
-
-    def _flat(self, method: odeopt.Method) -> Tensor:
-        return ravel(method(self._params, self._batch).grads.params, "gradient")[0]
+    with warnings.catch_warnings():  # of kinks, which are what is measured
+        warnings.simplefilter("ignore", odeopt.OdeoptWarning)
+        *coarser, best = (gradient(flow(odeopt.RK4(), n)) for n in steps)
+        return {
+            "horizon": horizon,
+            "descent_steps": few,
+            "descent": distance(gradient(flow(odeopt.Euler(), few)), best),
+            "coarser": [distance(one, best) for one in coarser],
+            "a_maml": [distance(a_maml(states), best) for states in (few, steps[-1])],
+            "differences": [mismatch(best, width) for width in WIDTHS],
+        }

@@ -73,10 +73,7 @@ steps are those of a public reimplementation, its net and task shape MAML's. MAM
 of a mini-ImageNet meta-gradient to +-10; here its norm is limited.
 """
 
-HORIZON_STEPS = 5
-"""Steps of gradient descent in the small-budget comparison: T = 0.5 at a rate of 0.1."""
-
-_SHORT = {"lr": 0.1, "steps": HORIZON_STEPS, "test_steps": HORIZON_STEPS, "queries": None}
+_SHORT = {"lr": 0.1, "steps": 5, "test_steps": 5, "queries": None}  # T = 0.5
 
 BUDGET: dict[str, Protocol] = {
     OMNIGLOT: replace(_IMAML, name="imaml, short", tasks=2, **_SHORT),
@@ -161,14 +158,11 @@ class Sizes:
     """The sizes of a run."""
 
     settings: tuple[Setting, ...]  # the tables
-    tests: int  # tasks of the meta-test
+    tests: int  # tasks of the meta-test; 600 in the papers
     compile: str | None  # how kernels are run in meta-training
     flow_compile: str | None  # the same for COMLN, whose flow consists of many small operations
     kinks: Kinks | None  # see `Kinks`; None to leave it out
 
-
-TESTS = 600
-"""Tasks of the meta-test, as in the papers."""
 
 BUDGET_EVALUATIONS = {OMNIGLOT: 4800.0, MINI_IMAGENET: 600.0}
 """Gradient evaluations per task of the meta-batch in the small-budget comparison.
@@ -213,7 +207,7 @@ SIZES = {
             _short(data, (), BUDGET_EVALUATIONS[data], looks)
             for data, looks in ((OMNIGLOT, 50), (MINI_IMAGENET, 16))
         ),
-        TESTS, None, "inductor", Kinks(("relu", "gelu", "softplus"), (10, 20, 40), 2),
+        600, None, "inductor", Kinks(("relu", "gelu", "softplus"), (10, 20, 40), 2),
     ),
     Preset.PAPER: Sizes(
         (
@@ -225,7 +219,7 @@ SIZES = {
             ),
             _smooth("imaml"),
         ),
-        TESTS, "trace", "inductor", Kinks(("relu", "gelu", "softplus"), (10, 20, 40, 80), 4),
+        600, "trace", "inductor", Kinks(("relu", "gelu", "softplus"), (10, 20, 40, 80), 4),
     ),
 }  # fmt: skip
 
@@ -269,41 +263,28 @@ def made_up(classes: int = 14, per_class: int = 6) -> Pictures:
     return picture_data.stored((patterns + noise).to(torch.uint8))
 
 
-class Tasks:
-    """The tasks of a setting, and the classes of each part."""
-
-    def __init__(self, setting: Setting, folder: Path | None) -> None:
-        self._pictures, split = load(setting.data, folder)
+def divided(setting: Setting, folder: Path | None) -> tuple[Pictures, ClassSplit]:
+    """A setting's pictures and the classes of each part."""
+    pictures, split = load(setting.data, folder)
+    if split is None:
         classes = setting.protocol.classes
-        if split is None:
-            assert classes is not None, "only data sets with a split of their own have none"
-            split = picture_data.shuffled(self._pictures.classes, *classes, SPLIT_SEED)
-        self._setting, self.split = setting, split
+        assert classes is not None, "only data sets with a split of their own have none"
+        split = picture_data.shuffled(pictures.classes, *classes, SPLIT_SEED)
+    return pictures, split
 
-    def training(self) -> Episodes:
-        """Meta-batches for meta-training."""
-        setting = self._setting
-        return self._episodes(self.split.train, setting.queries, setting.protocol.tasks, TRAIN_SEED)
 
-    def looks(self, tasks: int) -> Episodes:
-        """Tasks for looks during training.
+def episodes(setting: Setting, folder: Path | None, part: str, tasks: int) -> Episodes:
+    """Meta-batches of so many tasks for a part, "train", "look" or "test".
 
-        On validation classes, or, where a protocol has none, on those of the test, by which
-        nothing is chosen.
-        """
-        classes = self.split.validation or self.split.test
-        return self._episodes(classes, self._setting.shots, tasks, LOOK_SEED)
-
-    def test(self, tasks: int) -> Episodes:
-        """Tasks for the meta-test, `tasks` in each batch.
-
-        There are as many validation pictures as training pictures, as in the papers' tests.
-        """
-        return self._episodes(self.split.test, self._setting.shots, tasks, TEST_SEED)
-
-    def _episodes(
-        self, classes: tuple[int, ...], queries: int, tasks: int, seed: int
-    ) -> Episodes:  # fmt: skip
-        setting = self._setting
-        shape, handling = TaskShape(setting.ways, setting.shots, queries), setting.protocol.handling
-        return Episodes(self._pictures, classes, shape, tasks, seed, handling)
+    Looks are on validation classes, or, where a protocol has none, on those of the test, by which
+    nothing is chosen. But in meta-training there are as many validation pictures as training
+    pictures, as in the papers' tests.
+    """
+    pictures, split = divided(setting, folder)
+    classes, queries, seed = {
+        "train": (split.train, setting.queries, TRAIN_SEED),
+        "look": (split.validation or split.test, setting.shots, LOOK_SEED),
+        "test": (split.test, setting.shots, TEST_SEED),
+    }[part]
+    shape = TaskShape(setting.ways, setting.shots, queries)
+    return Episodes(pictures, classes, shape, tasks, seed, setting.protocol.handling)

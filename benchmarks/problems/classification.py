@@ -45,8 +45,7 @@ def tasks(count: int, seed: int = 0, ways: int = 5, shots: int = 10, part: str =
 
 def flatten(task: Task) -> Task:
     """The same task, or stack of tasks, with x of shape [..., 64] for a perceptron."""
-    train, validation = task
-    return Task(Batch(train.x.flatten(-3), train.y), Batch(validation.x.flatten(-3), validation.y))
+    return Task(*(Batch(batch.x.flatten(-3), batch.y) for batch in task))
 
 
 def _draw(label: Tensor, count: int, generator: Generator, part: str) -> Tensor:
@@ -114,9 +113,9 @@ def example_losses(model: Model, params: Parameters, batch: Batch) -> Tensor:
     return functional.cross_entropy(model.apply(params, batch.x), batch.y, reduction="none")
 
 
-def mean_loss(model: Model) -> Callable[[Parameters, Batch], Tensor]:
-    """The mean cross-entropy as a function of parameters and examples."""
-    return lambda params, batch: example_losses(model, params, batch).mean()
+def mean_loss(model: Model) -> Callable[..., Tensor]:
+    """The mean cross-entropy as a function of parameters and examples; hparams play no part."""
+    return lambda params, batch, *_hparams: example_losses(model, params, batch).mean()
 
 
 def accuracy(model: Model, params: Parameters, batch: Batch) -> float:

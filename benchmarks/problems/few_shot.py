@@ -49,8 +49,7 @@ class PixelBatch(NamedTuple):
 class Episodes:
     """Meta-batches of tasks on some of the classes.
 
-    `draw(k)` depends on k and the seed alone, so that a run that resumes has to store nothing;
-    `pixels` are those in a row of a picture.
+    `draw(k)` depends on k and the seed alone, so that a run that resumes has to store nothing.
 
     Raises:
         InputError: There are too few classes, or too few pictures of each.
@@ -73,7 +72,7 @@ class Episodes:
             )
         self.shape, self.handling = shape, handling
         self._pictures, self._classes = pictures, torch.tensor(list(classes))
-        self.tasks, self._seed, self.pixels = tasks, seed, pictures.shape[-1]
+        self.tasks, self._seed = tasks, seed
 
     def draw(self, index: int) -> PixelBatch:
         """The pictures of a meta-batch."""
