@@ -110,7 +110,6 @@ SEED = 0
 
 BASELINES = "baselines"
 REVISION = 1
-"""Raised when what a cell computes changes, so that stored cells are computed anew."""
 
 
 def cells(settings: Settings, sizes: Sizes) -> list[Cell]:
@@ -205,7 +204,6 @@ def _of_evaluated(errors: Tensor, test: MetaTest) -> list[float]:
     return errors[test.evaluated()].tolist()
 
 
-NAME = "collaborative-filtering"
 PAPER_UPDATES = 5000
 MODES = {"gd": "gradient descent", "own": "its own", "adam": "Adam"}
 TESTED = "gd"
@@ -221,7 +219,7 @@ def run(settings: Settings) -> None:
     """
     sizes = resolve(settings.preset, settings.data)
     chosen = cells(settings, sizes)
-    done = outline.compute(settings, NAME, REVISION, sizes, chosen, gaps=True)
+    done = outline.compute(settings, "collaborative-filtering", REVISION, sizes, chosen, gaps=True)
     results, sections, left_out = done.cells, [head(sizes)], list[str]()
     complete: dict[Setting, Cells] = {}
     for setting in sizes.settings:

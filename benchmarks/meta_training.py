@@ -34,12 +34,9 @@ def checkpoint(store: ResultStore, *depends: object) -> Path:
 
 
 def train(
-    method: odeopt.Method,
-    params: Parameters,
-    tasks: Callable[[int], Any],
-    updates: int,
+    method: odeopt.Method, params: Parameters, tasks: Callable[[int], Any], updates: int,
     folder: Path | None,
-) -> Initialisation:
+) -> Initialisation:  # fmt: skip
     """Learn an initialisation with Adam, 1e-3, going on from the checkpoint in the folder."""
     learner = odeopt.MetaLearner(
         method, params, tasks, folder=folder, checkpoint_every=100, show_progress=False

@@ -54,11 +54,8 @@ def build(name: str, problem: Problem, inner: Inner, **settings: Any) -> odeopt.
         return factory(
             lambda params, batch: problem.model.features(params, batch.x),
             lambda outputs, batch: problem.output_loss(outputs, batch.y),
-            weight=weight,
-            bias=bias,
-            initial_horizon=inner.lr * inner.steps,
-            **settings,
-        )
+            weight=weight, bias=bias, initial_horizon=inner.lr * inner.steps, **settings,
+        )  # fmt: skip
     own: dict[str, Any] = {"lr": inner.lr, "steps": inner.steps}
     if name == "maml-1":
         own = {"lr": inner.lr}

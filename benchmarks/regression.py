@@ -88,7 +88,6 @@ LR = 0.01
 META_BATCH = 5
 DTYPE = torch.float32
 REVISION = 1
-"""Raised when what a cell computes changes, so that stored cells are computed anew."""
 
 
 UPDATES = {Preset.SMOKE: 2, Preset.PAPER: 500}
@@ -244,7 +243,6 @@ def _initialisation(folder: Path, device: torch.device) -> Parameters:
     return {name: stored.tensors[f"params[{name!r}]"].to(device) for name in names}
 
 
-NAME = "regression"
 MODES = {"gd": "gradient descent, 0.01", "adam": "Adam, 1e-3"}
 
 Runs = dict[str, list[dict[str, Any]]]
@@ -260,7 +258,7 @@ def run(settings: Settings) -> None:
     """
     sizes = SIZES[settings.preset]
     chosen = cells(settings, sizes)
-    done = outline.compute(settings, NAME, REVISION, sizes, chosen, gaps=True)
+    done = outline.compute(settings, "regression", REVISION, sizes, chosen, gaps=True)
     sections, left_out = [_HEAD.format(epochs=sizes.epochs)], list[str]()
     for setting in sizes.settings:
         complete: list[int] = []  # the seeds with a result of every method

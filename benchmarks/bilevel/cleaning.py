@@ -17,9 +17,9 @@ from torch import Tensor
 
 import odeopt
 from benchmarks import budget
-from benchmarks.bilevel.descent import UNSEEN, Evaluation, descend
+from benchmarks.bilevel.descent import UNSEEN, Evaluation, Results, descend
 from benchmarks.harness import markdown, outline
-from benchmarks.harness.outline import Cell, Run
+from benchmarks.harness.outline import Cell
 from benchmarks.harness.plots import Curve, Labels, curves
 from benchmarks.harness.registry import Preset, Settings
 from benchmarks.problems import classification, models, picture_data
@@ -342,9 +342,7 @@ def _accuracies(training: Training, chosen: Tensor, sizes: Sizes) -> dict[str, f
     return {"alone": mean(train, weights), "added": mean(join([train, validation]), both_weights)}
 
 
-NAME = "bilevel --only cleaning"
 REVISION = 1
-"""Raised when what a cell computes changes, so that stored cells are computed anew."""
 
 LABELS = {"learned": "weights learned by the gradient", "searched": "small-loss selection, tuned"}
 ROWS = {name: (REFERENCES, name) for name in REFERENCE_SETS} | {
@@ -356,16 +354,25 @@ ROWS = {name: (REFERENCES, name) for name in REFERENCE_SETS} | {
 def run(settings: Settings) -> None:
     """Compute what is missing and write the report, the plot and `results.json`."""
     sizes = SIZES[settings.preset]
-    done = outline.compute(settings, NAME, REVISION, sizes, cells(settings, sizes))
-    cases = available(settings, sizes)
+    done = outline.compute(
+        settings, "bilevel --only cleaning", REVISION, sizes, cells(settings, sizes)
+    )
+    results = {
+        case: {
+            name: [done.cells[key(case, seed, part)][name] for seed in range(sizes.seeds)]
+            for name, (part, _) in ROWS.items()
+        }
+        for case in available(settings, sizes)
+    }
+    aucs = {str(case): _means(own["learned"], "aucs") for case, own in results.items()}
     curves(
         settings.store.directory / "auc.png",
         Labels("wrong labels told from right ones", "updates of the weights", "AUC"),
-        [_curve(done, case, sizes) for case in cases],
+        [Curve(case, range(1, len(means) + 1), means) for case, means in aucs.items()],
         bottom=0.5,  # chance
     )
-    sections = [_head(sizes), *(_section(done, case, sizes) for case in cases)]
-    if len(cases) < len(sizes.cases):
+    sections = [_head(sizes), *(_section(own, case, sizes) for case, own in results.items())]
+    if len(results) < len(sizes.cases):
         sections.append(
             f"Omniglot was left out: {picture_data.OMNIGLOT_FILE} is not in the data folder."
         )
@@ -373,29 +380,17 @@ def run(settings: Settings) -> None:
     outline.write(settings, "Training examples with wrong labels", done, sections)
 
 
-def _curve(run: Run, case: Case, sizes: Sizes) -> Curve:
-    means = _means(_of(run, case, "learned", sizes), "aucs")
-    return Curve(str(case), range(1, len(means) + 1), means)
-
-
 def _means(cells: list[dict[str, Any]], field: str) -> list[float]:
     """The means over the cells at each update."""
     return [fmean(values) for values in zip(*(cell[field] for cell in cells), strict=True)]
 
 
-def _of(run: Run, case: Case, name: str, sizes: Sizes) -> list[dict[str, Any]]:
-    """The results of each seed."""
-    return [run.cells[key(case, seed, ROWS[name][0])][name] for seed in range(sizes.seeds)]
-
-
-def _section(run: Run, case: Case, sizes: Sizes) -> str:
-    rows: list[list[markdown.Entry]] = []
-    for name, (_, label) in ROWS.items():
-        own = _of(run, case, name, sizes)
-        rows.append([label, *(_mean(own, k) for k in ("alone", "added", "auc", "f1", "spent"))])
+def _section(results: Results, case: Case, sizes: Sizes) -> str:
+    fields = ("alone", "added", "auc", "f1", "spent")
+    rows = [[ROWS[name][1], *(_mean(own, k) for k in fields)] for name, own in results.items()]
     headers = ["trained on", "accuracy", "with the validation examples", "AUC", "F1", "budget"]
     title = f"## {case.data}: {case.share:.0%} of the labels wrong, {_KINDS[case.kind]}"
-    return f"{title}\n\n{markdown.table(headers, rows)}\n{_verdict(run, case, sizes)}"
+    return f"{title}\n\n{markdown.table(headers, rows)}\n{_verdict(results, case, sizes)}"
 
 
 FIELDS = {
@@ -406,16 +401,15 @@ FIELDS = {
 _KINDS = {"uniform": "by any other class", "next": "by the following class"}
 
 
-def _verdict(run: Run, case: Case, sizes: Sizes) -> str:
+def _verdict(results: Results, case: Case, sizes: Sizes) -> str:
     """Which contender won, in words."""
-    results = {name: _of(run, case, name, sizes) for name in LABELS}
     sentences: list[str] = []
     for field, what in FIELDS.items():
         ours, theirs = (fmean(cell[field] for cell in results[name]) for name in LABELS)
         winner = "The gradient" if ours > theirs else "Small-loss selection"
         high, low = max(ours, theirs), min(ours, theirs)
         text = f"{winner} has the higher {what} ({high:.3f} against {low:.3f})."
-        sentences.append(text if high > low else f"Both have the same {what} ({ours:.3f}).")
+        sentences.append(text if ours != theirs else f"Both have the same {what} ({ours:.3f}).")
         if field == "auc" and ours < theirs:
             sentences.append(_fitted(results["learned"], case, sizes))
     trials = fmean(cell["trials"] for cell in results["searched"])

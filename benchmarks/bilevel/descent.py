@@ -13,7 +13,7 @@ from typing_extensions import override
 import odeopt
 from odeopt.tools.types import PyTree
 
-Choice = TypeVar("Choice")
+Candidate = TypeVar("Candidate")
 
 LONGEST = 1.0
 """Gradients are cut to this norm: those of a training at the edge of stability are huge."""
@@ -27,6 +27,10 @@ RULE = (
 
 UNSEEN = 10**9
 """Seeds of the trainings that choices are judged by begin here: no contender has seen them."""
+
+
+Results = dict[str, list[dict[str, Any]]]
+"""What cells say of each contender, by seed."""
 
 
 class Evaluation(NamedTuple):
@@ -110,8 +114,8 @@ class Outcome(NamedTuple):
 
 
 def best_of(
-    first: Choice, choices: Iterable[Choice], value: Callable[[Choice, int], float]
-) -> tuple[Choice, list[float]]:
+    first: Candidate, choices: Iterable[Candidate], value: Callable[[Candidate, int], float]
+) -> tuple[Candidate, list[float]]:
     """The choice of the lowest value, and all values, infinite where a training diverges.
 
     `value(choice, trial)` may raise `DivergenceError`; the first choice stands where all do.

@@ -19,9 +19,9 @@ from torch.nn import functional
 import odeopt
 from benchmarks import budget
 from benchmarks.bilevel import descent
-from benchmarks.bilevel.descent import UNSEEN, Evaluation, Outcome, best_of
+from benchmarks.bilevel.descent import UNSEEN, Evaluation, Outcome, Results, best_of
 from benchmarks.harness import markdown, outline
-from benchmarks.harness.outline import Cell, Run
+from benchmarks.harness.outline import Cell
 from benchmarks.harness.plots import Curve, Labels, curves, save
 from benchmarks.harness.registry import Preset, Settings
 from benchmarks.problems import classification, models
@@ -222,8 +222,10 @@ def _contest(settings: Settings, sizes: Sizes, seed: int) -> dict[str, Any]:
     training = _training(settings, sizes, seed)
     distilled = distil(training, sizes.updates)
     searched = search(training, distilled.spent, seed)
+    images = distilled.choice
     return {
-        "distilled": judge(training, distilled, sizes) | {"images": plain(distilled.choice)},
+        "distilled": judge(training, distilled, sizes)
+        | {"images": {"x": images.x.tolist(), "labels": images.labels.softmax(-1).tolist()}},
         "searched": judge(training, searched, sizes),
     }
 
@@ -240,14 +242,7 @@ def judge(training: Training, outcome: Outcome, sizes: Sizes) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def plain(images: Images) -> dict[str, list[list[float]]]:
-    """Pixels and the labels' probabilities, as lists."""
-    return {"x": images.x.tolist(), "labels": images.labels.softmax(-1).tolist()}
-
-
-NAME = "bilevel --only distillation"
 REVISION = 2
-"""Raised when what a cell computes changes, so that stored cells are computed anew."""
 
 ROWS = {
     "random": (REFERENCES, f"random real images, tuned rate (mean of {DRAWS} draws)"),
@@ -260,8 +255,14 @@ ROWS = {
 def run(settings: Settings) -> None:
     """Compute what is missing and write the report, the plots and `results.json`."""
     sizes = SIZES[settings.preset]
-    done = outline.compute(settings, NAME, REVISION, sizes, cells(settings, sizes))
-    first = done.cells[key(0, CONTEST)]["distilled"]
+    done = outline.compute(
+        settings, "bilevel --only distillation", REVISION, sizes, cells(settings, sizes)
+    )
+    results = {
+        name: [done.cells[key(seed, part)][name] for seed in range(sizes.seeds)]
+        for name, (part, _) in ROWS.items()
+    }
+    first = results["distilled"][0]
     folder = settings.store.directory
     curves(
         folder / "losses.png",
@@ -270,7 +271,7 @@ def run(settings: Settings) -> None:
     )
     picture(folder / "images.png", first["images"])
     plots = "![losses](losses.png)\n![synthetic images](images.png)"
-    sections = [_head(sizes), _table(done, sizes), _verdict(done, sizes), plots]
+    sections = [_head(sizes), _table(results), _verdict(results), plots]
     outline.write(settings, "Ten images in place of a thousand", done, sections)
 
 
@@ -286,26 +287,21 @@ def picture(path: Path, images: dict[str, Any]) -> Path:
     return save(figure, path)
 
 
-def _of(run: Run, name: str, sizes: Sizes) -> list[dict[str, Any]]:
-    return [run.cells[key(seed, ROWS[name][0])][name] for seed in range(sizes.seeds)]
-
-
-def _table(run: Run, sizes: Sizes) -> str:
+def _table(results: Results) -> str:
     rows: list[list[markdown.Entry]] = []
-    for name, (_, label) in ROWS.items():
-        own = _of(run, name, sizes)
+    for name, own in results.items():
         accuracies, losses, spent = (
             [cell[field] for cell in own] for field in ("accuracy", "loss", "spent")
         )
         lr = f"{own[0]['lr']:.3g}" if "lr" in own[0] else "-"
         loss, budget_spent = f"{fmean(losses):.3f}", f"{fmean(spent):.0f}"
-        rows.append([label, markdown.mean(accuracies), loss, lr, budget_spent])
+        rows.append([ROWS[name][1], markdown.mean(accuracies), loss, lr, budget_spent])
     headers = ["ten images", "test accuracy", "loss of real images seen", "learning rate", "budget"]
     return markdown.table(headers, rows)
 
 
-def _verdict(run: Run, sizes: Sizes) -> str:
-    means = {name: fmean(c["accuracy"] for c in _of(run, name, sizes)) for name in ROWS}
+def _verdict(results: Results) -> str:
+    means = {name: fmean(cell["accuracy"] for cell in own) for name, own in results.items()}
     ours = means.pop("distilled")
     rival, theirs = max(means.items(), key=lambda one: one[1])
     compared = "higher" if ours > theirs else "not higher"

@@ -320,9 +320,7 @@ def ridge_agreement(steps: int) -> dict[str, Any]:
     }
 
 
-NAME = "bilevel --only hyperparameters"
 REVISION = 2
-"""Raised when what a cell computes changes, so that stored cells are computed anew."""
 
 LABELS = {
     "middle": "the middle of the ranges",
@@ -339,7 +337,9 @@ AGREES = 1e-6
 def run(settings: Settings) -> None:
     """Compute what is missing and write the report, the plot and `results.json`."""
     sizes = SIZES[settings.preset]
-    done = outline.compute(settings, NAME, REVISION, sizes, cells(settings, sizes))
+    done = outline.compute(
+        settings, "bilevel --only hyperparameters", REVISION, sizes, cells(settings, sizes)
+    )
     errors = [done.cells[ridge_key(steps)] for steps in sizes.ridge_steps]
     loglog(
         settings.store.directory / "ridge.png",
@@ -352,12 +352,8 @@ def run(settings: Settings) -> None:
                   [*sections, _ridge(errors, sizes)])  # fmt: skip
 
 
-def _of(run: Run, rule: str, sizes: Sizes) -> list[dict[str, Any]]:
-    return [run.cells[contest_key(rule, seed)] for seed in range(sizes.seeds)]
-
-
 def _section(run: Run, rule: str, sizes: Sizes) -> str:
-    draws = _of(run, rule, sizes)
+    draws = [run.cells[contest_key(rule, seed)] for seed in range(sizes.seeds)]
     rows: list[list[markdown.Entry]] = []
     for name, label in LABELS.items():
         own = [cell[name] for cell in draws]

@@ -52,7 +52,6 @@ SOLVER = odeopt.DormandPrince(rtol=1e-3, atol=1e-5)
 """A-MAML's. At its default of 1e-5 it needs ten times as many steps across the kinks of ReLU."""
 
 REVISION = 1
-"""Raised when what a cell computes changes, so that stored cells are computed anew."""
 
 
 def cells(settings: Settings, sizes: Sizes) -> list[Cell]:
@@ -215,11 +214,8 @@ def kink_key(activation: str) -> str:
 
 def _kinks(settings: Settings, setting: Setting, sizes: Kinks, activation: str) -> dict[str, Any]:
     """Distances between gradients of the mean validation loss, relative, in float64."""
-    setting, protocol, steps = (
-        replace(setting, activation=activation),
-        setting.protocol,
-        sizes.steps,
-    )
+    setting = replace(setting, activation=activation)
+    protocol, steps = setting.protocol, sizes.steps
     tasks = episodes(setting, settings.data, "test", sizes.tasks)
     batch = tasks.finish(tasks.draw(0), settings.device, torch.float64)
     own, few, horizon = problem(setting), protocol.steps, protocol.lr * protocol.steps

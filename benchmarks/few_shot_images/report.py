@@ -20,8 +20,6 @@ from benchmarks.harness.registry import Preset, Settings
 from benchmarks.methods import LABELS
 from benchmarks.problems import published
 
-NAME = "few-shot-images"
-
 
 def run(settings: Settings) -> None:
     """Compute what is missing and write the report, the plots and `results.json`.
@@ -33,7 +31,7 @@ def run(settings: Settings) -> None:
     preset, sizes = settings.preset, resolve(settings.preset, settings.data)
     chosen = cells.cells(settings, sizes)
     done = outline.compute(
-        settings, NAME, cells.REVISION, sizes, chosen, threads=None, gaps=True
+        settings, "few-shot-images", cells.REVISION, sizes, chosen, threads=None, gaps=True
     )  # fmt: skip
     results = done.cells
     sections = [head(preset, sizes), missing(results, chosen)]
@@ -49,7 +47,8 @@ def run(settings: Settings) -> None:
         sections.append(f"## Published numbers\n\n{published.ORIGINS}")
     if preset is Preset.BUDGET:
         sections.append(_NOT_RUN)
-    outline.write(settings, TITLE, done._replace(cells=_short(results)), sections)
+    title = "Few-shot classification of pictures (the paper's Table 3)"
+    outline.write(settings, title, done._replace(cells=_short(results)), sections)
 
 
 Trained = dict[Contender, dict[str, Any]]
@@ -86,9 +85,9 @@ def spread(accuracies: list[float]) -> str:
 def missing(results: Cells, wanted: Sequence[Cell]) -> str:
     """Which cells have not been computed."""
     absent = [cell.key for cell in wanted if cell.key not in results]
-    listed = "\n".join(f"- {key}" for key in absent)
     if not absent:
         return ""
+    listed = "\n".join(f"- {key}" for key in absent)
     return (
         f"**This report is not complete: {len(absent)} of {len(wanted)} cells have not been"
         f" computed.** The same command goes on with them.\n\n{listed}"
@@ -272,8 +271,6 @@ def _plots(
     along = plots.curves(folder / f"{stem}-training.png", labels, lines, bottom=None)
     return [f"![accuracy]({ends.name})", f"![along meta-training]({along.name})"]
 
-
-TITLE = "Few-shot classification of pictures (the paper's Table 3)"
 
 _HEAD = """\
 A task is to tell new classes apart after adaptation to a few pictures of each. The protocols

@@ -34,12 +34,9 @@ class Metered(odeopt.Method):
     """
 
     def __init__(
-        self,
-        method: odeopt.Method,
-        tasks: Callable[[int], odeopt.TaskBatch],
-        price: Callable[[odeopt.Stats], float],
-        folder: Path,
-    ) -> None:
+        self, method: odeopt.Method, tasks: Callable[[int], odeopt.TaskBatch],
+        price: Callable[[odeopt.Stats], float], folder: Path,
+    ) -> None:  # fmt: skip
         self._method, self._tasks, self._price = method, tasks, price
         self._path, self._update = folder / COSTS, 0
         self._costs: dict[int, float] = {}
