@@ -29,7 +29,7 @@ from benchmarks.problems import functions, models
 from benchmarks.problems.functions import Regression
 from benchmarks.problems.models import Parameters
 from benchmarks.problems.published import FIGURE_2
-from benchmarks.problems.tasks import Batch, Task, move
+from benchmarks.problems.tasks import Batch, move
 from odeopt.outer.run_folder import CHECKPOINT, Checkpoint
 
 
@@ -137,11 +137,6 @@ def _folder(settings: Settings, sizes: Sizes, setting: Setting, seed: int, name:
     return meta_training.checkpoint(settings.store, key(setting, seed, name), REVISION, sizes)
 
 
-def _training_tasks(settings: Settings, setting: Setting) -> Task:
-    data = episodes(setting)
-    return move(data.train_batch(range(data.episodes)), settings.device, DTYPE)
-
-
 def _held_out(settings: Settings, setting: Setting) -> tuple[Batch, Batch]:
     """What the test tasks adapt to, and where they are evaluated."""
     data = episodes(setting)
@@ -155,7 +150,9 @@ def _train(
     """A method, and what it learns."""
     inner = methods.inner_of(name, LR, sizes.steps[setting.shots], sizes.compile)
     method = methods.build(name, PROBLEM, inner, on_failure="skip")
-    pool = odeopt.TaskPool(*_training_tasks(settings, setting), META_BATCH, seed)
+    data = episodes(setting)
+    tasks = move(data.train_batch(range(data.episodes)), settings.device, DTYPE)
+    pool = odeopt.TaskPool(*tasks, META_BATCH, seed)
     return method, meta_training.train(method, params, pool, updates, folder)
 
 
@@ -212,11 +209,15 @@ def _diagnosis(settings: Settings, sizes: Sizes, setting: Setting) -> dict[str, 
     def errors(params: Parameters) -> list[float]:
         return meta_training.evaluate(error, [adapt(params, support)], test)[0].tolist()
 
-    trained = {
-        name: _initialisation(_folder(settings, sizes, setting, seed, name), settings.device)
-        for name in sizes.methods
-        if name != "comln"  # it learns a horizon beside, so that its start alone means little
-    }
+    trained: dict[str, Parameters] = {}  # from the checkpoints
+    for name in sizes.methods:
+        if name != "comln":  # it learns a horizon beside, so that its start alone means little
+            path = _folder(settings, sizes, setting, seed, name) / CHECKPOINT
+            leaves = Checkpoint.read(path)[1].tensors
+            trained[name] = {
+                leaf: leaves[f"params[{leaf!r}]"].to(settings.device)
+                for leaf in PROBLEM.model.init(0)
+            }
     objective = {name: score(params) for name, params in trained.items()}
     best = min((name for name in objective if name != "a-maml"), key=lambda name: objective[name])
     start, updates = trained[best], UPDATES[settings.preset]
@@ -234,13 +235,6 @@ def _diagnosis(settings: Settings, sizes: Sizes, setting: Setting) -> dict[str, 
         "continued": continued,
         "p": p_value_above(continued[best], continued["a-maml"]),
     }
-
-
-def _initialisation(folder: Path, device: torch.device) -> Parameters:
-    """What a method has learned, from its checkpoint."""
-    _, stored = Checkpoint.read(folder / CHECKPOINT)
-    names = PROBLEM.model.init(0)
-    return {name: stored.tensors[f"params[{name!r}]"].to(device) for name in names}
 
 
 MODES = {"gd": "gradient descent, 0.01", "adam": "Adam, 1e-3"}

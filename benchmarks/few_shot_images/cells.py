@@ -6,7 +6,6 @@ import math
 import warnings
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -107,12 +106,6 @@ def build(
     return methods.build(one.method, problem(setting), chosen, on_failure="skip", **own)
 
 
-def folder(settings: Settings, sizes: Sizes, setting: Setting, one: Contender) -> Path:
-    """Where a run keeps its checkpoint."""
-    what = (key(setting, one.name), REVISION, setting.protocol, setting.length, setting.looks)
-    return meta_training.checkpoint(settings.store, what, sizes.compile)
-
-
 def _untrained(settings: Settings, sizes: Sizes, setting: Setting) -> dict[str, Any]:
     adapt, params = _descent(setting, Contender("maml"), sizes), initial(settings, setting)
     _, split = divided(setting, settings.data)
@@ -124,7 +117,9 @@ def _untrained(settings: Settings, sizes: Sizes, setting: Setting) -> dict[str, 
 
 
 def _trained(settings: Settings, sizes: Sizes, setting: Setting, one: Contender) -> dict[str, Any]:
-    protocol, place = setting.protocol, folder(settings, sizes, setting, one)
+    protocol = setting.protocol
+    what = (key(setting, one.name), REVISION, protocol, setting.length, setting.looks)
+    place = meta_training.checkpoint(settings.store, what, sizes.compile)
     tasks = episodes(setting, settings.data, "train", protocol.tasks)
     feed = Feed(tasks, settings.device, DTYPE)
     method = build(setting, one, inner(setting, one, sizes), sizes.flow_compile)

@@ -121,18 +121,20 @@ def _model(
         generator = Generator().manual_seed(seed)
         parameters: Parameters = {}
         for name, shape in shapes.items():
-            drawn = _scale_and_shift(shape) if len(shape) == 1 else draw(shape, generator)
-            parameters[f"{name}.weight"], parameters[f"{name}.bias"] = drawn
+            if len(shape) == 1:  # the scale and shift of a normalisation
+                own = (
+                    torch.ones(shape, dtype=torch.float64),
+                    torch.zeros(shape, dtype=torch.float64),
+                )
+            else:
+                own = draw(shape, generator)
+            parameters[f"{name}.weight"], parameters[f"{name}.bias"] = own
         return parameters
 
     def apply(parameters: Parameters, x: Tensor) -> Tensor:
         return functional.linear(features(parameters, x), parameters[weight], parameters[bias])
 
     return Model(init, apply, features, (weight, bias))
-
-
-def _scale_and_shift(shape: Shape) -> tuple[Tensor, Tensor]:
-    return torch.ones(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
 
 
 def _uniform(shape: Shape, bound: float, generator: Generator) -> Tensor:
