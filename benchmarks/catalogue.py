@@ -18,12 +18,12 @@ BENCHMARKS = (
     Benchmark(
         "regression",
         "meta-learned regression of CosMixture and Alpine functions (paper: Figure 2)",
-        "benchmarks.regression.report",
+        "benchmarks.regression",
     ),
     Benchmark(
         "collaborative-filtering",
         "few-shot prediction of a user's ratings (paper: Tables 1 and 2)",
-        "benchmarks.collaborative_filtering.report",
+        "benchmarks.collaborative_filtering",
     ),
     Benchmark(
         "few-shot-images",

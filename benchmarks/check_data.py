@@ -37,9 +37,8 @@ class Expected:
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of a data set."""
+    """What there is of a data set."""
 
-    name: str  # the data set
     present: bool  # whether its file is there
     wrong: tuple[str, ...] = ()  # what is wrong with its content; empty if nothing is
     # whether the file is, byte for byte, the one that the reports were made with
@@ -82,25 +81,27 @@ def check(name: str, directory: Path | None) -> Finding:
     """Look for a data set of `SOURCES` and compare it with what is known of it."""
     path = None if directory is None else directory / SOURCES[name].file
     if path is None or not path.is_file():
-        return Finding(name, present=False)
+        return Finding(present=False)
     expected, content = EXPECTED[name], path.read_bytes()
-    same_file = _digest(content) == expected.sha256
+    wrong: list[str] = []
     try:
         unpacked = _digest(gzip.decompress(content)) if expected.unpacked else ""
         table = ratings.read(name, directory)
     except _UNREADABLE as error:
-        return Finding(name, True, (f"it cannot be read: {error}",), same_file)
-    lengths = {len(column) for column in (table.user, table.item, table.rating)}
-    if len(lengths) > 1 or lengths == {0}:
-        return Finding(name, True, (f"its columns have the lengths {sorted(lengths)}",), same_file)
-    wrong = compare(table, expected)
-    if unpacked != expected.unpacked:
-        wrong.append(f"its unpacked content has the SHA-256 sum {unpacked}, not the published one")
-    return Finding(name, True, tuple(wrong), same_file)
+        wrong.append(f"it cannot be read: {error}")
+    else:
+        wrong += compare(table, expected)
+        if unpacked != expected.unpacked:
+            own = f"its unpacked content has the SHA-256 sum {unpacked}"
+            wrong.append(f"{own}, not the published one")
+    return Finding(True, tuple(wrong), _digest(content) == expected.sha256)
 
 
 def compare(table: Table, expected: Expected) -> list[str]:
     """In what a table differs from what is known of it."""
+    lengths = {len(column) for column in (table.user, table.item, table.rating)}
+    if len(lengths) > 1 or lengths == {0}:
+        return [f"its columns have the lengths {sorted(lengths)}"]
     users, per_user = np.unique(table.user, return_counts=True)
     scores, spread = np.unique(table.rating, return_counts=True)
     pairs = len(np.unique(table.user * (table.item.max() + 1) + table.item))
@@ -141,31 +142,23 @@ def main(
     """Say of each rating data set where it comes from, and check the file if it is there."""
     folder = data or default_data()
     typer.echo(f"data folder: {folder or 'none given (--data, or the variable ODEOPT_DATA)'}")
-    findings = [check(name, folder) for name in SOURCES]
-    for finding in findings:
-        typer.echo(f"\n{describe(finding)}")
-    if any(finding.wrong for finding in findings):
+    findings = {name: check(name, folder) for name in SOURCES}
+    for name, finding in findings.items():
+        source = SOURCES[name]
+        verdict = "NOT as expected" if finding.wrong else "there and as expected"
+        lines = [
+            f"\n{name}: {source.file}, {verdict if finding.present else 'not there'}",
+            *(f"  wrong: {what}" for what in finding.wrong),
+            f"  {source.origin}",
+            f"  Terms: {EXPECTED[name].terms}.",
+        ]
+        if finding.present and not finding.same_file:
+            lines.append(
+                "  The file is not, byte for byte, the one that the reports were made with."
+            )
+        typer.echo("\n".join(lines))
+    if any(finding.wrong for finding in findings.values()):
         raise typer.Exit(1)
-
-
-def describe(finding: Finding) -> str:
-    """A few lines about a data set."""
-    source, expected = SOURCES[finding.name], EXPECTED[finding.name]
-    lines = [
-        f"{finding.name}: {source.file}, {_verdict(finding)}",
-        *(f"  wrong: {what}" for what in finding.wrong),
-        f"  {source.origin}",
-        f"  Terms: {expected.terms}.",
-    ]
-    if finding.present and not finding.same_file:
-        lines.append("  The file is not, byte for byte, the one that the reports were made with.")
-    return "\n".join(lines)
-
-
-def _verdict(finding: Finding) -> str:
-    if not finding.present:
-        return "not there"
-    return "NOT as expected" if finding.wrong else "there and as expected"
 
 
 if __name__ == "__main__":

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +20,7 @@ LOGGED = 50
 """How many points of the training curve are kept."""
 
 
-@dataclass(frozen=True)
-class Initialisation:
+class Initialisation(NamedTuple):
     """A learned initialisation."""
 
     params: Parameters  # the initialisation
@@ -36,12 +34,9 @@ def checkpoint(store: ResultStore, *depends: object) -> Path:
 
 
 def train(
-    method: odeopt.Method,
-    params: Parameters,
-    tasks: Callable[[int], Any],
-    updates: int,
+    method: odeopt.Method, params: Parameters, tasks: Callable[[int], Any], updates: int,
     folder: Path | None,
-) -> Initialisation:
+) -> Initialisation:  # fmt: skip
     """Learn an initialisation with Adam, 1e-3, going on from the checkpoint in the folder."""
     learner = odeopt.MetaLearner(
         method, params, tasks, folder=folder, checkpoint_every=100, show_progress=False

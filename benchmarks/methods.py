@@ -17,11 +17,6 @@ PAPER = ("a-maml", "maml", "maml-1", "fomaml", "reptile", "imaml-gd")
 TENTH = ("maml", "truncated-maml", "meta-sgd", "anil")
 """Methods that take a tenth of the steps, as the paper has it for MAML."""
 
-OTHERS = (
-    "a-maml-released", "truncated-maml", "imaml-hf", "comln", "anil", "meta-sgd",
-)  # fmt: skip
-"""The others that are registered."""
-
 LABELS = {
     "a-maml": "A-MAML", "maml": "MAML", "maml-1": "MAML-1", "fomaml": "FOMAML",
     "reptile": "Reptile", "imaml-gd": "iMAML-GD", "a-maml-released": "A-MAML as released",
@@ -29,6 +24,9 @@ LABELS = {
     "meta-sgd": "Meta-SGD",
 }  # fmt: skip
 """How the methods are written in reports."""
+
+OTHERS = tuple(name for name in LABELS if name not in PAPER)
+"""The others that are registered."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,12 @@ class Inner:
     compile: str | None = None  # how kernels are run
 
 
+def inner_of(name: str, lr: float, steps: int, compile: str | None) -> Inner:
+    """What a method of the paper has: a tenth of the steps for some; A-MAML keeps every state."""
+    own = max(1, steps // 10) if name in TENTH else steps
+    return Inner(lr, own, states=own, compile=compile)
+
+
 def build(name: str, problem: Problem, inner: Inner, **settings: Any) -> odeopt.Method:
     """A method of `odeopt.METHODS`, with those settings that the paper states, and others."""
     factory = odeopt.METHODS.get(name)
@@ -50,11 +54,8 @@ def build(name: str, problem: Problem, inner: Inner, **settings: Any) -> odeopt.
         return factory(
             lambda params, batch: problem.model.features(params, batch.x),
             lambda outputs, batch: problem.output_loss(outputs, batch.y),
-            weight=weight,
-            bias=bias,
-            initial_horizon=inner.lr * inner.steps,
-            **settings,
-        )
+            weight=weight, bias=bias, initial_horizon=inner.lr * inner.steps, **settings,
+        )  # fmt: skip
     own: dict[str, Any] = {"lr": inner.lr, "steps": inner.steps}
     if name == "maml-1":
         own = {"lr": inner.lr}

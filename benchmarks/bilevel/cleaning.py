@@ -17,9 +17,9 @@ from torch import Tensor
 
 import odeopt
 from benchmarks import budget
-from benchmarks.bilevel.descent import Evaluation, descend
+from benchmarks.bilevel.descent import UNSEEN, Evaluation, Results, descend
 from benchmarks.harness import markdown, outline
-from benchmarks.harness.outline import Cell, Run
+from benchmarks.harness.outline import Cell
 from benchmarks.harness.plots import Curve, Labels, curves
 from benchmarks.harness.registry import Preset, Settings
 from benchmarks.problems import classification, models, picture_data
@@ -104,51 +104,43 @@ def make(case: Case, sizes: Sizes, seed: int, data: Path | None, device: torch.d
 
 @dataclass(frozen=True)
 class Training:
-    """Trainings of one model: minibatches, SGD with momentum."""
+    """Trainings of a problem's model: minibatches, SGD with momentum."""
 
-    model: Model  # the network
+    problem: Problem
     steps: int  # of one training
     batch: int  # examples of a minibatch
     compile: str | None  # how kernels are run
 
     @cached_property
-    def plain(self) -> odeopt.ODEOptimizer:
-        """All examples alike."""
-        return self._optimizer(mean_loss(self.model))
-
-    @cached_property
-    def weighted(self) -> odeopt.ODEOptimizer:
-        """Its hparams are the weights of the examples."""
-        return self._optimizer(self.loss)
-
-    @cached_property
-    def scored(self) -> odeopt.ODEOptimizer:
-        """Its hparams are the scores of the examples, whose sigmoids are their weights."""
-        return self._optimizer(lambda p, batch, scores: self.loss(p, batch, torch.sigmoid(scores)))
-
-    def grid(self, steps: int | None = None) -> odeopt.TimeGrid:
-        """The learning rates."""
-        return odeopt.TimeGrid.from_lr(LR, steps or self.steps)
+    def opts(self) -> dict[str, odeopt.ODEOptimizer]:
+        """With all examples alike, or hparams: their weights, or scores with these as sigmoids."""
+        losses = {
+            "alike": mean_loss(self.problem.model),
+            "weights": self.loss,
+            "scores": lambda p, batch, scores: self.loss(p, batch, torch.sigmoid(scores)),
+        }
+        kept = odeopt.Binomial(SLOTS)
+        return {
+            name: odeopt.ODEOptimizer(
+                odeopt.SGD(loss, momentum=MOMENTUM), checkpoints=kept, compile=self.compile
+            )
+            for name, loss in losses.items()
+        }
 
     def loss(self, params: Parameters, batch: tuple[Batch, Tensor], weights: Tensor) -> Tensor:
         """The mean over a minibatch of weight times cross-entropy."""
         examples, index = batch
-        return (weights[index] * example_losses(self.model, params, examples)).mean()
+        return (weights[index] * example_losses(self.problem.model, params, examples)).mean()
 
-    def outer_loss(self, params: Parameters, validation: Batch, scores: Tensor) -> Tensor:
-        """The mean cross-entropy of the validation examples."""
-        del scores
-        return example_losses(self.model, params, validation).mean()
-
-    def start(self, examples: Batch, seed: int) -> Parameters:
-        """Random parameters."""
-        return move(self.model.init(seed), examples.x.device, examples.x.dtype)
-
-    def stream(self, examples: Batch, seed: int) -> odeopt.Stream:
-        """Minibatches with the indices of their examples."""
-        count = len(examples.y)
-        index = torch.arange(count, device=examples.y.device)
-        return odeopt.Stream.minibatches((examples, index), min(self.batch, count), seed)
+    def inputs(
+        self, examples: Batch, seed: int, steps: int | None = None
+    ) -> tuple[Parameters, odeopt.Stream, odeopt.TimeGrid]:
+        """Random parameters, minibatches with the indices of their examples, and the rates."""
+        device, count = examples.x.device, len(examples.y)
+        start = move(self.problem.model.init(seed), device, examples.x.dtype)
+        data, size = (examples, torch.arange(count, device=device)), min(self.batch, count)
+        grid = odeopt.TimeGrid.from_lr(LR, steps or self.steps)
+        return start, odeopt.Stream.minibatches(data, size, seed), grid
 
     @torch.no_grad()
     def train(
@@ -159,19 +151,11 @@ class Training:
         The seed fixes the initialisation and the minibatches. Without weights all examples are
         alike.
         """
-        start, grid = self.start(examples, seed), self.grid(steps)
-        stream = self.stream(examples, seed)
+        start, stream, grid = self.inputs(examples, seed, steps)
         if weights is None:
             alone = odeopt.Stream(lambda k: stream(k)[0])
-            return self.plain.solve(start, alone, grid).params
-        return self.weighted.solve(start, stream, grid, weights).params
-
-    def _optimizer(self, loss: odeopt.tools.types.Loss) -> odeopt.ODEOptimizer:
-        return odeopt.ODEOptimizer(
-            odeopt.SGD(loss, momentum=MOMENTUM),
-            checkpoints=odeopt.Binomial(SLOTS),
-            compile=self.compile,
-        )
+            return self.opts["alike"].solve(start, alone, grid).params
+        return self.opts["weights"].solve(start, stream, grid, weights).params
 
 
 UPDATE_SIZE = 0.3
@@ -192,26 +176,24 @@ class Choice:
     details: dict[str, Any]  # for the results
 
 
-def learn(problem: Problem, training: Training, updates: int) -> Choice:
+def learn(training: Training, updates: int) -> Choice:
     """Weights by Adam along the exact gradient of the validation loss through a whole training.
 
     Each update has its own initialisation and minibatches, so that the weights do not fit one
     training only.
     """
-    examples = problem.train
-    call = training.scored.value_and_grad(training.outer_loss)
+    problem = training.problem
+    call = training.opts["scores"].value_and_grad(mean_loss(problem.model))
 
-    def evaluate(leaves: list[Tensor], update: int) -> Evaluation:
-        start, stream = training.start(examples, update), training.stream(examples, update)
-        result = call(start, stream, training.grid(), problem.validation, *leaves)
-        spent = budget.spent(result.stats)
-        return Evaluation(result.value.item(), [result.grads.hparams], spent)
+    def evaluate(scores: Tensor, update: int) -> Evaluation:
+        result = call(*training.inputs(problem.train, update), problem.validation, scores)
+        return Evaluation(result.value.item(), result.grads.hparams, budget.spent(result.stats))
 
-    scores = torch.zeros_like(examples.y, dtype=examples.x.dtype)
-    end = descend([scores], evaluate, updates, UPDATE_SIZE, training.steps, clip=None)
-    path = [scores for (scores,) in end.path]
-    details = {"validation losses": end.values, "suspicions": [-scores for scores in path]}
-    return Choice(torch.sigmoid(path[-1]), -path[-1], path[-1] < 0, end.spent, details)
+    zeros = torch.zeros_like(problem.train.y, dtype=problem.train.x.dtype)
+    end = descend(zeros, evaluate, updates, UPDATE_SIZE, training.steps, clip=None)
+    details = {"validation losses": end.values, "suspicions": [-scores for scores in end.path]}
+    last = end.path[-1]
+    return Choice(torch.sigmoid(last), -last, last < 0, end.spent, details)
 
 
 @dataclass(frozen=True)
@@ -222,27 +204,34 @@ class Trial:
     steps: int  # steps of the first training
     kept: float  # the share of the training examples that is kept: those of the smallest loss
 
-    def cost(self, problem: Problem, training: Training) -> int:
+    def cost(self, training: Training) -> int:
         """In gradients: two trainings, and the losses of all examples, counted as gradients."""
-        return self.steps + ceil(len(problem.train.y) / training.batch) + training.steps
+        losses = ceil(len(training.problem.train.y) / training.batch)
+        return self.steps + losses + training.steps
 
 
-def search(problem: Problem, training: Training, allowed: int, seed: int) -> Choice:
+def search(training: Training, allowed: int, seed: int) -> Choice:
     """Small-loss selection, its settings by random search until the budget is spent.
 
     A first training gives each example a loss; those of the smallest are kept for a second
     training, whose validation loss judges the setting.
     """
-    random = Random(seed)
+    random, problem = Random(seed), training.problem
     best: tuple[float, Trial, Tensor, Tensor] | None = None
     spent = trials = 0
     outer = mean_loss(problem.model)
+    sets = {
+        "training": problem.train,
+        "validation": problem.validation,
+        "both": join([problem.train, problem.validation]),
+    }
     while True:
         trial = draw(random, training.steps)
-        cost = trial.cost(problem, training)
+        cost = trial.cost(training)
         if best is not None and spent + cost > allowed:
             break
-        suspicion = _losses_after(trial, problem, training, trials)
+        first = training.train(sets[trial.trained_on], 10**6 + trials, steps=trial.steps)
+        suspicion = example_losses(problem.model, first, problem.train)
         kept = suspicion.argsort()[: max(1, round(trial.kept * len(suspicion)))]
         params = training.train(take(problem.train, kept), trials)
         value = outer(params, problem.validation).item()
@@ -262,20 +251,8 @@ def draw(random: Random, steps: int) -> Trial:
     return Trial(random.choice(TRAINED_ON), shorter, random.uniform(0.2, 0.95))
 
 
-def _losses_after(trial: Trial, problem: Problem, training: Training, seed: int) -> Tensor:
-    examples: Batch = {
-        "training": problem.train,
-        "validation": problem.validation,
-        "both": join([problem.train, problem.validation]),
-    }[trial.trained_on]
-    params = training.train(examples, 10**6 + seed, steps=trial.steps)
-    return example_losses(problem.model, params, problem.train)
-
-
 REFERENCES, CONTEST = "references", "contest"
 REFERENCE_SETS = ("no training examples", "all training examples", "the clean ones (oracle)")
-UNSEEN = 10**9
-"""Seeds of the retrainings begin here: no contender has seen them."""
 
 
 def cells(settings: Settings, sizes: Sizes) -> list[Cell]:
@@ -302,54 +279,50 @@ def available(settings: Settings, sizes: Sizes) -> tuple[Case, ...]:
 
 def _references(settings: Settings, sizes: Sizes, case: Case, seed: int) -> dict[str, Any]:
     """Test accuracies without any choice: none, all, and the clean examples."""
-    problem, training = _prepare(settings, sizes, case, seed)
-    none = torch.zeros(len(problem.train.y), dtype=torch.bool)
-    chosen = zip(REFERENCE_SETS, (none, ~none, ~problem.wrong), strict=True)
-    return {name: _accuracies(problem, training, mask, sizes) for name, mask in chosen}
+    training = _training(settings, sizes, case, seed)
+    none = torch.zeros(len(training.problem.train.y), dtype=torch.bool)
+    chosen = zip(REFERENCE_SETS, (none, ~none, ~training.problem.wrong), strict=True)
+    return {name: _accuracies(training, mask, sizes) for name, mask in chosen}
 
 
 def _contest(settings: Settings, sizes: Sizes, case: Case, seed: int) -> dict[str, Any]:
     """Both contenders; the search is given what the gradient has spent."""
-    problem, training = _prepare(settings, sizes, case, seed)
-    learned = learn(problem, training, sizes.updates)
-    aucs = [_auc(problem, suspicion) for suspicion in learned.details.pop("suspicions")]
-    searched = search(problem, training, learned.spent, seed)
+    training = _training(settings, sizes, case, seed)
+    wrong = training.problem.wrong.numpy()
+
+    def auc(suspicion: Tensor) -> float:
+        return float(roc_auc_score(wrong, suspicion.cpu().numpy()))
 
     def judge(choice: Choice, weights: Tensor) -> dict[str, Any]:
         return {
-            **_accuracies(problem, training, weights, sizes),
-            "auc": _auc(problem, choice.suspicion),
-            "f1": float(f1_score(problem.wrong.numpy(), choice.accused.cpu().numpy())),
+            **_accuracies(training, weights, sizes),
+            "auc": auc(choice.suspicion),
+            "f1": float(f1_score(wrong, choice.accused.cpu().numpy())),
             "spent": choice.spent,
             **choice.details,
         }
 
+    learned = learn(training, sizes.updates)
+    aucs = [auc(suspicion) for suspicion in learned.details.pop("suspicions")]
+    searched = search(training, learned.spent, seed)
     return {
         "learned": {**judge(learned, learned.weights), "aucs": aucs},
-        "kept": _accuracies(problem, training, learned.weights > 0.5, sizes),
+        "kept": _accuracies(training, learned.weights > 0.5, sizes),
         "searched": judge(searched, searched.weights > 0),
     }
 
 
-def _prepare(
-    settings: Settings, sizes: Sizes, case: Case, seed: int
-) -> tuple[Problem, Training]:  # fmt: skip
+def _training(settings: Settings, sizes: Sizes, case: Case, seed: int) -> Training:
     problem = make(case, sizes, seed, settings.data, settings.device)
-    return problem, Training(problem.model, sizes.steps, sizes.batch, sizes.compile)
+    return Training(problem, sizes.steps, sizes.batch, sizes.compile)
 
 
-def _auc(problem: Problem, suspicion: Tensor) -> float:
-    return float(roc_auc_score(problem.wrong.numpy(), suspicion.cpu().numpy()))
-
-
-def _accuracies(
-    problem: Problem, training: Training, chosen: Tensor, sizes: Sizes
-) -> dict[str, float | None]:
+def _accuracies(training: Training, chosen: Tensor, sizes: Sizes) -> dict[str, float | None]:
     """Mean test accuracies of new trainings, without and with the validation examples added.
 
     What is chosen is a mask of training examples, or their weights.
     """
-    train, validation = problem.train, problem.validation
+    model, train, _, validation, test = training.problem
     weights: Tensor | None = None
     both_weights: Tensor | None = None
     if chosen.dtype is torch.bool:
@@ -362,34 +335,44 @@ def _accuracies(
         if len(examples.y) == 0:
             return None
         return fmean(
-            accuracy(problem.model, training.train(examples, UNSEEN + i, own), problem.test)
+            accuracy(model, training.train(examples, UNSEEN + i, own), test)
             for i in range(sizes.retrainings)
         )
 
     return {"alone": mean(train, weights), "added": mean(join([train, validation]), both_weights)}
 
 
-NAME = "bilevel --only cleaning"
 REVISION = 1
-"""Raised when what a cell computes changes, so that stored cells are computed anew."""
 
 LABELS = {"learned": "weights learned by the gradient", "searched": "small-loss selection, tuned"}
-KEPT = {"kept": "the examples of learned weight above one half"}
+ROWS = {name: (REFERENCES, name) for name in REFERENCE_SETS} | {
+    name: (CONTEST, label)
+    for name, label in {**LABELS, "kept": "the examples of learned weight above one half"}.items()
+}
 
 
 def run(settings: Settings) -> None:
     """Compute what is missing and write the report, the plot and `results.json`."""
     sizes = SIZES[settings.preset]
-    done = outline.compute(settings, NAME, REVISION, sizes, cells(settings, sizes))
-    cases = available(settings, sizes)
+    done = outline.compute(
+        settings, "bilevel --only cleaning", REVISION, sizes, cells(settings, sizes)
+    )
+    results = {
+        case: {
+            name: [done.cells[key(case, seed, part)][name] for seed in range(sizes.seeds)]
+            for name, (part, _) in ROWS.items()
+        }
+        for case in available(settings, sizes)
+    }
+    aucs = {str(case): _means(own["learned"], "aucs") for case, own in results.items()}
     curves(
         settings.store.directory / "auc.png",
         Labels("wrong labels told from right ones", "updates of the weights", "AUC"),
-        [_curve(done, case, sizes) for case in cases],
+        [Curve(case, range(1, len(means) + 1), means) for case, means in aucs.items()],
         bottom=0.5,  # chance
     )
-    sections = [_head(sizes), *(_section(done, case, sizes) for case in cases)]
-    if len(cases) < len(sizes.cases):
+    sections = [_head(sizes), *(_section(own, case, sizes) for case, own in results.items())]
+    if len(results) < len(sizes.cases):
         sections.append(
             f"Omniglot was left out: {picture_data.OMNIGLOT_FILE} is not in the data folder."
         )
@@ -397,27 +380,17 @@ def run(settings: Settings) -> None:
     outline.write(settings, "Training examples with wrong labels", done, sections)
 
 
-def _curve(run: Run, case: Case, sizes: Sizes) -> Curve:
-    aucs = [cell["aucs"] for cell in _of(run, case, CONTEST, "learned", sizes)]
-    means = [fmean(values) for values in zip(*aucs, strict=True)]
-    return Curve(str(case), range(1, len(means) + 1), means)
+def _means(cells: list[dict[str, Any]], field: str) -> list[float]:
+    """The means over the cells at each update."""
+    return [fmean(values) for values in zip(*(cell[field] for cell in cells), strict=True)]
 
 
-def _of(run: Run, case: Case, part: str, name: str, sizes: Sizes) -> list[dict[str, Any]]:
-    """The results of each seed."""
-    return [run.cells[key(case, seed, part)][name] for seed in range(sizes.seeds)]
-
-
-def _section(run: Run, case: Case, sizes: Sizes) -> str:
-    names = [(REFERENCES, name, name) for name in REFERENCE_SETS]
-    names += [(CONTEST, name, label) for name, label in (LABELS | KEPT).items()]
-    rows: list[list[markdown.Entry]] = []
-    for part, name, label in names:
-        own = _of(run, case, part, name, sizes)
-        rows.append([label, *(_mean(own, k) for k in ("alone", "added", "auc", "f1", "spent"))])
+def _section(results: Results, case: Case, sizes: Sizes) -> str:
+    fields = ("alone", "added", "auc", "f1", "spent")
+    rows = [[ROWS[name][1], *(_mean(own, k) for k in fields)] for name, own in results.items()]
     headers = ["trained on", "accuracy", "with the validation examples", "AUC", "F1", "budget"]
     title = f"## {case.data}: {case.share:.0%} of the labels wrong, {_KINDS[case.kind]}"
-    return f"{title}\n\n{markdown.table(headers, rows)}\n{_verdict(run, case, sizes)}"
+    return f"{title}\n\n{markdown.table(headers, rows)}\n{_verdict(results, case, sizes)}"
 
 
 FIELDS = {
@@ -428,26 +401,24 @@ FIELDS = {
 _KINDS = {"uniform": "by any other class", "next": "by the following class"}
 
 
-def _verdict(run: Run, case: Case, sizes: Sizes) -> str:
+def _verdict(results: Results, case: Case, sizes: Sizes) -> str:
     """Which contender won, in words."""
-    results = {name: _of(run, case, CONTEST, name, sizes) for name in LABELS}
     sentences: list[str] = []
     for field, what in FIELDS.items():
         ours, theirs = (fmean(cell[field] for cell in results[name]) for name in LABELS)
-        sentences.append(_compare(what, ours, theirs))
+        winner = "The gradient" if ours > theirs else "Small-loss selection"
+        high, low = max(ours, theirs), min(ours, theirs)
+        text = f"{winner} has the higher {what} ({high:.3f} against {low:.3f})."
+        sentences.append(text if ours != theirs else f"Both have the same {what} ({ours:.3f}).")
         if field == "auc" and ours < theirs:
             sentences.append(_fitted(results["learned"], case, sizes))
     trials = fmean(cell["trials"] for cell in results["searched"])
-    sentences.append(f"The search made {trials:.0f} trials (mean over seeds).")
-    return " ".join(sentences)
+    return " ".join([*sentences, f"The search made {trials:.0f} trials (mean over seeds)."])
 
 
 def _fitted(learned: list[dict[str, Any]], case: Case, sizes: Sizes) -> str:
     """What became of the validation loss and the AUC while weights were learned."""
-    losses, aucs = (
-        [fmean(values) for values in zip(*(cell[field] for cell in learned), strict=True)]
-        for field in ("validation losses", "aucs")
-    )
+    losses, aucs = _means(learned, "validation losses"), _means(learned, "aucs")
     best = max(range(len(aucs)), key=aucs.__getitem__)
     held = sizes.validation[case.data]
     unit = "validation examples" if case.data == "digits" else "validation drawings per character"
@@ -458,14 +429,6 @@ def _fitted(learned: list[dict[str, Any]], case: Case, sizes: Sizes) -> str:
         " falls again, the weights fit the few validation examples rather than the labels; a"
         " loss that ranks examples has no such freedom."
     )
-
-
-def _compare(what: str, ours: float, theirs: float) -> str:
-    if ours == theirs:
-        return f"Both have the same {what} ({ours:.3f})."
-    winner = "The gradient" if ours > theirs else "Small-loss selection"
-    high, low = max(ours, theirs), min(ours, theirs)
-    return f"{winner} has the higher {what} ({high:.3f} against {low:.3f})."
 
 
 def _mean(cells: Sequence[dict[str, Any]], field: str) -> str:

@@ -1,16 +1,19 @@
-"""Descent along gradients through whole trainings, some of which diverge."""
+"""Descent along gradients of whole trainings, some of which diverge, and the best of trials."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 import odeopt
+from odeopt.tools.types import PyTree
+
+Candidate = TypeVar("Candidate")
 
 LONGEST = 1.0
 """Gradients are cut to this norm: those of a training at the edge of stability are huge."""
@@ -22,31 +25,39 @@ RULE = (
 """The same for reports."""
 
 
+UNSEEN = 10**9
+"""Seeds of the trainings that choices are judged by begin here: no contender has seen them."""
+
+
+Results = dict[str, list[dict[str, Any]]]
+"""What cells say of each contender, by seed."""
+
+
 class Evaluation(NamedTuple):
     """One training."""
 
     value: float  # the outer loss after it
-    gradient: Sequence[Tensor]  # of it
+    gradient: PyTree  # of it, like the variables
     spent: int  # what both cost (`benchmarks.budget`)
 
 
 class Descent(NamedTuple):
     """The end of a descent."""
 
-    best: list[Tensor]  # the variables of the lowest value seen
+    best: Any  # the variables of the lowest value seen
     values: list[float]  # of all updates, infinite where a training or its gradient diverged
     spent: int  # in all
-    path: list[list[Tensor]]  # the variables after each update
+    path: list[Any]  # the variables after each update
 
 
 def descend(
-    start: Sequence[Tensor], evaluate: Callable[[list[Tensor], int], Evaluation], updates: int,
-    size: float, wasted: int, clip: float | None = LONGEST,
+    start: PyTree, evaluate: Callable[[Any, int], Evaluation], updates: int, size: float,
+    wasted: int, clip: float | None = LONGEST,
 ) -> Descent:  # fmt: skip
     """Adam, with the cuts and returns of `RULE`.
 
     Args:
-        start: The variables.
+        start: The variables, a pytree.
         evaluate: Their value and gradient at an update; it may raise `DivergenceError`.
         updates: How many.
         size: Adam's learning rate.
@@ -65,29 +76,57 @@ def descend(
             trainings.values.append(float("inf"))
             trainings.spent += wasted
             size /= 2
-        trainings.path.append([leaf.clone() for leaf in loop.learned["variables"]])
+        trainings.path.append(_copy(loop.learned["variables"]))
     return Descent(trainings.best, trainings.values, trainings.spent, trainings.path[1:])
+
+
+_copy = partial(pytree.tree_map, torch.clone)
 
 
 class _Trainings(odeopt.outer.OuterObjective):
     """The outer loss as a function of the variables, with what was seen of it."""
 
-    def __init__(
-        self, start: Sequence[Tensor], evaluate: Callable[[list[Tensor], int], Evaluation]
-    ) -> None:
-        self.best, self.lowest = list(start), float("inf")
+    def __init__(self, start: PyTree, evaluate: Callable[[Any, int], Evaluation]) -> None:
+        self.best, self.lowest = start, float("inf")
         self.values: list[float] = []
-        self.path: list[list[Tensor]] = []
+        self.path: list[Any] = []
         self.spent = 0
         self._evaluate = evaluate
 
     @override
     def gradient(self, learned: Mapping[str, Any], drawn: None) -> odeopt.outer.OuterGradient:
-        now = [leaf.clone() for leaf in learned["variables"]]
+        now = _copy(learned["variables"])
         self.path.append(now)
         training = self._evaluate(now, len(self.values))
         self.values.append(training.value)
         self.spent += training.spent
         if training.value < self.lowest:
             self.best, self.lowest = now, training.value
-        return odeopt.outer.OuterGradient(training.value, {"variables": list(training.gradient)})
+        return odeopt.outer.OuterGradient(training.value, {"variables": training.gradient})
+
+
+class Outcome(NamedTuple):
+    """What a contender has chosen."""
+
+    choice: Any  # that of the lowest value that it saw
+    spent: int  # in gradients (`benchmarks.budget`)
+    details: dict[str, Any]  # for the results
+
+
+def best_of(
+    first: Candidate, choices: Iterable[Candidate], value: Callable[[Candidate, int], float]
+) -> tuple[Candidate, list[float]]:
+    """The choice of the lowest value, and all values, infinite where a training diverges.
+
+    `value(choice, trial)` may raise `DivergenceError`; the first choice stands where all do.
+    """
+    best, lowest = first, float("inf")
+    values: list[float] = []
+    for trial, choice in enumerate(choices):
+        try:
+            values.append(value(choice, trial))
+        except odeopt.DivergenceError:
+            values.append(float("inf"))
+        if values[-1] < lowest:
+            best, lowest = choice, values[-1]
+    return best, values

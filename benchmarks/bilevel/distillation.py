@@ -19,9 +19,9 @@ from torch.nn import functional
 import odeopt
 from benchmarks import budget
 from benchmarks.bilevel import descent
-from benchmarks.bilevel.descent import Evaluation
+from benchmarks.bilevel.descent import UNSEEN, Evaluation, Outcome, Results, best_of
 from benchmarks.harness import markdown, outline
-from benchmarks.harness.outline import Cell, Run
+from benchmarks.harness.outline import Cell
 from benchmarks.harness.plots import Curve, Labels, curves, save
 from benchmarks.harness.registry import Preset, Settings
 from benchmarks.problems import classification, models
@@ -79,14 +79,15 @@ class Training:
             odeopt.SGD(_loss), checkpoints=odeopt.Binomial(SLOTS), compile=self.compile
         )
 
-    def start(self, seed: int) -> Parameters:
-        """Random parameters."""
-        return move(MODEL.init(seed), self.split.train.x.device, self.split.train.x.dtype)
+    def inputs(self, images: Images, seed: int) -> tuple[Parameters, tuple[()], odeopt.TimeGrid]:
+        """Random parameters, no batch (the hparams are what is trained on), and the rates."""
+        start = move(MODEL.init(seed), self.split.train.x.device, self.split.train.x.dtype)
+        return start, (), odeopt.TimeGrid.from_lr(images.log_lr.exp().double().cpu(), self.steps)
 
     def value_and_grad(self, images: Images, seed: int) -> Evaluation:
         """The loss of the real images after a training, and its gradient."""
-        result = self.opt.value_and_grad(_outer_loss)(
-            self.start(seed), (), self._grid(images), self.split.train, images[:2]
+        result = self.opt.value_and_grad(_real_loss)(
+            *self.inputs(images, seed), self.split.train, images[:2]
         )
         x, labels = result.grads.hparams
         log_lr = result.grads.dt.sum().to(x) * images.log_lr.exp()  # one rate for all steps
@@ -103,18 +104,11 @@ class Training:
     @torch.no_grad()
     def train(self, images: Images, seed: int) -> Parameters:
         """The trained parameters."""
-        return self.opt.solve(self.start(seed), (), self._grid(images), images[:2]).params
+        return self.opt.solve(*self.inputs(images, seed), images[:2]).params
 
     def value(self, images: Images, seed: int) -> float:
-        """The loss of the real images after a training; infinite where it diverges."""
-        try:
-            params = self.train(images, seed)
-        except odeopt.DivergenceError:
-            return float("inf")
-        return _outer_loss(params, self.split.train, None).item()
-
-    def _grid(self, images: Images) -> odeopt.TimeGrid:
-        return odeopt.TimeGrid.from_lr(images.log_lr.exp().double().cpu(), self.steps)
+        """The loss of the real images after a training."""
+        return _real_loss(self.train(images, seed), self.split.train).item()
 
 
 def mean_images(real: Batch, log_lr: float) -> Images:
@@ -125,12 +119,9 @@ def mean_images(real: Batch, log_lr: float) -> Images:
 def random_images(real: Batch, log_lr: float, seed: int) -> Images:
     """A random real image of each class."""
     generator = Generator().manual_seed(seed)
-    labels = real.y.cpu()
-    chosen: list[Tensor] = []
-    for c in range(CLASSES):
-        members = (labels == c).nonzero().flatten()
-        chosen.append(members[torch.randint(len(members), (1,), generator=generator)])
-    return _labelled(real.x[torch.cat(chosen).to(real.x.device)], log_lr)
+    members = [(real.y.cpu() == c).nonzero() for c in range(CLASSES)]
+    chosen = [own[torch.randint(len(own), (1,), generator=generator)] for own in members]
+    return _labelled(real.x[torch.cat(chosen).flatten().to(real.x.device)], log_lr)
 
 
 def _labelled(x: Tensor, log_lr: float) -> Images:
@@ -144,10 +135,7 @@ def _loss(params: Parameters, batch: tuple[()], images: tuple[Tensor, Tensor]) -
     return functional.cross_entropy(MODEL.apply(params, x), labels.softmax(-1))
 
 
-def _outer_loss(params: Parameters, real: Batch, images: object) -> Tensor:
-    """Cross-entropy of real images."""
-    del images
-    return classification.example_losses(MODEL, params, real).mean()
+_real_loss = classification.mean_loss(MODEL)
 
 
 UPDATE_SIZE = 0.03
@@ -161,55 +149,36 @@ GRID = 12
 """How many learning rates are tried for images that are not searched for."""
 
 
-class Outcome(NamedTuple):
-    """A contender's images, what it spent, and details for the results."""
-
-    images: Images
-    spent: int
-    details: dict[str, Any]
-
-
 def distil(training: Training, updates: int) -> Outcome:
     """Adam along the exact gradient through whole trainings, from the mean of each class.
 
     Every update has its own initialisation. The given images are those of the lowest loss seen.
     """
-
-    def evaluate(leaves: list[Tensor], update: int) -> Evaluation:
-        return training.value_and_grad(Images(*leaves), update)
-
-    begin = mean_images(training.split.train, log(FIRST_RATE))
-    end = descent.descend(begin, evaluate, updates, UPDATE_SIZE, training.trial_cost())
-    details = {"losses": end.values, "loss": min(end.values)}
-    return Outcome(Images(*end.best), end.spent, details)
+    begin, wasted = mean_images(training.split.train, log(FIRST_RATE)), training.trial_cost()
+    end = descent.descend(begin, training.value_and_grad, updates, UPDATE_SIZE, wasted)
+    return Outcome(end.best, end.spent, {"losses": end.values, "loss": min(end.values)})
 
 
 def search(training: Training, allowed: int, seed: int) -> Outcome:
     """The best of random draws of real images and learning rates, until the budget is spent."""
-    random = Random(seed)
-    real, lowest, trials = training.split.train, float("inf"), 0
-    best = random_images(real, log(FIRST_RATE), 0)
-    for trial in range(max(1, allowed // training.trial_cost())):
-        log_lr = random.uniform(log(RATES[0]), log(RATES[1]))
-        images = random_images(real, log_lr, random.randrange(2**31))
-        value, trials = training.value(images, trial), trials + 1
-        if value < lowest:
-            lowest, best = value, images
-    details = {"trials": trials, "loss": lowest}
-    return Outcome(best, trials * training.trial_cost(), details)
+    random, real, cost = Random(seed), training.split.train, training.trial_cost()
+    low, high = map(log, RATES)
+    trials = max(1, allowed // cost)
+    choices = (
+        random_images(real, random.uniform(low, high), random.randrange(2**31))
+        for _ in range(trials)
+    )
+    best, losses = best_of(random_images(real, log(FIRST_RATE), 0), choices, training.value)
+    return Outcome(best, trials * cost, {"trials": trials, "loss": min(losses)})
 
 
 def tune(training: Training, images: Images) -> Outcome:
     """The same images with the best of a grid of learning rates."""
-    tried = torch.linspace(log(RATES[0]), log(RATES[1]), GRID).to(images.log_lr)
-    values = [training.value(images._replace(log_lr=rate), 0) for rate in tried]
-    best = min(range(GRID), key=values.__getitem__)
-    chosen = images._replace(log_lr=tried[best])
-    return Outcome(chosen, GRID * training.trial_cost(), {"loss": values[best]})
+    rates = torch.linspace(log(RATES[0]), log(RATES[1]), GRID).to(images.log_lr)
+    tried = [images._replace(log_lr=rate) for rate in rates]
+    best, losses = best_of(tried[0], tried, lambda images, _: training.value(images, 0))
+    return Outcome(best, GRID * training.trial_cost(), {"loss": min(losses)})
 
-
-UNSEEN = 10**9
-"""Seeds of the retrainings begin here: no contender has seen them."""
 
 CONTEST, REFERENCES = "contest", "references"
 DRAWS = 5
@@ -239,13 +208,13 @@ def _references(settings: Settings, sizes: Sizes, seed: int) -> dict[str, Any]:
     """Real images, random or mean, with tuned learning rates."""
     training = _training(settings, sizes, seed)
     real = training.split.train
-    tuned = [tune(training, random_images(real, 0.0, draw)) for draw in range(DRAWS)]
-    judged = [judge(training, outcome, sizes) for outcome in tuned]
-    mean = {name: fmean(one[name] for one in judged) for name in ("accuracy", "loss", "spent")}
-    return {
-        "random": mean,
-        "means": judge(training, tune(training, mean_images(real, 0.0)), sizes),
-    }
+    drawn = [random_images(real, 0.0, draw) for draw in range(DRAWS)]
+    *randoms, means = (
+        judge(training, tune(training, images), sizes)
+        for images in (*drawn, mean_images(real, 0.0))
+    )
+    mean = {name: fmean(one[name] for one in randoms) for name in ("accuracy", "loss", "spent")}
+    return {"random": mean, "means": means}
 
 
 def _contest(settings: Settings, sizes: Sizes, seed: int) -> dict[str, Any]:
@@ -253,8 +222,10 @@ def _contest(settings: Settings, sizes: Sizes, seed: int) -> dict[str, Any]:
     training = _training(settings, sizes, seed)
     distilled = distil(training, sizes.updates)
     searched = search(training, distilled.spent, seed)
+    images = distilled.choice
     return {
-        "distilled": judge(training, distilled, sizes) | {"images": plain(distilled.images)},
+        "distilled": judge(training, distilled, sizes)
+        | {"images": {"x": images.x.tolist(), "labels": images.labels.softmax(-1).tolist()}},
         "searched": judge(training, searched, sizes),
     }
 
@@ -262,23 +233,16 @@ def _contest(settings: Settings, sizes: Sizes, seed: int) -> dict[str, Any]:
 def judge(training: Training, outcome: Outcome, sizes: Sizes) -> dict[str, Any]:
     """The mean test accuracy of networks from new initialisations, and the outcome."""
     accuracies = [
-        accuracy(MODEL, training.train(outcome.images, UNSEEN + index), training.split.test)
+        accuracy(MODEL, training.train(outcome.choice, UNSEEN + index), training.split.test)
         for index in range(sizes.retrainings)
     ]
     return {
-        "accuracy": fmean(accuracies), "lr": outcome.images.log_lr.exp().item(),
+        "accuracy": fmean(accuracies), "lr": outcome.choice.log_lr.exp().item(),
         "spent": outcome.spent, **outcome.details,
     }  # fmt: skip
 
 
-def plain(images: Images) -> dict[str, list[list[float]]]:
-    """Pixels and the labels' probabilities, as lists."""
-    return {"x": images.x.tolist(), "labels": images.labels.softmax(-1).tolist()}
-
-
-NAME = "bilevel --only distillation"
 REVISION = 2
-"""Raised when what a cell computes changes, so that stored cells are computed anew."""
 
 ROWS = {
     "random": (REFERENCES, f"random real images, tuned rate (mean of {DRAWS} draws)"),
@@ -291,8 +255,14 @@ ROWS = {
 def run(settings: Settings) -> None:
     """Compute what is missing and write the report, the plots and `results.json`."""
     sizes = SIZES[settings.preset]
-    done = outline.compute(settings, NAME, REVISION, sizes, cells(settings, sizes))
-    first = done.cells[key(0, CONTEST)]["distilled"]
+    done = outline.compute(
+        settings, "bilevel --only distillation", REVISION, sizes, cells(settings, sizes)
+    )
+    results = {
+        name: [done.cells[key(seed, part)][name] for seed in range(sizes.seeds)]
+        for name, (part, _) in ROWS.items()
+    }
+    first = results["distilled"][0]
     folder = settings.store.directory
     curves(
         folder / "losses.png",
@@ -301,7 +271,7 @@ def run(settings: Settings) -> None:
     )
     picture(folder / "images.png", first["images"])
     plots = "![losses](losses.png)\n![synthetic images](images.png)"
-    sections = [_head(sizes), _table(done, sizes), _verdict(done, sizes), plots]
+    sections = [_head(sizes), _table(results), _verdict(results), plots]
     outline.write(settings, "Ten images in place of a thousand", done, sections)
 
 
@@ -317,28 +287,23 @@ def picture(path: Path, images: dict[str, Any]) -> Path:
     return save(figure, path)
 
 
-def _of(run: Run, name: str, sizes: Sizes) -> list[dict[str, Any]]:
-    return [run.cells[key(seed, ROWS[name][0])][name] for seed in range(sizes.seeds)]
-
-
-def _table(run: Run, sizes: Sizes) -> str:
+def _table(results: Results) -> str:
     rows: list[list[markdown.Entry]] = []
-    for name, (_, label) in ROWS.items():
-        own = _of(run, name, sizes)
-        rows.append([
-            label, markdown.mean([cell["accuracy"] for cell in own]),
-            f"{fmean(cell['loss'] for cell in own):.3f}",
-            f"{own[0]['lr']:.3g}" if "lr" in own[0] else "-",
-            f"{fmean(cell['spent'] for cell in own):.0f}",
-        ])  # fmt: skip
+    for name, own in results.items():
+        accuracies, losses, spent = (
+            [cell[field] for cell in own] for field in ("accuracy", "loss", "spent")
+        )
+        lr = f"{own[0]['lr']:.3g}" if "lr" in own[0] else "-"
+        loss, budget_spent = f"{fmean(losses):.3f}", f"{fmean(spent):.0f}"
+        rows.append([ROWS[name][1], markdown.mean(accuracies), loss, lr, budget_spent])
     headers = ["ten images", "test accuracy", "loss of real images seen", "learning rate", "budget"]
     return markdown.table(headers, rows)
 
 
-def _verdict(run: Run, sizes: Sizes) -> str:
-    means = {name: fmean(c["accuracy"] for c in _of(run, name, sizes)) for name in ROWS}
-    rival = max(means.keys() - {"distilled"}, key=lambda name: means[name])
-    ours, theirs = means["distilled"], means[rival]
+def _verdict(results: Results) -> str:
+    means = {name: fmean(cell["accuracy"] for cell in own) for name, own in results.items()}
+    ours = means.pop("distilled")
+    rival, theirs = max(means.items(), key=lambda one: one[1])
     compared = "higher" if ours > theirs else "not higher"
     return (
         f"The test accuracy with the synthetic images ({ours:.3f}) is {compared} than the best of"

@@ -17,7 +17,7 @@ from torch import Tensor
 import odeopt
 from benchmarks import budget
 from benchmarks.bilevel import descent
-from benchmarks.bilevel.descent import Evaluation
+from benchmarks.bilevel.descent import UNSEEN, Evaluation, Outcome, best_of
 from benchmarks.harness import markdown, outline
 from benchmarks.harness.outline import Cell, Run
 from benchmarks.harness.plots import Labels, Series, loglog
@@ -25,7 +25,7 @@ from benchmarks.harness.registry import Preset, Settings
 from benchmarks.problems import classification, models, ridge
 from benchmarks.problems.classification import Split
 from benchmarks.problems.models import Parameters
-from benchmarks.problems.tasks import Batch, move, take
+from benchmarks.problems.tasks import move, take
 from odeopt.testing import relative_error
 
 
@@ -105,22 +105,18 @@ class Training:
     @cached_property
     def opt(self) -> odeopt.ODEOptimizer:
         """Its hparams are the logarithms of weight decays."""
-        chosen = {
-            name: (lambda logs, own=name: logs[own].exp())
-            for name in MODEL.init(0)
-        }  # fmt: skip
+        chosen = {name: (lambda logs, own=name: logs[own].exp()) for name in MODEL.init(0)}
         return odeopt.ODEOptimizer(
             RULES[self.rule].make(_loss, chosen), checkpoints=odeopt.Binomial(SLOTS),
             compile=self.compile,
         )  # fmt: skip
 
-    def start(self, seed: int) -> Parameters:
-        """Random parameters."""
-        return move(MODEL.init(seed), self.split.train.x.device, self.split.train.x.dtype)
-
-    def stream(self, seed: int) -> odeopt.Stream:
-        """Minibatches."""
-        return odeopt.Stream.minibatches(self.split.train, self.batch, seed)
+    def inputs(self, rates: Tensor, seed: int) -> tuple[Parameters, odeopt.Stream, odeopt.TimeGrid]:
+        """Random parameters, minibatches and the grid of learning rates."""
+        train = self.split.train
+        start = move(MODEL.init(seed), train.x.device, train.x.dtype)
+        stream = odeopt.Stream.minibatches(train, self.batch, seed)
+        return start, stream, odeopt.TimeGrid.from_lr(rates)
 
     def rates(self, knots: Tensor) -> Tensor:
         """The learning rate of each step, differentiable."""
@@ -128,16 +124,16 @@ class Training:
         hats = (1 - (where[:, None] - torch.arange(KNOTS)).abs()).clamp(min=0)
         return (hats @ knots.to("cpu", torch.float64)).exp()
 
-    def value_and_grad(self, choice: Choice, seed: int) -> tuple[float, Choice, odeopt.Stats]:
-        """The validation loss after a training, its gradient, and what both cost."""
+    def value_and_grad(self, choice: Choice, seed: int) -> Evaluation:
+        """The validation loss after a training, and its gradient."""
         knots = choice.knots.detach().requires_grad_()
         rates = self.rates(knots)
         result = self.opt.value_and_grad(_loss)(
-            self.start(seed), self.stream(seed), odeopt.TimeGrid.from_lr(rates.detach()),
-            self.split.validation, choice.decays,
-        )  # fmt: skip
+            *self.inputs(rates.detach(), seed), self.split.validation, choice.decays
+        )
         (along,) = torch.autograd.grad(rates, knots, result.grads.dt.to(rates))
-        return result.value.item(), Choice(along, result.grads.hparams), result.stats
+        gradient = Choice(along, result.grads.hparams)
+        return Evaluation(result.value.item(), gradient, budget.spent(result.stats))
 
     @torch.no_grad()
     def train(self, choice: Choice, seed: int) -> Parameters:
@@ -146,36 +142,18 @@ class Training:
         Raises:
             DivergenceError: They are not finite.
         """
-        grid = odeopt.TimeGrid.from_lr(self.rates(choice.knots))
-        return self.opt.solve(self.start(seed), self.stream(seed), grid, choice.decays).params
+        return self.opt.solve(*self.inputs(self.rates(choice.knots), seed), choice.decays).params
 
     def validate(self, choice: Choice, seed: int) -> float:
-        """The validation loss after a training; infinite where it diverges."""
-        try:
-            params = self.train(choice, seed)
-        except odeopt.DivergenceError:
-            return float("inf")
-        return _loss(params, self.split.validation, None).item()
+        """The validation loss after a training."""
+        return _loss(self.train(choice, seed), self.split.validation).item()
 
 
-_mean_loss = classification.mean_loss(MODEL)
-
-
-def _loss(params: Parameters, batch: Batch, logs: Parameters | None) -> Tensor:
-    del logs  # they act through the rule
-    return _mean_loss(params, batch)
-
+# hyperparameters act through the rule
+_loss = classification.mean_loss(MODEL)
 
 UPDATE_SIZE = 0.2
 """The first learning rate of the logarithms (Adam)."""
-
-
-class Outcome(NamedTuple):
-    """What a contender has chosen."""
-
-    choice: Choice  # the hyperparameters of the lowest validation loss that it saw
-    spent: int  # in gradients (`benchmarks.budget`)
-    details: dict[str, Any]  # for the results
 
 
 def by_gradient(training: Training, updates: int, per_entry: bool) -> Outcome:
@@ -185,37 +163,21 @@ def by_gradient(training: Training, updates: int, per_entry: bool) -> Outcome:
     weight decay, or each tensor.
     """
     begin = middle_choice(training, per_entry)
-
-    def choice(leaves: list[Tensor]) -> Choice:
-        knots, *decays = leaves
-        return Choice(knots, dict(zip(begin.decays, decays, strict=True)))
-
-    def leaves(choice: Choice) -> list[Tensor]:
-        return [choice.knots, *choice.decays.values()]
-
-    def evaluate(variables: list[Tensor], update: int) -> Evaluation:
-        value, gradient, stats = training.value_and_grad(choice(variables), update)
-        return Evaluation(value, leaves(gradient), budget.spent(stats))
-
-    end = descent.descend(leaves(begin), evaluate, updates, UPDATE_SIZE, training.steps)
+    end = descent.descend(begin, training.value_and_grad, updates, UPDATE_SIZE, training.steps)
     details = {"validation losses": end.values, "validation loss": min(end.values)}
-    return Outcome(choice(end.best), end.spent, details)
+    return Outcome(end.best, end.spent, details)
 
 
 def by_search(
     training: Training, allowed: int, draw: Callable[[Training, Random], Choice], seed: int
 ) -> Outcome:
     """Random search until the budget is spent; at least one trial."""
-    random = Random(seed)
-    best, lowest = middle_choice(training, per_entry=False), float("inf")
-    values: list[float] = []
-    for trial in range(max(1, allowed // training.steps)):
-        choice = draw(training, random)
-        values.append(training.validate(choice, trial))
-        if values[-1] < lowest:
-            lowest, best = values[-1], choice
-    details = {"validation losses": values, "validation loss": lowest, "trials": len(values)}
-    return Outcome(best, len(values) * training.steps, details)
+    random, trials = Random(seed), max(1, allowed // training.steps)
+    choices = (draw(training, random) for _ in range(trials))
+    first = middle_choice(training, per_entry=False)
+    best, losses = best_of(first, choices, training.validate)
+    details = {"validation losses": losses, "validation loss": min(losses), "trials": trials}
+    return Outcome(best, trials * training.steps, details)
 
 
 def draw_few(training: Training, random: Random) -> Choice:
@@ -238,8 +200,10 @@ def middle_choice(training: Training, per_entry: bool) -> Choice:
     middle = _choice(training, torch.full((KNOTS,), rates), lambda _: decays)
     if not per_entry:
         return middle
-    start = training.start(0)
-    return middle._replace(decays={k: torch.full_like(start[k], decays) for k in start})
+    shapes = {name: leaf.shape for name, leaf in MODEL.init(0).items()}
+    return middle._replace(
+        decays={name: leaf.expand(shapes[name]).clone() for name, leaf in middle.decays.items()}
+    )
 
 
 def _ranges(training: Training) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -252,9 +216,6 @@ def _choice(training: Training, knots: Tensor, decay: Callable[[str], float]) ->
     like = training.split.train.x
     return Choice(knots, {name: torch.tensor(decay(name)).to(like) for name in MODEL.init(0)})
 
-
-UNSEEN = 10**9
-"""Seeds of the retrainings begin here: no contender has seen them."""
 
 RIDGE_TRAIN, RIDGE_VALIDATION, RIDGE_LOG = 200, 120, -3.0
 """Patients for training and for validation; the log-strengths are around the last."""
@@ -316,7 +277,7 @@ def _judge(training: Training, outcome: Outcome, sizes: Sizes) -> dict[str, Any]
             losses.append(float("inf"))
             accuracies.append(0.0)
             continue
-        losses.append(_mean_loss(params, training.split.test).item())
+        losses.append(_loss(params, training.split.test).item())
         accuracies.append(classification.accuracy(MODEL, params, training.split.test))
     rates = training.rates(outcome.choice.knots)
     return {
@@ -359,9 +320,7 @@ def ridge_agreement(steps: int) -> dict[str, Any]:
     }
 
 
-NAME = "bilevel --only hyperparameters"
 REVISION = 2
-"""Raised when what a cell computes changes, so that stored cells are computed anew."""
 
 LABELS = {
     "middle": "the middle of the ranges",
@@ -378,7 +337,9 @@ AGREES = 1e-6
 def run(settings: Settings) -> None:
     """Compute what is missing and write the report, the plot and `results.json`."""
     sizes = SIZES[settings.preset]
-    done = outline.compute(settings, NAME, REVISION, sizes, cells(settings, sizes))
+    done = outline.compute(
+        settings, "bilevel --only hyperparameters", REVISION, sizes, cells(settings, sizes)
+    )
     errors = [done.cells[ridge_key(steps)] for steps in sizes.ridge_steps]
     loglog(
         settings.store.directory / "ridge.png",
@@ -391,12 +352,8 @@ def run(settings: Settings) -> None:
                   [*sections, _ridge(errors, sizes)])  # fmt: skip
 
 
-def _of(run: Run, rule: str, sizes: Sizes) -> list[dict[str, Any]]:
-    return [run.cells[contest_key(rule, seed)] for seed in range(sizes.seeds)]
-
-
 def _section(run: Run, rule: str, sizes: Sizes) -> str:
-    draws = _of(run, rule, sizes)
+    draws = [run.cells[contest_key(rule, seed)] for seed in range(sizes.seeds)]
     rows: list[list[markdown.Entry]] = []
     for name, label in LABELS.items():
         own = [cell[name] for cell in draws]

@@ -6,7 +6,6 @@ import math
 import warnings
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,91 +14,24 @@ from torch import Tensor
 import odeopt
 from benchmarks import budget, meta_training, methods
 from benchmarks.comparison import distance
-from benchmarks.few_shot_images.sizes import Contender, Kinks, Setting, Sizes, Tasks, problem
+from benchmarks.few_shot_images.sizes import (
+    Contender,
+    Kinks,
+    Setting,
+    Sizes,
+    divided,
+    episodes,
+    problem,
+)  # fmt: skip
 from benchmarks.few_shot_images.training import Metered, train
 from benchmarks.harness.outline import Cell
 from benchmarks.harness.registry import Settings
 from benchmarks.methods import Inner
-from benchmarks.problems.few_shot import Episodes, Feed
+from benchmarks.problems.few_shot import Feed
 from benchmarks.problems.models import Parameters, Problem
 from benchmarks.problems.tasks import Batch, move, stack
 from odeopt.solver import Solver
 from odeopt.tools.tree import ravel
-
-WIDTHS = (1e-3, 1e-5, 1e-7)
-"""Of the central differences, relative to the norm of the initialisation."""
-
-
-def kink_key(activation: str) -> str:
-    """The key of a cell."""
-    return f"kinks {activation}"
-
-
-def _compute(settings: Settings, setting: Setting, sizes: Kinks, activation: str) -> dict[str, Any]:
-    """Distances between gradients of the mean validation loss, relative, in float64."""
-    smooth = _Flow(settings, replace(setting, activation=activation), sizes.tasks)
-    few, steps = setting.protocol.steps, sizes.steps
-    with warnings.catch_warnings():  # of kinks, which are what is measured
-        warnings.simplefilter("ignore", odeopt.OdeoptWarning)
-        flows = [smooth.gradient(odeopt.RK4(), n) for n in steps]
-        best = flows[-1]
-        return {
-            "horizon": smooth.horizon,
-            "descent_steps": few,
-            "descent": distance(smooth.gradient(odeopt.Euler(), few), best),
-            "coarser": [distance(flow, best) for flow in flows[:-1]],
-            "a_maml": [distance(smooth.a_maml(states), best) for states in (few, steps[-1])],
-            "differences": [smooth.mismatch(best, width, steps[-1]) for width in WIDTHS],
-        }
-
-
-class _Flow:
-    """Tasks, a net and an initialisation, and gradients through their flow."""
-
-    def __init__(self, settings: Settings, setting: Setting, tasks: int) -> None:
-        protocol = setting.protocol
-        episodes = Tasks(setting, settings.data).test(tasks)
-        self._batch = episodes.finish(episodes.draw(0), settings.device, torch.float64)
-        self._problem, self.horizon = problem(setting), protocol.lr * protocol.steps
-        self._params = move(self._problem.model.init(0), settings.device, torch.float64)
-        self._start, self._layout = ravel(self._params, "params")
-
-    def gradient(self, solver: Solver, steps: int) -> Tensor:
-        """By the exact adjoint of a solver."""
-        return self._flat(self._loop(solver, steps))
-
-    def a_maml(self, states: int) -> Tensor:
-        """By A-MAML on so many states, with a tight forward solve; NaN where it is refused."""
-        inner = methods.Inner(self.horizon / states, states, states)
-        solver = odeopt.DormandPrince(rtol=1e-5, atol=1e-7)
-        method = methods.build("a-maml", self._problem, inner, solver=solver)
-        try:
-            return self._flat(method)
-        except odeopt.StabilityError:
-            return torch.full_like(self._start, torch.nan)
-
-    def mismatch(self, gradient: Tensor, width: float, steps: int) -> float:
-        """How far the slope along the gradient is from a central difference, relative to that."""
-        loop = self._loop(odeopt.RK4(), steps)
-        direction = gradient / gradient.norm()
-        reach = width * self._start.norm()
-        ahead, behind = (
-            loop.evaluate(
-                self._layout.unflatten(self._start + sign * reach * direction), self._batch
-            ).mean()
-            for sign in (1, -1)
-        )
-        slope = (ahead - behind) / (2 * reach)
-        return (abs(gradient.norm() - slope) / abs(slope)).item()
-
-    def _loop(self, solver: Solver, steps: int) -> odeopt.InnerLoop:
-        loss = self._problem.loss
-        opt = odeopt.ODEOptimizer(odeopt.GradientFlow(loss), solver)
-        return odeopt.InnerLoop(opt, loss, odeopt.TimeGrid.uniform(self.horizon, steps))
-
-    def _flat(self, method: odeopt.Method) -> Tensor:
-        return ravel(method(self._params, self._batch).grads.params, "gradient")[0]
-
 
 DTYPE = torch.float32
 SEED = 0
@@ -119,14 +51,13 @@ SOLVER = odeopt.DormandPrince(rtol=1e-3, atol=1e-5)
 """A-MAML's. At its default of 1e-5 it needs ten times as many steps across the kinks of ReLU."""
 
 REVISION = 1
-"""Raised when what a cell computes changes, so that stored cells are computed anew."""
 
 
 def cells(settings: Settings, sizes: Sizes) -> list[Cell]:
     """The kinks, then one cell per setting for the untrained net and one per contender."""
     chosen: list[Cell] = []
     if sizes.kinks is not None:
-        measure = partial(_compute, settings, sizes.settings[0], sizes.kinks)
+        measure = partial(_kinks, settings, sizes.settings[0], sizes.kinks)
         chosen = [Cell(kink_key(name), partial(measure, name)) for name in sizes.kinks.activations]
     for setting in sizes.settings:
         chosen.append(Cell(key(setting, UNTRAINED), partial(_untrained, settings, sizes, setting)))
@@ -175,57 +106,55 @@ def build(
     return methods.build(one.method, problem(setting), chosen, on_failure="skip", **own)
 
 
-def folder(settings: Settings, sizes: Sizes, setting: Setting, one: Contender) -> Path:
-    """Where a run keeps its checkpoint."""
-    what = (key(setting, one.name), REVISION, setting.protocol, setting.length, setting.looks)
-    return meta_training.checkpoint(settings.store, what, sizes.compile)
-
-
 def _untrained(settings: Settings, sizes: Sizes, setting: Setting) -> dict[str, Any]:
-    tasks = Tasks(setting, settings.data)
-    adapt = _descent(setting, Contender("maml"), sizes)
-    test = tasks.test(tested_together(settings, tasks, sizes.tests))
-    params = initial(settings, setting)
-    split = tasks.split
+    adapt, params = _descent(setting, Contender("maml"), sizes), initial(settings, setting)
+    _, split = divided(setting, settings.data)
     return {
-        "accuracy": accuracies(settings, setting, test, sizes.tests, adapt, params, ()),
+        "accuracy": accuracies(settings, setting, "test", sizes.tests, adapt, params, ()),
         "classes": [len(split.train), len(split.validation), len(split.test)],
         "shared_classes": len(set(split.train) & (set(split.test) | set(split.validation))),
     }
 
 
 def _trained(settings: Settings, sizes: Sizes, setting: Setting, one: Contender) -> dict[str, Any]:
-    tasks = Tasks(setting, settings.data)
-    place = folder(settings, sizes, setting, one)
-    feed = Feed(tasks.training(), settings.device, DTYPE)
+    protocol = setting.protocol
+    what = (key(setting, one.name), REVISION, protocol, setting.length, setting.looks)
+    place = meta_training.checkpoint(settings.store, what, sizes.compile)
+    tasks = episodes(setting, settings.data, "train", protocol.tasks)
+    feed = Feed(tasks, settings.device, DTYPE)
     method = build(setting, one, inner(setting, one, sizes), sizes.flow_compile)
     price = partial(budget.of_update, one.method, outer=setting.queries / setting.shots)
     metered, start = Metered(method, feed, price, place), initial(settings, setting)
     adapt = _descent(setting, one, sizes)
     if one.method in OWN:
         adapt = build(setting, one, inner(setting, one, sizes, test=True)).adapt
-    sees = tasks.looks(tested_together(settings, tasks, setting.looks))
 
     def look(params: Parameters, hparams: Any) -> dict[str, Any]:
-        seen = accuracies(settings, setting, sees, setting.looks, adapt, params, hparams)
+        seen = accuracies(settings, setting, "look", setting.looks, adapt, params, hparams)
         return {"accuracy": seen}
 
-    clip = setting.protocol.clip
-    trained = train(metered, start, place, setting.length, SHARES, look, clip)
-    test = tasks.test(tested_together(settings, tasks, sizes.tests))
-    end = accuracies(settings, setting, test, sizes.tests, adapt, trained.params, trained.hparams)
-    record = {**trained.record, "sampling_seconds": feed.waited}
-    return {"training": record, "accuracy": end}
+    params, hparams, record = train(
+        metered, start, place, setting.length, SHARES, look, protocol.clip
+    )  # fmt: skip
+    end = accuracies(settings, setting, "test", sizes.tests, adapt, params, hparams)
+    return {"training": {**record, "sampling_seconds": feed.waited}, "accuracy": end}
 
 
 def accuracies(
-    settings: Settings, setting: Setting, episodes: Episodes, count: int, adapt: Any,
+    settings: Settings, setting: Setting, part: str, count: int, adapt: Any,
     params: Parameters, hparams: Any,
 ) -> list[float]:  # fmt: skip
-    """The accuracy on each of so many tasks; chance where the adaptation diverged."""
-    feed, seen = Feed(episodes, settings.device, DTYPE), list[float]()
+    """The accuracy on each of so many tasks; chance where the adaptation diverged.
+
+    How many are tested at a time depends on the device and the size of the pictures.
+    """
+    together = min(100 if settings.device.type == "cuda" else 25, count)
+    if settings.device.type != "cuda" and divided(setting, settings.data)[0].shape[-1] > LARGE:
+        together = 1
+    tasks = episodes(setting, settings.data, part, together)
+    feed, seen = Feed(tasks, settings.device, DTYPE), list[float]()
     score = partial(accuracy, problem(setting))
-    for index in range(math.ceil(count / episodes.tasks)):
+    for index in range(math.ceil(count / together)):
         batch = feed(index)
         adapted = adapt(params, batch.train, hparams)
         seen += meta_training.evaluate(score, [adapted], batch.validation)[0].tolist()
@@ -256,8 +185,9 @@ def _descend_alone(
     problem: Problem, params: Parameters, support: Batch, chosen: Inner
 ) -> Parameters:
     """The same on one task, whose pictures lie in the order in which a CPU convolves fastest."""
-    field, adjoint = odeopt.GradientFlow(problem.loss), odeopt.FirstOrderAdjoint()
-    opt = odeopt.ODEOptimizer(field, adjoint=adjoint)
+    opt = odeopt.ODEOptimizer(
+        odeopt.GradientFlow(problem.loss), adjoint=odeopt.FirstOrderAdjoint()
+    )  # fmt: skip
     x = support.x[0].contiguous(memory_format=torch.channels_last)
     grid = odeopt.TimeGrid.from_lr(chosen.lr, chosen.steps)
     try:
@@ -268,8 +198,60 @@ def _descend_alone(
     return stack([adapted])
 
 
-def tested_together(settings: Settings, tasks: Tasks, count: int) -> int:
-    """How many of `count` tasks are tested at a time."""
-    if settings.device.type == "cuda":
-        return min(100, count)
-    return 1 if tasks.pixels > LARGE else min(25, count)
+WIDTHS = (1e-3, 1e-5, 1e-7)
+"""Of the central differences, relative to the norm of the initialisation."""
+
+
+def kink_key(activation: str) -> str:
+    """The key of a cell."""
+    return f"kinks {activation}"
+
+
+def _kinks(settings: Settings, setting: Setting, sizes: Kinks, activation: str) -> dict[str, Any]:
+    """Distances between gradients of the mean validation loss, relative, in float64."""
+    setting = replace(setting, activation=activation)
+    protocol, steps = setting.protocol, sizes.steps
+    tasks = episodes(setting, settings.data, "test", sizes.tasks)
+    batch = tasks.finish(tasks.draw(0), settings.device, torch.float64)
+    own, few, horizon = problem(setting), protocol.steps, protocol.lr * protocol.steps
+    params = move(own.model.init(0), settings.device, torch.float64)
+    start, layout = ravel(params, "params")
+
+    def flow(solver: Solver, steps: int) -> odeopt.InnerLoop:
+        opt = odeopt.ODEOptimizer(odeopt.GradientFlow(own.loss), solver)
+        return odeopt.InnerLoop(opt, own.loss, odeopt.TimeGrid.uniform(horizon, steps))
+
+    def gradient(method: odeopt.Method) -> Tensor:
+        return ravel(method(params, batch).grads.params, "gradient")[0]
+
+    def a_maml(states: int) -> Tensor:
+        """On so many states, with a tight forward solve; NaN where it is refused."""
+        tight = odeopt.DormandPrince(rtol=1e-5, atol=1e-7)
+        inner = Inner(horizon / states, states, states)
+        try:
+            return gradient(methods.build("a-maml", own, inner, solver=tight))
+        except odeopt.StabilityError:
+            return torch.full_like(start, torch.nan)
+
+    def mismatch(along: Tensor, width: float) -> float:
+        """How far the slope along a gradient is from a central difference, relative to that."""
+        finest, reach = flow(odeopt.RK4(), steps[-1]), width * start.norm()
+        direction = along / along.norm()
+        ahead, behind = (
+            finest.evaluate(layout.unflatten(start + sign * reach * direction), batch)
+            for sign in (1, -1)
+        )
+        slope = (ahead.mean() - behind.mean()) / (2 * reach)
+        return (abs(along.norm() - slope) / abs(slope)).item()
+
+    with warnings.catch_warnings():  # of kinks, which are what is measured
+        warnings.simplefilter("ignore", odeopt.OdeoptWarning)
+        *coarser, best = (gradient(flow(odeopt.RK4(), n)) for n in steps)
+        return {
+            "horizon": horizon,
+            "descent_steps": few,
+            "descent": distance(gradient(flow(odeopt.Euler(), few)), best),
+            "coarser": [distance(one, best) for one in coarser],
+            "a_maml": [distance(a_maml(states), best) for states in (few, steps[-1])],
+            "differences": [mismatch(best, width) for width in WIDTHS],
+        }

@@ -20,8 +20,6 @@ from benchmarks.harness.registry import Preset, Settings
 from benchmarks.methods import LABELS
 from benchmarks.problems import published
 
-NAME = "few-shot-images"
-
 
 def run(settings: Settings) -> None:
     """Compute what is missing and write the report, the plots and `results.json`.
@@ -30,19 +28,31 @@ def run(settings: Settings) -> None:
         IncompleteError: Cells are missing that `settings.only` left out; the report is of those
             that are there.
     """
-    sizes = resolve(settings.preset, settings.data)
+    preset, sizes = settings.preset, resolve(settings.preset, settings.data)
     chosen = cells.cells(settings, sizes)
     done = outline.compute(
-        settings, NAME, cells.REVISION, sizes, chosen, threads=None, gaps=True
+        settings, "few-shot-images", cells.REVISION, sizes, chosen, threads=None, gaps=True
     )  # fmt: skip
     results = done.cells
-    sections = [head(settings.preset, sizes), missing(results, chosen)]
+    sections = [head(preset, sizes), missing(results, chosen)]
     for setting in sizes.settings:
-        names = _plots(settings, setting, results)
-        sections.append(section(results, setting, settings.preset, sizes.tests))
-        sections += [f"![{what}]({name})" for what, name in names.items()]
-    sections += [kinked(results, sizes), tail(settings.preset, sizes)]
-    outline.write(settings, TITLE, done._replace(cells=_short(results)), sections)
+        base = results.get(cells.key(setting, cells.UNTRAINED))
+        keys = {one: cells.key(setting, one.name) for one in setting.contenders}
+        own = {one: results[key] for one, key in keys.items() if key in results}
+        if own and base is not None:
+            sections.append(section(own, base, setting, preset, sizes.tests))
+        sections += _plots(settings, setting, own, base)
+    sections.append(kinked(results, sizes))
+    if any(published.pictures_column(s.data, s.ways, s.shots) for s in sizes.settings):
+        sections.append(f"## Published numbers\n\n{published.ORIGINS}")
+    if preset is Preset.BUDGET:
+        sections.append(_NOT_RUN)
+    title = "Few-shot classification of pictures (the paper's Table 3)"
+    outline.write(settings, title, done._replace(cells=_short(results)), sections)
+
+
+Trained = dict[Contender, dict[str, Any]]
+"""The cells of a setting's contenders, as far as they are there."""
 
 
 def head(preset: Preset, sizes: Sizes) -> str:
@@ -54,15 +64,6 @@ def head(preset: Preset, sizes: Sizes) -> str:
     if any(setting.data == MADE_UP for setting in sizes.settings):
         text += "\n\n**No data was found: the pictures are made up.**"
     return text
-
-
-def tail(preset: Preset, sizes: Sizes) -> str:
-    """What can be compared with published numbers, and what was not run."""
-    printed = any(published.pictures_column(s.data, s.ways, s.shots) for s in sizes.settings)
-    parts = [f"## Published numbers\n\n{published.ORIGINS}"] if printed else []
-    if preset is Preset.BUDGET:
-        parts.append(_NOT_RUN)
-    return "\n\n".join(parts)
 
 
 COMPARED = (Preset.BUDGET, Preset.PAPER)
@@ -81,11 +82,6 @@ def spread(accuracies: list[float]) -> str:
     return f"{mean:.2f} ± {half_width:.2f}"
 
 
-def slug(setting: Setting) -> str:
-    """A setting's name in file names."""
-    return re.sub(r"[^a-z0-9]+", "-", setting.name.lower()).strip("-")
-
-
 def missing(results: Cells, wanted: Sequence[Cell]) -> str:
     """Which cells have not been computed."""
     absent = [cell.key for cell in wanted if cell.key not in results]
@@ -98,23 +94,30 @@ def missing(results: Cells, wanted: Sequence[Cell]) -> str:
     )
 
 
-def section(results: Cells, setting: Setting, preset: Preset, tests: int) -> str:
+def section(
+    own: Trained, base: dict[str, Any], setting: Setting, preset: Preset, tests: int
+) -> str:
     """One setting: the methods and what can be said of them."""
-    there = [one for one in setting.contenders if cells.key(setting, one.name) in results]
-    base = results.get(cells.key(setting, cells.UNTRAINED))
-    if not there or base is None:
-        return ""
+    # A-MAML, with its longest horizon where it has several
+    several = [one for one in setting.contenders if one.method == "a-maml"]
+    reference = max(several, key=lambda one: one.horizon or 0.0)
+    ours = own.get(reference, {}).get("accuracy")
+    p_values: dict[Contender, tuple[float, float]] = {}  # that A-MAML is above one, and below it
+    if ours is not None:
+        for one in own.keys() - {reference}:
+            theirs = own[one]["accuracy"]
+            p_values[one] = p_value_above(ours, theirs), p_value_above(theirs, ours)
+    verdict = meta_training.TOO_SHORT
+    if preset in COMPARED:
+        verdict = _verdict(own, p_values, reference) if ours is not None else ""
     parts = [
         f"## {setting.name}",
         _intro(base, setting, tests),
-        _table(results, setting, there, base),
-        _verdict(results, setting, there, preset),
-        _sampling(results, setting, there),
+        _table(own, p_values, setting, base),
+        verdict,
+        _sampling(own),
         meta_training.ended_early(
-            {
-                one.label: results[cells.key(setting, one.name)]["training"]["stopped"]
-                for one in there
-            }
+            {one.label: cell["training"]["stopped"] for one, cell in own.items()}
         ),
     ]
     return "\n\n".join(part.rstrip() for part in parts if part)
@@ -123,17 +126,15 @@ def section(results: Cells, setting: Setting, preset: Preset, tests: int) -> str
 def _intro(base: dict[str, Any], setting: Setting, tests: int) -> str:
     protocol = setting.protocol
     train, validation, test = base["classes"]
-    turned = "turned by a random multiple of 90 degrees per task and class" if (
-        protocol.handling.rotated
-    ) else "not turned"  # fmt: skip
+    turned = "not turned"
+    if protocol.handling.rotated:
+        turned = "turned by a random multiple of 90 degrees per task and class"
     inverted = ", inverted" if protocol.handling.inverted else ""
     clip = "" if protocol.clip is None else f", gradients no longer than {protocol.clip:g}"
-    length = setting.length
-    limit = (
-        f"{length.updates} meta-updates"
-        if math.isinf(length.evaluations)
-        else f"{length.evaluations:g} gradient evaluations per task of the meta-batch"
-    )
+    limit = f"{setting.length.updates} meta-updates"
+    if not math.isinf(setting.length.evaluations):
+        per_task = "gradient evaluations per task of the meta-batch"
+        limit = f"{setting.length.evaluations:g} {per_task}"
     return (
         f"{train} classes for meta-training, {validation} for validation and {test} for the"
         f" meta-test, {base['shared_classes']} of them shared. Pictures are {turned}{inverted}."
@@ -146,7 +147,10 @@ def _intro(base: dict[str, Any], setting: Setting, tests: int) -> str:
     )
 
 
-def _table(results: Cells, setting: Setting, there: list[Contender], base: dict[str, Any]) -> str:
+def _table(
+    own: Trained, p_values: dict[Contender, tuple[float, float]], setting: Setting,
+    base: dict[str, Any],
+) -> str:  # fmt: skip
     printed = published.pictures_column(setting.data, setting.ways, setting.shots)
     headers = [
         "method", "accuracy, %", *(["published"] if printed else []),
@@ -155,52 +159,24 @@ def _table(results: Cells, setting: Setting, there: list[Contender], base: dict[
     ]  # fmt: skip
     blank = [""] * (len(headers) - 2)
     rows: list[list[Any]] = [["not meta-trained", spread(base["accuracy"]), *blank]]
-    for one in there:
-        cell = results[cells.key(setting, one.name)]
+    for one, cell in own.items():
         training = cell["training"]
-        rows.append(
-            [
-                one.label,
-                spread(cell["accuracy"]),
-                *([published.beside(one.name, printed)] if printed else []),
-                *([f"{p:.2g}" for p in _p_values(results, setting, one)] or ["", ""]),
-                training["updates"],
-                round(training["spent"]),
-                round(training["seconds"]),
-                training["failed_tasks"],
-            ]
-        )
+        rows.append([
+            one.label, spread(cell["accuracy"]),
+            *([published.beside(one.name, printed)] if printed else []),
+            *([f"{p:.2g}" for p in p_values[one]] if one in p_values else ["", ""]),
+            training["updates"], round(training["spent"]), round(training["seconds"]),
+            training["failed_tasks"],
+        ])  # fmt: skip
     return markdown.table(headers, rows)
 
 
-def _reference(setting: Setting) -> Contender:
-    """A-MAML, with its longest horizon where it has several."""
-    return max(
-        (one for one in setting.contenders if one.method == "a-maml"),
-        key=lambda one: one.horizon or 0.0,
-    )
-
-
-def _p_values(results: Cells, setting: Setting, one: Contender) -> list[float]:
-    """That A-MAML is above a method, and below it; none where they cannot be compared."""
-    reference = _reference(setting)
-    if one == reference or cells.key(setting, reference.name) not in results:
-        return []
-    first, second = (
-        results[cells.key(setting, each.name)]["accuracy"] for each in (reference, one)
-    )
-    return [p_value_above(first, second), p_value_above(second, first)]
-
-
-def _verdict(results: Cells, setting: Setting, there: list[Contender], preset: Preset) -> str:
-    if preset not in COMPARED:
-        return meta_training.TOO_SHORT
-    reference = _reference(setting)
-    if reference not in there:
-        return ""
-    compared = {one.label: _p_values(results, setting, one) for one in there if one != reference}
+def _verdict(
+    own: Trained, p_values: dict[Contender, tuple[float, float]], reference: Contender
+) -> str:
     worse, better = (
-        ", ".join(label for label, p in compared.items() if p[side] < LEVEL) or "none"
+        ", ".join(one.label for one in own if one in p_values and p_values[one][side] < LEVEL)
+        or "none"
         for side in (0, 1)
     )
     return (
@@ -209,11 +185,12 @@ def _verdict(results: Cells, setting: Setting, there: list[Contender], preset: P
     )
 
 
-def _sampling(results: Cells, setting: Setting, there: list[Contender]) -> str:
-    trained = [results[cells.key(setting, one.name)]["training"] for one in there]
-    seconds = sum(one["seconds_here"] for one in trained)
-    waited = sum(one["sampling_seconds"] for one in trained)
-    largest = max(one["sampling_seconds"] / max(one["seconds_here"], 1e-9) for one in trained)
+def _sampling(own: Trained) -> str:
+    times = [
+        (c["training"]["sampling_seconds"], c["training"]["seconds_here"]) for c in own.values()
+    ]
+    waited, seconds = (sum(column) for column in zip(*times, strict=True))
+    largest = max(waiting / max(training, 1e-9) for waiting, training in times)
     return (
         f"Drawing meta-batches took {100 * waited / max(seconds, 1e-9):.1f} % of the time of"
         f" meta-training (at most {100 * largest:.1f} % for one method)."
@@ -222,12 +199,10 @@ def _sampling(results: Cells, setting: Setting, there: list[Contender]) -> str:
 
 def kinked(results: Cells, sizes: Sizes) -> str:
     """What kinks do to the gradient."""
-    if sizes.kinks is None:
-        return ""
-    names = sizes.kinks.activations
-    measured = {name: results.get(cells.kink_key(name)) for name in names}
-    cases = {name: cell for name, cell in measured.items() if cell is not None}
-    if not cases:
+    kinds = () if sizes.kinks is None else sizes.kinks.activations
+    keys = {name: cells.kink_key(name) for name in kinds}
+    cases = {name: results[key] for name, key in keys.items() if key in results}
+    if sizes.kinks is None or not cases:
         return ""
     first = next(iter(cases.values()))
     steps = sizes.kinks.steps
@@ -273,36 +248,29 @@ def _short(value: Any) -> Any:
     }
 
 
-def _plots(settings: Settings, setting: Setting, results: Cells) -> dict[str, str]:
-    """Draws what there is of a setting; the files by what they show."""
+def _plots(
+    settings: Settings, setting: Setting, own: Trained, base: dict[str, Any] | None
+) -> list[str]:
+    """Draws what there is of a setting; what shows the files."""
+    if not own:
+        return []
     rows, lines = list[Row](), list[Curve]()
-    untrained = results.get(cells.key(setting, cells.UNTRAINED))
-    if untrained is not None:
-        rows.append(Row("not meta-trained", *interval(untrained["accuracy"])))
-    for one in setting.contenders:
-        cell = results.get(cells.key(setting, one.name))
-        if cell is None:
-            continue
-        spread = interval(cell["accuracy"])
-        rows.append(Row(one.label, *spread, emphasised=one.method == "a-maml"))
-        training = cell["training"]
-        looks = [*training["looks"], {"spent": training["spent"], "accuracy": cell["accuracy"]}]
+    if base is not None:
+        rows.append(Row("not meta-trained", *interval(base["accuracy"])))
+    for one, cell in own.items():
+        training, end = cell["training"], cell["accuracy"]
+        rows.append(Row(one.label, *interval(end), emphasised=one.method == "a-maml"))
+        looks = [*training["looks"], {"spent": training["spent"], "accuracy": end}]
         means, widths = zip(*(interval(look["accuracy"]) for look in looks), strict=True)
         lines.append(Curve(one.label, [look["spent"] for look in looks], means, widths))
-    if not lines:
-        return {}
-    stem = slug(setting)
-    names = {"accuracy": f"{stem}-accuracy.png", "along meta-training": f"{stem}-training.png"}
-    folder = settings.store.directory
-    title, unit = setting.name, "accuracy on new classes, %"
-    labels = Labels(title, f"{unit}, 95 % intervals")
-    plots.intervals(folder / names["accuracy"], labels, rows)
-    labels = Labels(title, "gradient evaluations per task of the meta-batch", unit)
-    plots.curves(folder / names["along meta-training"], labels, lines, bottom=None)
-    return names
+    stem = re.sub(r"[^a-z0-9]+", "-", setting.name.lower()).strip("-")
+    folder, unit = settings.store.directory, "accuracy on new classes, %"
+    labels = Labels(setting.name, f"{unit}, 95 % intervals")
+    ends = plots.intervals(folder / f"{stem}-accuracy.png", labels, rows)
+    labels = Labels(setting.name, "gradient evaluations per task of the meta-batch", unit)
+    along = plots.curves(folder / f"{stem}-training.png", labels, lines, bottom=None)
+    return [f"![accuracy]({ends.name})", f"![along meta-training]({along.name})"]
 
-
-TITLE = "Few-shot classification of pictures (the paper's Table 3)"
 
 _HEAD = """\
 A task is to tell new classes apart after adaptation to a few pictures of each. The protocols

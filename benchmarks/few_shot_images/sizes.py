@@ -15,7 +15,7 @@ from benchmarks.harness.registry import Preset
 from benchmarks.methods import Problem
 from benchmarks.problems import models, picture_data
 from benchmarks.problems.few_shot import Episodes, Handling, TaskShape
-from benchmarks.problems.picture_data import ClassSplit, Pictures, StoredPictures
+from benchmarks.problems.picture_data import ClassSplit, Pictures
 
 OMNIGLOT, MINI_IMAGENET = "omniglot", "mini-imagenet"
 MADE_UP = "made-up"
@@ -73,10 +73,7 @@ steps are those of a public reimplementation, its net and task shape MAML's. MAM
 of a mini-ImageNet meta-gradient to +-10; here its norm is limited.
 """
 
-HORIZON_STEPS = 5
-"""Steps of gradient descent in the small-budget comparison: T = 0.5 at a rate of 0.1."""
-
-_SHORT = {"lr": 0.1, "steps": HORIZON_STEPS, "test_steps": HORIZON_STEPS, "queries": None}
+_SHORT = {"lr": 0.1, "steps": 5, "test_steps": 5, "queries": None}  # T = 0.5
 
 BUDGET: dict[str, Protocol] = {
     OMNIGLOT: replace(_IMAML, name="imaml, short", tasks=2, **_SHORT),
@@ -136,11 +133,10 @@ class Setting:
     @property
     def name(self) -> str:
         """As it stands in reports and cell keys."""
-        variant = "" if (self.norm, self.activation) == ("batch", "relu") else (
-            f", {self.norm} norm, {self.activation}"
-        )  # fmt: skip
-        protocol = self.protocol.name
-        return f"{self.data} {self.ways}-way {self.shots}-shot ({protocol}{variant})"
+        how = self.protocol.name
+        if (self.norm, self.activation) != ("batch", "relu"):
+            how += f", {self.norm} norm, {self.activation}"
+        return f"{self.data} {self.ways}-way {self.shots}-shot ({how})"
 
     @property
     def queries(self) -> int:
@@ -162,14 +158,11 @@ class Sizes:
     """The sizes of a run."""
 
     settings: tuple[Setting, ...]  # the tables
-    tests: int  # tasks of the meta-test
+    tests: int  # tasks of the meta-test; 600 in the papers
     compile: str | None  # how kernels are run in meta-training
     flow_compile: str | None  # the same for COMLN, whose flow consists of many small operations
     kinks: Kinks | None  # see `Kinks`; None to leave it out
 
-
-TESTS = 600
-"""Tasks of the meta-test, as in the papers."""
 
 BUDGET_EVALUATIONS = {OMNIGLOT: 4800.0, MINI_IMAGENET: 600.0}
 """Gradient evaluations per task of the meta-batch in the small-budget comparison.
@@ -214,7 +207,7 @@ SIZES = {
             _short(data, (), BUDGET_EVALUATIONS[data], looks)
             for data, looks in ((OMNIGLOT, 50), (MINI_IMAGENET, 16))
         ),
-        TESTS, None, "inductor", Kinks(("relu", "gelu", "softplus"), (10, 20, 40), 2),
+        600, None, "inductor", Kinks(("relu", "gelu", "softplus"), (10, 20, 40), 2),
     ),
     Preset.PAPER: Sizes(
         (
@@ -226,7 +219,7 @@ SIZES = {
             ),
             _smooth("imaml"),
         ),
-        TESTS, "trace", "inductor", Kinks(("relu", "gelu", "softplus"), (10, 20, 40, 80), 4),
+        600, "trace", "inductor", Kinks(("relu", "gelu", "softplus"), (10, 20, 40, 80), 4),
     ),
 }  # fmt: skip
 
@@ -234,21 +227,17 @@ SIZES = {
 def resolve(preset: Preset, folder: Path | None) -> Sizes:
     """The sizes of a preset; a smoke run takes made-up pictures where its data is not there."""
     sizes = SIZES[preset]
-    if preset is not Preset.SMOKE or (
-        folder is not None and (folder / picture_data.OMNIGLOT_FILE).is_file()
-    ):
+    there = folder is not None and (folder / picture_data.OMNIGLOT_FILE).is_file()
+    if there or preset is not Preset.SMOKE:
         return sizes
-    settings = tuple(
-        replace(setting, data=MADE_UP, protocol=BUDGET[MADE_UP]) for setting in sizes.settings
-    )
-    return replace(sizes, settings=settings)
+    settings = (replace(one, data=MADE_UP, protocol=BUDGET[MADE_UP]) for one in sizes.settings)
+    return replace(sizes, settings=tuple(settings))
 
 
 def problem(setting: Setting) -> Problem:
     """The net that the protocol names, with the setting's normalisation and activation."""
-    activation = models.ACTIVATIONS[setting.activation]
-    choices = models.Choices(models.NORMS[setting.norm], activation)
-    net = models.NETS[setting.protocol.net](setting.ways, choices)
+    norm, activation = models.NORMS[setting.norm], models.ACTIVATIONS[setting.activation]
+    net = models.NETS[setting.protocol.net](setting.ways, norm, activation)
     return Problem(net, models.cross_entropy)
 
 
@@ -266,56 +255,36 @@ def load(data: str, folder: Path | None) -> tuple[Pictures, ClassSplit | None]:
     return picture_data.omniglot(folder), None
 
 
-def made_up(classes: int = 14, per_class: int = 6) -> StoredPictures:
+def made_up(classes: int = 14, per_class: int = 6) -> Pictures:
     """A random pattern for each class, and noise on it."""
     source = Generator().manual_seed(0)
     patterns = 200 * (torch.rand(classes, 1, 1, 28, 28, generator=source) < 0.3)
     noise = torch.randint(56, (classes, per_class, 1, 28, 28), generator=source)
-    return StoredPictures((patterns + noise).to(torch.uint8))
+    return picture_data.stored((patterns + noise).to(torch.uint8))
 
 
-def divide(pictures: Pictures, split: ClassSplit | None, protocol: Protocol) -> ClassSplit:
-    """The classes of each part under a protocol."""
-    if split is not None:
-        return split
-    assert protocol.classes is not None, "only data sets with a split of their own have none"
-    return picture_data.shuffled(pictures.classes, *protocol.classes, SPLIT_SEED)
+def divided(setting: Setting, folder: Path | None) -> tuple[Pictures, ClassSplit]:
+    """A setting's pictures and the classes of each part."""
+    pictures, split = load(setting.data, folder)
+    if split is None:
+        classes = setting.protocol.classes
+        assert classes is not None, "only data sets with a split of their own have none"
+        split = picture_data.shuffled(pictures.classes, *classes, SPLIT_SEED)
+    return pictures, split
 
 
-class Tasks:
-    """The tasks of a setting; the classes of each part, and the pixels in a row of a picture."""
+def episodes(setting: Setting, folder: Path | None, part: str, tasks: int) -> Episodes:
+    """Meta-batches of so many tasks for a part, "train", "look" or "test".
 
-    def __init__(self, setting: Setting, folder: Path | None) -> None:
-        self._setting = setting
-        self._pictures, split = load(setting.data, folder)
-        self.split = divide(self._pictures, split, setting.protocol)
-        self.pixels = self._pictures.shape[-1]
-
-    def training(self) -> Episodes:
-        """Meta-batches for meta-training."""
-        setting = self._setting
-        shape = TaskShape(setting.ways, setting.shots, setting.queries)
-        return self._episodes(self.split.train, shape, setting.protocol.tasks, TRAIN_SEED)
-
-    def looks(self, tasks: int) -> Episodes:
-        """Tasks for looks during training.
-
-        On validation classes, or, where a protocol has none, on those of the test, by which
-        nothing is chosen.
-        """
-        return self._held_out(self.split.validation or self.split.test, tasks, LOOK_SEED)
-
-    def test(self, tasks: int) -> Episodes:
-        """Tasks for the meta-test, `tasks` in each batch."""
-        return self._held_out(self.split.test, tasks, TEST_SEED)
-
-    def _held_out(self, classes: tuple[int, ...], tasks: int, seed: int) -> Episodes:
-        """As many validation pictures as training pictures, as in the papers' tests."""
-        shots = self._setting.shots
-        return self._episodes(classes, TaskShape(self._setting.ways, shots, shots), tasks, seed)
-
-    def _episodes(
-        self, classes: tuple[int, ...], shape: TaskShape, tasks: int, seed: int
-    ) -> Episodes:
-        handling = self._setting.protocol.handling
-        return Episodes(self._pictures, classes, shape, tasks, seed, handling)
+    Looks are on validation classes, or, where a protocol has none, on those of the test, by which
+    nothing is chosen. But in meta-training there are as many validation pictures as training
+    pictures, as in the papers' tests.
+    """
+    pictures, split = divided(setting, folder)
+    classes, queries, seed = {
+        "train": (split.train, setting.queries, TRAIN_SEED),
+        "look": (split.validation or split.test, setting.shots, LOOK_SEED),
+        "test": (split.test, setting.shots, TEST_SEED),
+    }[part]
+    shape = TaskShape(setting.ways, setting.shots, queries)
+    return Episodes(pictures, classes, shape, tasks, seed, setting.protocol.handling)

@@ -19,7 +19,6 @@ from benchmarks.harness.store import ResultStore
 from benchmarks.meta_training import Initialisation, fit, record_of
 from benchmarks.problems.models import Parameters
 from odeopt.outer.method import TaskData
-from odeopt.tools import files
 from odeopt.tools.types import PyTree
 
 CHECKPOINT_EVERY = 10
@@ -35,16 +34,19 @@ class Metered(odeopt.Method):
     """
 
     def __init__(
-        self,
-        method: odeopt.Method,
-        tasks: Callable[[int], odeopt.TaskBatch],
-        price: Callable[[odeopt.Stats], float],
-        folder: Path,
-    ) -> None:
+        self, method: odeopt.Method, tasks: Callable[[int], odeopt.TaskBatch],
+        price: Callable[[odeopt.Stats], float], folder: Path,
+    ) -> None:  # fmt: skip
         self._method, self._tasks, self._price = method, tasks, price
         self._path, self._update = folder / COSTS, 0
-        self._costs = dict(_read(self._path))
+        self._costs: dict[int, float] = {}
         self._totals = [0.0]
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path.touch()
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            with suppress(json.JSONDecodeError):  # one that an interruption cut short
+                update, cost = json.loads(line)
+                self._costs[update] = cost
 
     def settings(self) -> dict[str, Any]:
         """What a run may depend on; the folder is another one where the tasks are."""
@@ -69,7 +71,7 @@ class Metered(odeopt.Method):
         cost = self._price(result.stats)
         if self._costs.get(self._update) != cost:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps([self._update, cost]) + "\n")
+                file.write(f"\n{json.dumps([self._update, cost])}")
         self._costs[self._update] = cost
         return result
 
@@ -148,17 +150,3 @@ def train(
 
 class _ReachedError(Exception):
     """The length is reached."""
-
-
-def _read(path: Path) -> Iterable[tuple[int, float]]:
-    """Complete lines; one that an interruption cut short is taken out of the file."""
-    if not path.exists():
-        files.write_text(path, "")
-        return []
-    pairs: list[tuple[int, float]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(json.JSONDecodeError):
-            update, cost = json.loads(line)
-            pairs.append((update, cost))
-    files.write_text(path, "".join(json.dumps(pair) + "\n" for pair in pairs))
-    return pairs

@@ -32,10 +32,15 @@ def task(seed: int, ways: int = 5, shots: int = 10, part: str = "all") -> Task:
     There are so many training images per class, and as many others for validation, of a part that
     `PARTS` names; x has the shape [ways * shots, 1, 8, 8], sorted by class.
     """
-    generator = Generator().manual_seed(seed)
-    classes = torch.randperm(10, generator=generator)[:ways]
-    chosen = torch.stack([_draw(label, 2 * shots, generator, part) for label in classes])
-    return Task(_batch(chosen[:, :shots]), _batch(chosen[:, shots:]))
+    generator, whole = Generator().manual_seed(seed), images()
+    among = torch.arange(len(whole.y))[PARTS[part]]
+    drawn: list[Tensor] = []
+    for label in torch.randperm(10, generator=generator)[:ways]:
+        members = among[whole.y[among] == label]
+        drawn.append(members[torch.randperm(len(members), generator=generator)[: 2 * shots]])
+    labels, chosen = torch.arange(ways).repeat_interleave(shots), torch.stack(drawn)
+    halves = chosen[:, :shots], chosen[:, shots:]
+    return Task(*(Batch(whole.x[half.flatten()], labels.clone()) for half in halves))
 
 
 def tasks(count: int, seed: int = 0, ways: int = 5, shots: int = 10, part: str = "all") -> Task:
@@ -45,21 +50,7 @@ def tasks(count: int, seed: int = 0, ways: int = 5, shots: int = 10, part: str =
 
 def flatten(task: Task) -> Task:
     """The same task, or stack of tasks, with x of shape [..., 64] for a perceptron."""
-    train, validation = task
-    return Task(Batch(train.x.flatten(-3), train.y), Batch(validation.x.flatten(-3), validation.y))
-
-
-def _draw(label: Tensor, count: int, generator: Generator, part: str) -> Tensor:
-    """Indices of different images of one digit, shape [count]."""
-    among = torch.arange(len(images().y))[PARTS[part]]
-    members = among[images().y[among] == label]
-    return members[torch.randperm(len(members), generator=generator)[:count]]
-
-
-def _batch(chosen: Tensor) -> Batch:
-    """The images of indices [ways, shots], labelled by their row."""
-    ways, shots = chosen.shape
-    return Batch(images().x[chosen.flatten()], torch.arange(ways).repeat_interleave(shots))
+    return Task(*(Batch(batch.x.flatten(-3), batch.y) for batch in task))
 
 
 class Split(NamedTuple):
@@ -114,9 +105,9 @@ def example_losses(model: Model, params: Parameters, batch: Batch) -> Tensor:
     return functional.cross_entropy(model.apply(params, batch.x), batch.y, reduction="none")
 
 
-def mean_loss(model: Model) -> Callable[[Parameters, Batch], Tensor]:
-    """The mean cross-entropy as a function of parameters and examples."""
-    return lambda params, batch: example_losses(model, params, batch).mean()
+def mean_loss(model: Model) -> Callable[..., Tensor]:
+    """The mean cross-entropy as a function of parameters and examples; hparams play no part."""
+    return lambda params, batch, *_hparams: example_losses(model, params, batch).mean()
 
 
 def accuracy(model: Model, params: Parameters, batch: Batch) -> float:

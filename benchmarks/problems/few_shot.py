@@ -56,14 +56,9 @@ class Episodes:
     """
 
     def __init__(
-        self,
-        pictures: Pictures,
-        classes: Sequence[int],
-        shape: TaskShape,
-        tasks: int,
-        seed: int,
+        self, pictures: Pictures, classes: Sequence[int], shape: TaskShape, tasks: int, seed: int,
         handling: Handling,
-    ) -> None:
+    ) -> None:  # fmt: skip
         needed = shape.shots + shape.queries
         if shape.ways > len(classes) or needed > pictures.per_class:
             raise odeopt.InputError(

@@ -73,19 +73,15 @@ class Family:
         unit = torch.rand(count, 2, generator=generator, dtype=torch.float64)
         return self.radius * (2 * unit - 1)
 
+    def grid(self) -> Tensor:
+        """31 x 31 points, [961, 2]."""
+        axis = torch.linspace(-self.radius, self.radius, GRID, dtype=torch.float64)
+        return torch.cartesian_prod(axis, axis)
+
     def sample(self, function: Function, count: int, generator: Generator) -> Batch:
         """Values at uniform points."""
         x = self.points(count, generator)
         return Batch(x, function(x))
-
-    def grid(self, function: Function) -> Batch:
-        """Values on a grid of 31 x 31 points."""
-        x = self._grid_points()
-        return Batch(x, function(x))
-
-    def _grid_points(self) -> Tensor:
-        axis = torch.linspace(-self.radius, self.radius, GRID, dtype=torch.float64)
-        return torch.cartesian_prod(axis, axis)
 
     @cache  # noqa: B019  (there are two families)
     def standardisation(self, protocol: str) -> Standardisation:
@@ -95,15 +91,14 @@ class Family:
         """
         generator = Generator().manual_seed(UNIT_SEED)
         functions = (self.draw(protocol, generator) for _ in range(UNIT_TASKS))
-        if not self.grid_in_unit:
-            return Standardisation.of(
-                join([self.sample(f, UNIT_POINTS, generator) for f in list(functions)])
-            )
-        drawn: list[Batch] = []
-        for function in functions:  # each is drawn before its points
-            x = torch.cat([self.points(UNIT_POINTS, generator), self._grid_points()])
-            drawn.append(Batch(x, function(x)))
-        return Standardisation.of(join(drawn))
+        # with a grid each function is drawn before its points, else all are drawn before all points
+        drawn = functions if self.grid_in_unit else list(functions)
+        more = [self.grid()] if self.grid_in_unit else []
+        batches: list[Batch] = []
+        for function in drawn:
+            x = torch.cat([self.points(UNIT_POINTS, generator), *more])
+            batches.append(Batch(x, function(x)))
+        return Standardisation.of(join(batches))
 
     def task(self, seed: int, protocol: str, shots: int = 100) -> Task:
         """A task in standardised units: so many training points, and as many for validation.
@@ -219,7 +214,7 @@ class Regression:
         if family not in FAMILIES:
             raise ValueError(f"unknown family {family!r}; expected 'cosmixture' or 'alpine'")
         self._protocol, self._shots = protocol, shots
-        self._functions = _draw_pools(FAMILIES[family], protocol)
+        self._train, self._validation, self._test = _pools(FAMILIES[family], protocol)
 
     @property
     def episodes(self) -> int:
@@ -228,49 +223,43 @@ class Regression:
 
     def train_batch(self, indices: Sequence[int]) -> Task:
         """Training tasks, stacked: episode i is of function i mod 100."""
-        own = [self._functions[index % FUNCTIONS] for index in indices]
+        functions = [index % FUNCTIONS for index in indices]
         return Task(
-            _pick([pools.train for pools in own], self._shots, [2 * i for i in indices]),
-            _pick([pools.validation for pools in own], self._shots, [2 * i + 1 for i in indices]),
+            self._pick(self._train, functions, [2 * index for index in indices]),
+            self._pick(self._validation, functions, [2 * index + 1 for index in indices]),
         )
 
     def held_out_support(self) -> Batch:
         """Training points of the test tasks, [100, shots, ...]."""
-        tests = self._functions[FUNCTIONS:]
-        return _pick([f.train for f in tests], self._shots, list(range(0, 2 * FUNCTIONS, 2)))
+        return self._pick(
+            self._train, range(FUNCTIONS, 2 * FUNCTIONS), range(0, 2 * FUNCTIONS, 2)
+        )  # fmt: skip
 
     def held_out_grid(self) -> Batch:
         """Where the test tasks are evaluated: 31 x 31 points, or 100 random ones ("text")."""
-        return stack([pools.test for pools in self._functions[FUNCTIONS:]])
+        return take(self._test, slice(FUNCTIONS, None))
 
     def constant_rmse(self) -> float:
         """The nRMSE of predicting the overall mean, averaged over the test tasks."""
         return self.held_out_grid().y.square().mean((1, 2)).sqrt().mean().item()
 
-
-@dataclass(frozen=True)
-class _Pools:
-    """One function's points in standardised units."""
-
-    train: Batch
-    validation: Batch
-    test: Batch
+    def _pick(self, pools: Batch, functions: Sequence[int], seeds: Sequence[int]) -> Batch:
+        """Different random points of the pools of some functions, stacked."""
+        orders = [torch.randperm(POOL, generator=Generator().manual_seed(seed)) for seed in seeds]
+        chosen = torch.stack([order[: self._shots] for order in orders])
+        return take(pools, (torch.tensor(functions)[:, None], chosen))
 
 
-def _draw_pools(family: Family, protocol: str) -> list[_Pools]:
+def _pools(family: Family, protocol: str) -> tuple[Batch, Batch, Batch]:
+    """The points of all functions for training, validation and the test, in standardised units."""
     functions = Generator().manual_seed(FUNCTION_SEED)
     points = Generator().manual_seed(POINT_SEED)
-    drawn: list[tuple[Batch, Batch, Batch]] = []
+    pools: list[tuple[Batch, Batch, Batch]] = []
     for _ in range(2 * FUNCTIONS):
         f = family.draw(protocol, functions)
         train, validation = (family.sample(f, POOL, points) for _ in range(2))
-        test = family.grid(f) if protocol == "code" else family.sample(f, 100, points)
-        drawn.append((train, validation, test))
-    scaled = Standardisation.of(join([batch for batches in drawn for batch in batches]))
-    return [_Pools(*map(scaled, batches)) for batches in drawn]
-
-
-def _pick(pools: Sequence[Batch], count: int, seeds: Sequence[int]) -> Batch:
-    """Different random points of each pool, stacked."""
-    orders = [torch.randperm(POOL, generator=Generator().manual_seed(seed)) for seed in seeds]
-    return stack([take(pool, order[:count]) for pool, order in zip(pools, orders, strict=True)])
+        x = family.grid() if protocol == "code" else family.points(100, points)
+        pools.append((train, validation, Batch(x, f(x))))
+    scaled = Standardisation.of(join([batch for batches in pools for batch in batches]))
+    train, validation, test = map(scaled, stack(pools))
+    return train, validation, test

@@ -11,7 +11,7 @@ that are predicted with it ("transductive"). Scales and shifts are parameters li
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -69,24 +69,17 @@ class Problem:
 
 def mlp(widths: Sequence[int]) -> Model:
     """A multilayer perceptron with tanh between its layers; [2, 32, 32, 1] has 1185 parameters."""
-    layers = list(enumerate(pairwise(widths)))
-
-    def init(seed: int) -> Parameters:
-        generator = Generator().manual_seed(seed)
-        parameters: Parameters = {}
-        for index, (inputs, outputs) in layers:
-            parameters |= _layer(f"layer{index}", (outputs, inputs), generator)
-        return parameters
+    shapes = {
+        f"layer{k}": (outputs, inputs) for k, (inputs, outputs) in enumerate(pairwise(widths))
+    }
 
     def features(parameters: Parameters, x: Tensor) -> Tensor:
-        for index, _ in layers[:-1]:
-            name = f"layer{index}"
-            x = torch.tanh(
-                functional.linear(x, parameters[f"{name}.weight"], parameters[f"{name}.bias"])
-            )
+        for name in [*shapes][:-1]:
+            weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
+            x = torch.tanh(functional.linear(x, weight, bias))
         return x
 
-    return with_head(init, features, f"layer{len(layers) - 1}")
+    return _model(shapes, _as_torch, features)
 
 
 def conv_net(outputs: int = 5, channels: tuple[int, int] = (8, 16)) -> Model:
@@ -97,21 +90,14 @@ def conv_net(outputs: int = 5, channels: tuple[int, int] = (8, 16)) -> Model:
     """
     first, second = channels
 
-    def init(seed: int) -> Parameters:
-        generator = Generator().manual_seed(seed)
-        return (
-            _layer("conv0", (first, 1, 3, 3), generator)
-            | _layer("conv1", (second, first, 3, 3), generator)
-            | _layer("head", (outputs, 4 * second), generator)
-        )
-
     def features(parameters: Parameters, x: Tensor) -> Tensor:
         for name in ("conv0", "conv1"):
             weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
             x = torch.tanh(functional.conv2d(x, weight, bias, stride=2, padding=1))
         return x.flatten(-3)
 
-    return with_head(init, features, "head")
+    shapes = {"conv0": (first, 1, 3, 3), "conv1": (second, first, 3, 3)}
+    return _model(shapes | {"head": (outputs, 4 * second)}, _as_torch, features)
 
 
 def count(parameters: Parameters) -> int:
@@ -119,13 +105,31 @@ def count(parameters: Parameters) -> int:
     return sum(tensor.numel() for tensor in parameters.values())
 
 
-def with_head(
-    init: Callable[[int], Parameters],
-    features: Callable[[Parameters, Tensor], Tensor],
-    name: str,
+Shape = tuple[int, ...]
+Draw = Callable[[Shape, Generator], tuple[Tensor, Tensor]]
+"""`draw(shape, generator)` is a weight and its bias."""
+
+
+def _model(
+    shapes: Mapping[str, Shape], draw: Draw, features: Callable[[Parameters, Tensor], Tensor]
 ) -> Model:
-    """A network that ends in the linear layer of a name."""
-    weight, bias = f"{name}.weight", f"{name}.bias"
+    """A network of layers by the shapes of their weights; the last one is its linear head."""
+    head = [*shapes][-1]
+    weight, bias = f"{head}.weight", f"{head}.bias"
+
+    def init(seed: int) -> Parameters:
+        generator = Generator().manual_seed(seed)
+        parameters: Parameters = {}
+        for name, shape in shapes.items():
+            if len(shape) == 1:  # the scale and shift of a normalisation
+                own = (
+                    torch.ones(shape, dtype=torch.float64),
+                    torch.zeros(shape, dtype=torch.float64),
+                )
+            else:
+                own = draw(shape, generator)
+            parameters[f"{name}.weight"], parameters[f"{name}.bias"] = own
+        return parameters
 
     def apply(parameters: Parameters, x: Tensor) -> Tensor:
         return functional.linear(features(parameters, x), parameters[weight], parameters[bias])
@@ -133,23 +137,32 @@ def with_head(
     return Model(init, apply, features, (weight, bias))
 
 
-def _layer(name: str, shape: tuple[int, ...], generator: Generator) -> Parameters:
-    """Weight and bias as torch.nn.Linear and Conv2d draw them.
+def _uniform(shape: Shape, bound: float, generator: Generator) -> Tensor:
+    """Float64 numbers from -bound to bound."""
+    unit = torch.rand(shape, generator=generator, dtype=torch.float64)
+    return bound * (2 * unit - 1)
+
+
+def _as_torch(shape: Shape, generator: Generator) -> tuple[Tensor, Tensor]:
+    """As torch.nn.Linear and Conv2d draw them.
 
     `kaiming_uniform_(weight, a=sqrt(5))` is U(-b, b) with b = 1/sqrt(fan_in), and the bias has
     the same range.
     """
     bound = 1 / math.sqrt(math.prod(shape[1:]))
-    return {
-        f"{name}.weight": uniform(shape, bound, generator),
-        f"{name}.bias": uniform(shape[:1], bound, generator),
-    }
+    return _uniform(shape, bound, generator), _uniform(shape[:1], bound, generator)
 
 
-def uniform(shape: tuple[int, ...], bound: float, generator: Generator) -> Tensor:
-    """Float64 numbers from -bound to bound."""
-    unit = torch.rand(shape, generator=generator, dtype=torch.float64)
-    return bound * (2 * unit - 1)
+def _glorot(shape: Shape, generator: Generator, gain: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Glorot and Bengio's uniform weights, zero biases."""
+    bound = gain * math.sqrt(6 / (math.prod(shape[2:]) * (shape[0] + shape[1])))
+    return _uniform(shape, bound, generator), torch.zeros(shape[0], dtype=torch.float64)
+
+
+def _wide_glorot(shape: Shape, generator: Generator) -> tuple[Tensor, Tensor]:
+    """As iMAML: the same with a gain of 1.73, and biases from 0 to 0.05."""
+    weight, _ = _glorot(shape, generator, gain=1.73)
+    return weight, 0.025 + _uniform(shape[:1], 0.025, generator)
 
 
 BLOCKS = 4
@@ -167,105 +180,13 @@ def batch_statistics(maps: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 def groups(count: int) -> Norm:
     """Mean 0 and variance 1 of each picture over each of so many groups of filters."""
+    return lambda maps, scale, shift: functional.group_norm(maps, count, scale, shift)
 
-    def norm(maps: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        return functional.group_norm(maps, count, scale, shift)
-
-    return norm
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What may be chosen of each net."""
-
-    norm: Norm = batch_statistics  # or `groups(count)`
-    activation: Activation = torch.relu  # as in the papers, or one that is smooth
-
-
-PAPERS = Choices()
-"""As in the papers."""
 
 ACTIVATIONS: dict[str, Activation] = {
     "relu": torch.relu, "softplus": functional.softplus, "gelu": functional.gelu,
 }  # fmt: skip
 NORMS: dict[str, Norm] = {"batch": batch_statistics, "group": groups(8)}
-
-
-def maml_strided(
-    ways: int, choices: Choices = PAPERS, filters: int = 64, channels: int = 1
-) -> Model:
-    """MAML's net for 28x28 Omniglot: stride 2, maps of 14, 7, 4 and 2 pixels, their mean."""
-    convolve = partial(_same_padding, stride=2)
-    return _net(
-        ways,
-        channels,
-        filters,
-        filters,
-        _Maps(convolve, partial(torch.mean, dim=(-2, -1))),
-        choices,
-        _glorot,
-    )
-
-
-def maml_pooled(
-    ways: int, choices: Choices = PAPERS, filters: int = 32, channels: int = 3
-) -> Model:
-    """MAML's net for 84x84 mini-ImageNet: 2x2 max pooling to 42, 21, 10 and 5 pixels."""
-    convolve = partial(_same_padding, stride=1)
-    maps = _Maps(
-        convolve,
-        partial(torch.flatten, start_dim=-3),
-        partial(functional.max_pool2d, kernel_size=2),
-    )
-    return _net(ways, channels, filters, 25 * filters, maps, choices, _glorot)
-
-
-def imaml_strided(
-    ways: int, choices: Choices = PAPERS, filters: int = 64, channels: int = 1
-) -> Model:
-    """The net of iMAML for Omniglot: stride 2, maps of 14, 7 (padded to 8), 4 and 2 pixels."""
-    maps = _Maps(_imaml_convolution, partial(torch.flatten, start_dim=-3))
-    return _net(ways, channels, filters, 4 * filters, maps, choices, _wide_glorot)
-
-
-NETS = {"maml-strided": maml_strided, "maml-pooled": maml_pooled, "imaml-strided": imaml_strided}
-
-
-@dataclass(frozen=True)
-class _Maps:
-    """What is done to maps."""
-
-    convolve: Callable[..., Tensor]  # `convolve(maps, weight, bias, block=...)`
-    read: Callable[[Tensor], Tensor]  # the features, [n, features], from the last maps
-    reduce: Callable[[Tensor], Tensor] = lambda maps: maps  # after the activation
-
-
-Layer = Callable[[str, tuple[int, ...], Generator], Parameters]
-"""`layer(name, shape, generator)` draws a weight and its bias."""
-
-
-def _net(
-    ways: int, channels: int, filters: int, width: int, maps: _Maps, choices: Choices, layer: Layer
-) -> Model:
-    def init(seed: int) -> Parameters:
-        generator = Generator().manual_seed(seed)
-        parameters: Parameters = {}
-        for block in range(BLOCKS):
-            inputs = filters if block else channels
-            parameters |= layer(f"conv{block}", (filters, inputs, KERNEL, KERNEL), generator)
-            parameters[f"norm{block}.weight"] = torch.ones(filters, dtype=torch.float64)
-            parameters[f"norm{block}.bias"] = torch.zeros(filters, dtype=torch.float64)
-        return parameters | layer("head", (ways, width), generator)
-
-    def features(parameters: Parameters, x: Tensor) -> Tensor:
-        for block in range(BLOCKS):
-            weight, bias = parameters[f"conv{block}.weight"], parameters[f"conv{block}.bias"]
-            x = maps.convolve(x, weight, bias, block=block)
-            x = choices.norm(x, parameters[f"norm{block}.weight"], parameters[f"norm{block}.bias"])
-            x = maps.reduce(choices.activation(x))
-        return maps.read(x)
-
-    return with_head(init, features, "head")
 
 
 def _same_padding(x: Tensor, weight: Tensor, bias: Tensor, block: int, stride: int) -> Tensor:
@@ -287,18 +208,56 @@ def _imaml_convolution(x: Tensor, weight: Tensor, bias: Tensor, block: int) -> T
     return functional.conv2d(x, weight, bias, 2, 1)
 
 
-def _glorot(
-    name: str, shape: tuple[int, ...], generator: Generator, gain: float = 1.0
-) -> Parameters:
-    """Glorot and Bengio's uniform weights, zero biases."""
-    pixels = math.prod(shape[2:])
-    bound = gain * math.sqrt(6 / (pixels * (shape[0] + shape[1])))
-    zeros = torch.zeros(shape[0], dtype=torch.float64)
-    return {f"{name}.weight": uniform(shape, bound, generator), f"{name}.bias": zeros}
+@dataclass(frozen=True)
+class Net:
+    """A four-block net; `net(ways, norm, activation)` is its model, by default as in the papers."""
+
+    channels: int  # of a picture
+    filters: int  # of each block
+    pixels: int  # of the last maps, as far as they are read
+    draw: Draw  # of the initial parameters
+    convolve: Callable[..., Tensor]  # `convolve(maps, weight, bias, block=...)`
+    read: Callable[[Tensor], Tensor]  # the features, [n, features], from the last maps
+    reduce: Callable[[Tensor], Tensor] = lambda maps: maps  # after the activation
+
+    def __call__(
+        self, ways: int, norm: Norm = batch_statistics, activation: Activation = torch.relu
+    ) -> Model:
+        """The model that tells so many classes apart; a smooth activation is no paper's."""
+        filters = self.filters
+        shapes: dict[str, Shape] = {}
+        for block in range(BLOCKS):
+            inputs = filters if block else self.channels
+            shapes |= {
+                f"conv{block}": (filters, inputs, KERNEL, KERNEL),
+                f"norm{block}": (filters,),
+            }
+
+        def features(parameters: Parameters, x: Tensor) -> Tensor:
+            for block in range(BLOCKS):
+                conv, scaled = (
+                    (parameters[f"{name}{block}.weight"], parameters[f"{name}{block}.bias"])
+                    for name in ("conv", "norm")
+                )
+                x = norm(self.convolve(x, *conv, block=block), *scaled)
+                x = self.reduce(activation(x))
+            return self.read(x)
+
+        return _model(shapes | {"head": (ways, self.pixels * filters)}, self.draw, features)
 
 
-def _wide_glorot(name: str, shape: tuple[int, ...], generator: Generator) -> Parameters:
-    """As iMAML: the same with a gain of 1.73, and biases from 0 to 0.05."""
-    drawn = _glorot(name, shape, generator, gain=1.73)
-    drawn[f"{name}.bias"] = 0.025 + uniform(shape[:1], 0.025, generator)
-    return drawn
+_flat = partial(torch.flatten, start_dim=-3)
+
+NETS = {
+    # MAML's for 28x28 Omniglot: stride 2, maps of 14, 7, 4 and 2 pixels, their mean
+    "maml-strided": Net(
+        1, 64, 1, _glorot, partial(_same_padding, stride=2), partial(torch.mean, dim=(-2, -1))
+    ),
+    # MAML's for 84x84 mini-ImageNet: 2x2 max pooling to 42, 21, 10 and 5 pixels
+    "maml-pooled": Net(
+        3, 32, 25, _glorot, partial(_same_padding, stride=1), _flat,
+        partial(functional.max_pool2d, kernel_size=2),
+    ),
+    # that of iMAML for Omniglot: stride 2, maps of 14, 7 (padded to 8), 4 and 2 pixels
+    "imaml-strided": Net(1, 64, 4, _wide_glorot, _imaml_convolution, _flat),
+}  # fmt: skip

@@ -12,22 +12,23 @@ from __future__ import annotations
 import csv
 import io
 import zipfile
-from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional
-from typing_extensions import override
 
 from benchmarks.problems.classification import Split
 from benchmarks.problems.data_files import BrokenDataError, require
 from benchmarks.problems.tasks import Batch
+
+Entry = TypeVar("Entry")
 
 
 @dataclass(frozen=True)
@@ -84,83 +85,67 @@ def by_lists(names: Sequence[str], lists: Mapping[str, Iterable[str]]) -> ClassS
     return ClassSplit(parts["train"], parts["val"], parts["test"])
 
 
-class Pictures(ABC):
-    """As many pictures of each class.
+class Pictures(NamedTuple):
+    """As many pictures of each class, [channels, height, width]."""
 
-    Attributes:
-        classes: How many classes.
-        per_class: How many pictures of each.
-        shape: (channels, height, width) of a picture.
-    """
-
-    def __init__(self, classes: int, per_class: int, shape: tuple[int, int, int]) -> None:
-        self.classes, self.per_class, self.shape = classes, per_class, shape
-
-    @abstractmethod
-    def take(self, classes: Tensor, which: Tensor) -> Tensor:
-        """Some pictures, by indices of classes and, of the same shape, of pictures within them.
-
-        Returns:
-            Unsigned bytes of that shape and (channels, height, width).
-        """
+    classes: int  # how many classes
+    per_class: int  # how many pictures of each
+    shape: tuple[int, int, int]  # of a picture
+    # `take(classes, which)` is some pictures, by indices of classes and, of the same shape, of
+    # pictures within them: unsigned bytes of that shape and (channels, height, width)
+    take: Callable[[Tensor, Tensor], Tensor]
 
 
-class StoredPictures(Pictures):
+def stored(pixels: Tensor) -> Pictures:
     """Pictures in memory: unsigned bytes, [classes, pictures of each, channels, height, width]."""
-
-    def __init__(self, pixels: Tensor) -> None:
-        classes, per_class, channels, height, width = pixels.shape
-        super().__init__(classes, per_class, (channels, height, width))
-        self._pixels = pixels
-
-    @override
-    def take(self, classes: Tensor, which: Tensor) -> Tensor:
-        return self._pixels[classes, which]
+    count, per_class, channels, height, width = pixels.shape
+    shape = (channels, height, width)
+    return Pictures(count, per_class, shape, lambda classes, which: pixels[classes, which])
 
 
-class EncodedPictures(Pictures):
-    """Colour pictures of any kind that Pillow reads; `read(class, picture)` is a file's content.
+def encoded(rows: Sequence[Sequence[Entry]], read: Callable[[Entry], bytes], size: int) -> Pictures:
+    """Colour pictures of any kind that Pillow reads; `read(entry)` is the content of a file.
 
-    Each is decoded once, when it is first drawn, and resized (Lanczos) to a square. Memory grows
-    with the pictures that were drawn, to `classes * per_class * 3 * size^2` bytes at most. Two
-    threads may share it: at worst both decode a picture, to the same pixels.
+    The entries of each class are one of the rows. Each is decoded once, when it is first drawn, and
+    resized (Lanczos) to a square. Memory grows with the pictures that were drawn, to
+    `classes * per_class * 3 * size^2` bytes at most. Two threads may share it: at worst both decode
+    a picture, to the same pixels.
+
+    Raises:
+        BrokenDataError: Classes have different numbers of pictures.
     """
+    lengths = {len(row) for row in rows}
+    if len(lengths) != 1:
+        raise BrokenDataError(f"classes have different numbers of pictures: {sorted(lengths)}.")
 
-    def __init__(
-        self, read: Callable[[int, int], bytes], classes: int, per_class: int, size: int
-    ) -> None:
-        super().__init__(classes, per_class, (3, size, size))
-        self._read = read
-        self._decoded: dict[tuple[int, int], np.ndarray] = {}
+    @cache
+    def pixels(row: int, column: int) -> np.ndarray:
+        name = f"picture {column} of class {row}"
+        return _decode(read(rows[row][column]), name, size)
 
-    @override
-    def take(self, classes: Tensor, which: Tensor) -> Tensor:
+    def take(classes: Tensor, which: Tensor) -> Tensor:
         places = zip(classes.flatten().tolist(), which.flatten().tolist(), strict=True)
-        pixels = np.stack([self._pixels(*place) for place in places])
-        return torch.from_numpy(pixels).reshape(*classes.shape, *self.shape)
+        drawn = torch.from_numpy(np.stack([pixels(*place) for place in places]))
+        return drawn.reshape(*classes.shape, 3, size, size)
 
-    def _pixels(self, row: int, column: int) -> np.ndarray:
-        pixels = self._decoded.get((row, column))
-        if pixels is None:
-            pixels = self._decoded[row, column] = self._decode(row, column)
-        return pixels
+    return Pictures(len(rows), lengths.pop(), (3, size, size), take)
 
-    def _decode(self, row: int, column: int) -> np.ndarray:
-        """The pixels of a picture, [3, size, size]."""
-        try:
-            from PIL import Image, UnidentifiedImageError  # noqa: PLC0415
-        except ImportError as error:
-            raise BrokenDataError(
-                "these pictures are encoded: install Pillow, which the extra `bench` brings."
-            ) from error
-        try:
-            image = Image.open(io.BytesIO(self._read(row, column))).convert("RGB")
-        except (UnidentifiedImageError, OSError) as error:
-            raise BrokenDataError(f"picture {column} of class {row} cannot be decoded.") from error
-        wanted = self.shape[1:]
-        if image.size != wanted:
-            image = image.resize(wanted, Image.Resampling.LANCZOS)
-        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+def _decode(content: bytes, name: str, size: int) -> np.ndarray:
+    """The pixels of a picture, [3, size, size]."""
+    try:
+        from PIL import Image, UnidentifiedImageError  # noqa: PLC0415
+    except ImportError as error:
+        raise BrokenDataError(
+            "these pictures are encoded: install Pillow, which the extra `bench` brings."
+        ) from error
+    try:
+        image = Image.open(io.BytesIO(content)).convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise BrokenDataError(f"{name} cannot be decoded.") from error
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.LANCZOS)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
 OMNIGLOT_FILE = "omniglot_28.npz"
@@ -184,18 +169,21 @@ def omniglot_split(
     drawings = torch.from_numpy(_omniglot_images(directory)[:characters].astype(np.float64))
     ink = functional.avg_pool2d(1 - drawings / 255, 2).flatten(-2)
     order = torch.randperm(DRAWERS, generator=Generator().manual_seed(seed))
-    parts = order.tensor_split((train, train + validation))
-    return Split(*(_drawings(ink[:, part]) for part in parts))
+    parts = [ink[:, part] for part in order.tensor_split((train, train + validation))]
+    return Split(*(
+        Batch(part.flatten(0, 1), torch.arange(len(part)).repeat_interleave(part.shape[1]))
+        for part in parts
+    ))  # fmt: skip
 
 
-def omniglot(directory: Path | None) -> StoredPictures:
+def omniglot(directory: Path | None) -> Pictures:
     """Every character, each drawn by 20 people: bytes of 28 x 28 pixels, paper 255, ink 0.
 
     Raises:
         MissingDataError: The file is not there.
         BrokenDataError: It holds something else.
     """
-    return StoredPictures(torch.from_numpy(_omniglot_images(directory))[:, :, None])
+    return stored(torch.from_numpy(_omniglot_images(directory))[:, :, None])
 
 
 def _omniglot_images(directory: Path | None) -> np.ndarray:
@@ -214,16 +202,8 @@ def _omniglot_images(directory: Path | None) -> np.ndarray:
     return images
 
 
-def _drawings(ink: Tensor) -> Batch:
-    characters, drawings, _ = ink.shape
-    return Batch(ink.flatten(0, 1), torch.arange(characters).repeat_interleave(drawings))
-
-
-MINI_IMAGENET_FILE, FOLDER, SPLITS = (
-    "mini_imagenet_84_webp.npz",
-    "mini_imagenet",
-    "mini_imagenet_splits.zip",
-)
+MINI_IMAGENET_FILE = "mini_imagenet_84_webp.npz"
+FOLDER, SPLITS = "mini_imagenet", "mini_imagenet_splits.zip"
 PARTS = ("train", "val", "test")
 MINI_IMAGENET_SIZE = 84
 MINI_IMAGENET_ORIGIN = (
@@ -239,14 +219,7 @@ SPLITS_ORIGIN = (
 )
 
 
-class MiniImageNet(NamedTuple):
-    """The pictures and the classes of each part."""
-
-    pictures: EncodedPictures
-    split: ClassSplit
-
-
-def mini_imagenet(directory: Path | None) -> MiniImageNet:
+def mini_imagenet(directory: Path | None) -> tuple[Pictures, ClassSplit]:
     """The pictures, decoded when they are drawn, and their split.
 
     Raises:
@@ -260,9 +233,12 @@ def mini_imagenet(directory: Path | None) -> MiniImageNet:
     return _from_file(require(directory, MINI_IMAGENET_FILE, MINI_IMAGENET_ORIGIN), lists)
 
 
-def _lists(path: Path) -> dict[str, dict[str, list[str]]]:
-    """The file names of each class of each part."""
-    files: dict[str, dict[str, list[str]]] = {}
+Lists = dict[str, dict[str, list[str]]]
+"""The file names of each class of each part."""
+
+
+def _lists(path: Path) -> Lists:
+    files: Lists = {}
     try:
         with zipfile.ZipFile(path) as archive:
             for part in PARTS:
@@ -276,7 +252,7 @@ def _lists(path: Path) -> dict[str, dict[str, list[str]]]:
     return files
 
 
-def _from_folder(folder: Path, lists: dict[str, dict[str, list[str]]]) -> MiniImageNet:
+def _from_folder(folder: Path, lists: Lists) -> tuple[Pictures, ClassSplit]:
     files = {label: names for members in lists.values() for label, names in members.items()}
     split = by_lists(list(files), lists)
     rows = list(files.values())
@@ -286,16 +262,10 @@ def _from_folder(folder: Path, lists: dict[str, dict[str, list[str]]]) -> MiniIm
             f"{folder} lacks {len(missing)} of the listed pictures, e.g. {missing[0]}."
             f" {MINI_IMAGENET_ORIGIN}"
         )
-
-    def read(row: int, column: int) -> bytes:
-        return (folder / rows[row][column]).read_bytes()
-
-    return MiniImageNet(
-        EncodedPictures(read, len(rows), _common_length(rows), MINI_IMAGENET_SIZE), split
-    )
+    return encoded(rows, lambda name: (folder / name).read_bytes(), MINI_IMAGENET_SIZE), split
 
 
-def _from_file(path: Path, lists: dict[str, dict[str, list[str]]]) -> MiniImageNet:
+def _from_file(path: Path, lists: Lists) -> tuple[Pictures, ClassSplit]:
     names = ("data", "offsets", "label", "wnid")
     with np.load(path, allow_pickle=False) as file:
         absent = [name for name in names if name not in file.files]
@@ -304,20 +274,10 @@ def _from_file(path: Path, lists: dict[str, dict[str, list[str]]]) -> MiniImageN
         data, offsets, label, wnid = (file[name] for name in names)
     if len(offsets) != len(label) + 1 or offsets[-1] > len(data):
         raise BrokenDataError(f"{path}: offsets do not fit label and data. {MINI_IMAGENET_ORIGIN}")
-    rows = [np.flatnonzero(label == index).tolist() for index in range(len(wnid))]
+    rows: list[list[int]] = [np.flatnonzero(label == k).tolist() for k in range(len(wnid))]
     split = by_lists(wnid.tolist(), lists)
 
-    def read(row: int, column: int) -> bytes:
-        start = rows[row][column]
-        return data[offsets[start] : offsets[start + 1]].tobytes()
+    def read(picture: int) -> bytes:
+        return data[offsets[picture] : offsets[picture + 1]].tobytes()
 
-    return MiniImageNet(
-        EncodedPictures(read, len(rows), _common_length(rows), MINI_IMAGENET_SIZE), split
-    )
-
-
-def _common_length(rows: list[list[str]] | list[list[int]]) -> int:
-    lengths = {len(row) for row in rows}
-    if len(lengths) != 1:
-        raise BrokenDataError(f"classes have different numbers of pictures: {sorted(lengths)}.")
-    return lengths.pop()
+    return encoded(rows, read, MINI_IMAGENET_SIZE), split

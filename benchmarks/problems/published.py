@@ -6,10 +6,13 @@ from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-    """A printed mean ± standard deviation."""
+    """A printed mean ± standard deviation, or ± half the width of an interval."""
 
     mean: float
     std: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:g} ± {self.std:g}"
 
 
 Column = tuple[Entry, ...]
@@ -145,37 +148,22 @@ def ratings_column(data: str, shots: int, steps: int) -> dict[str, str]:
     return TABLES.get(steps, {}).get((_SAME.get(data, data), shots), {})
 
 
-class Number(NamedTuple):
-    """A printed accuracy in percent and its half-width."""
-
-    mean: float
-    half_width: float
-    origin: str  # who measured it
-
-    def __str__(self) -> str:
-        return f"{self.mean:g} ± {self.half_width:g}"
-
-
-COPIED = "in iMAML's Table 2"
-OWN = "the A-MAML paper's own"
-
 _ROWS = {
-    "maml": ((95.8, 0.3), (48.70, 1.84), COPIED),
-    "fomaml": ((89.4, 0.5), (48.07, 1.75), COPIED),
-    "reptile": ((89.43, 0.14), (49.97, 0.32), COPIED),
-    "imaml-gd": ((94.46, 0.42), (48.96, 1.84), COPIED),
-    "imaml-hf": ((96.18, 0.36), (49.30, 1.88), COPIED),
-    "a-maml T=0.5": ((96.36, 0.39), (49.43, 1.64), OWN),
-    "a-maml T=1": ((96.79, 0.34), (49.47, 1.77), OWN),
+    "maml": ((95.8, 0.3), (48.70, 1.84)),
+    "fomaml": ((89.4, 0.5), (48.07, 1.75)),
+    "reptile": ((89.43, 0.14), (49.97, 0.32)),
+    "imaml-gd": ((94.46, 0.42), (48.96, 1.84)),
+    "imaml-hf": ((96.18, 0.36), (49.30, 1.88)),
+    "a-maml T=0.5": ((96.36, 0.39), (49.43, 1.64)),
+    "a-maml T=1": ((96.79, 0.34), (49.47, 1.77)),
 }
-_COMLN = Number(53.01, 0.62, "the COMLN paper's own, Conv-4, 1000 tasks; not in Table 3")
-
-TABLE_3: dict[tuple[str, int, int], dict[str, Number]] = {
-    ("omniglot", 20, 1): {name: Number(*row[0], row[2]) for name, row in _ROWS.items()},
-    ("mini-imagenet", 5, 1): {name: Number(*row[1], row[2]) for name, row in _ROWS.items()}
-    | {"comln": _COMLN},
+TABLE_3: dict[tuple[str, int, int], dict[str, Entry]] = {
+    ("omniglot", 20, 1): {name: Entry(*row) for name, (row, _) in _ROWS.items()},
+    ("mini-imagenet", 5, 1): {name: Entry(*row) for name, (_, row) in _ROWS.items()}
+    | {"comln": Entry(53.01, 0.62)},  # not in Table 3; Conv-4, 1000 tasks
 }
-"""By data set, ways and shots, and contender."""
+"""Accuracies in percent by data set, ways and shots, and contender; who measured them, `ORIGINS`
+says."""
 
 ORIGINS = (
     "Table 3 of the A-MAML paper measures A-MAML only. Its rows of MAML, FOMAML, Reptile, iMAML-GD"
@@ -186,12 +174,12 @@ ORIGINS = (
 )
 
 
-def pictures_column(data: str, ways: int, shots: int) -> dict[str, Number]:
+def pictures_column(data: str, ways: int, shots: int) -> dict[str, Entry]:
     """What is printed for a setting, by contender; empty where nothing is."""
     return TABLE_3.get((data, ways, shots), {})
 
 
-def beside(contender: str, printed: dict[str, Number]) -> str:
+def beside(contender: str, printed: dict[str, Entry]) -> str:
     """What stands beside a contender; A-MAML without a horizon of its own has the paper's 0.5."""
     name = "a-maml T=0.5" if contender == "a-maml" else contender
     return str(printed[name]) if name in printed else ""

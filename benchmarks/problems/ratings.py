@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +36,7 @@ from torch import Generator, Tensor
 import odeopt
 from benchmarks.problems import models
 from benchmarks.problems.data_files import require
-from benchmarks.problems.tasks import Batch, Task, move
+from benchmarks.problems.tasks import Batch, Task, move, take
 
 Array = NDArray[Any]
 
@@ -131,21 +131,31 @@ MODEL = models.mlp([ITEMS, 40, 40, 1])
 
 @dataclass(frozen=True)
 class Ratings:
-    """The ratings of the retained users on the most rated items."""
+    """The ratings of the retained users on the most rated items.
+
+    `mean` and `std`, of all of them, are the unit of every task's targets.
+    """
 
     scores: Tensor  # shape [users, 100], NaN where there is none; items by falling count
-    mean: float
-    std: float  # the unit of every task's targets
 
-    @property
-    def users(self) -> int:
-        """The number of retained users."""
-        return len(self.scores)
+    @cached_property
+    def counts(self) -> Tensor:
+        """The number of ratings of each user."""
+        return (~self.scores.isnan()).sum(1)
+
+    @cached_property
+    def mean(self) -> float:
+        """The mean rating."""
+        return self.scores[~self.scores.isnan()].mean().item()
+
+    @cached_property
+    def std(self) -> float:
+        """The standard deviation of the ratings."""
+        return self.scores[~self.scores.isnan()].std(correction=0).item()
 
     def with_at_least(self, count: int) -> list[int]:
         """The users with at least `count` ratings, enough for train + validation = count."""
-        rated = (~self.scores.isnan()).sum(1)
-        return torch.nonzero(rated >= count).flatten().tolist()
+        return torch.nonzero(self.counts >= count).flatten().tolist()
 
 
 def load(name: str, directory: Path | None, at_least: int = 10) -> Ratings:
@@ -157,8 +167,7 @@ def load(name: str, directory: Path | None, at_least: int = 10) -> Ratings:
         MissingDataError: The file is not there.
     """
     matrix = most_rated(read(name, directory))
-    scores = torch.tensor(matrix[(~np.isnan(matrix)).sum(1) >= at_least])
-    return _ratings(scores)
+    return Ratings(torch.tensor(matrix[(~np.isnan(matrix)).sum(1) >= at_least]))
 
 
 def made_up(users: int = 60, seed: int = 0) -> Ratings:
@@ -175,7 +184,7 @@ def made_up(users: int = 60, seed: int = 0) -> Ratings:
     stars = (2 * (3 + liking + normal(users, ITEMS) / 2)).round().clamp(1, 10) / 2
     counts = torch.randint(12, 91, (users, 1), generator=generator)
     places = torch.rand((users, ITEMS), generator=generator).argsort(1)
-    return _ratings(stars.masked_fill(places >= counts, torch.nan))
+    return Ratings(stars.masked_fill(places >= counts, torch.nan))
 
 
 def task(ratings: Ratings, user: int, seed: int, train: int = 10, validation: int = 15) -> Task:
@@ -192,12 +201,9 @@ def task(ratings: Ratings, user: int, seed: int, train: int = 10, validation: in
         raise ValueError(f"user {user} has {len(items)} ratings, {train} + {validation} needed")
     order = torch.randperm(len(items), generator=Generator().manual_seed(seed))
     chosen = items[order[: train + validation]]
-    return Task(_batch(ratings, user, chosen[:train]), _batch(ratings, user, chosen[train:]))
-
-
-def _ratings(scores: Tensor) -> Ratings:
-    known = scores[~scores.isnan()]
-    return Ratings(scores, known.mean().item(), known.std(correction=0).item())
+    y = (ratings.scores[user, chosen] - ratings.mean) / ratings.std
+    whole = Batch(_one_hot(chosen), y.unsqueeze(-1))
+    return Task(take(whole, slice(train)), take(whole, slice(train, None)))
 
 
 def most_rated(table: Table) -> Array:
@@ -211,12 +217,6 @@ def most_rated(table: Table) -> Array:
     matrix = np.full((len(users), ITEMS), np.nan)
     matrix[row[kept], column[table.item[kept]]] = table.rating[kept]
     return matrix
-
-
-def _batch(ratings: Ratings, user: int, items: Tensor) -> Batch:
-    x = _one_hot(items)
-    y = (ratings.scores[user, items] - ratings.mean) / ratings.std
-    return Batch(x, y.unsqueeze(-1))
 
 
 _TEST, _TRAIN = 1, 2
@@ -263,11 +263,11 @@ class RatingTasks:
         self, ratings: Ratings, shots: int, validation: int, tests: int = 100, seed: int = 0
     ) -> None:
         self.shots, self.validation, self.seed = shots, validation, seed
-        counts = (~ratings.scores.isnan()).sum(1)
-        order = torch.randperm(ratings.users, generator=_generator(seed, 0))
+        counts = ratings.counts
+        order = torch.randperm(len(counts), generator=_generator(seed, 0))
         able = order[counts[order] >= shots]
         self.test_users = able[:tests]
-        others = torch.ones(ratings.users, dtype=torch.bool)
+        others = torch.ones(len(counts), dtype=torch.bool)
         others[self.test_users] = False
         self.train_users = torch.nonzero(others & (counts >= shots + validation)).flatten()
         if len(self.test_users) < tests or not len(self.train_users):
@@ -275,9 +275,8 @@ class RatingTasks:
                 f"{len(able)} users have {shots} ratings and {len(self.train_users)} others"
                 f" {shots} + {validation}; {tests} are needed for the test and some for training"
             )
-        own = ratings.scores[self.train_users]
-        own = own[~own.isnan()]
-        self.mean, self.std = own.mean().item(), own.std(correction=0).item()
+        own = Ratings(ratings.scores[self.train_users])
+        self.mean, self.std = own.mean, own.std
         self._scores = (ratings.scores - self.mean) / self.std
 
     def train_scores(self) -> Tensor:
@@ -288,12 +287,8 @@ class RatingTasks:
         """Tasks of some training users, given by their rows in `train_users`."""
         generator = _generator(self.seed, _TRAIN, update)
         items, y = self._shuffled(self.train_users[torch.tensor(rows)], generator)
-        middle, end = self.shots, self.shots + self.validation
-        train, validation = (
-            Batch(_one_hot(items[:, part]), y[:, part].unsqueeze(-1))
-            for part in (slice(middle), slice(middle, end))
-        )
-        return Task(train, validation)
+        parts = slice(self.shots), slice(self.shots, self.shots + self.validation)
+        return Task(*(Batch(_one_hot(items[:, p]), y[:, p].unsqueeze(-1)) for p in parts))
 
     def test(self) -> MetaTest:
         """The meta-test, the same whenever it is asked for."""
@@ -370,17 +365,12 @@ def baseline_predictions(train: Tensor, test: MetaTest) -> dict[str, Tensor]:
     """What each baseline predicts for the held-out ratings, shape [users, n, 1]."""
     held_out, nothing = test.held_out, torch.zeros(train.shape[1], dtype=train.dtype)
     bias = item_biases(train)
-    by_item = torch.stack([nothing, item_means(train), nothing, bias])
+    by_item = torch.stack([nothing, train.nanmean(0).nan_to_num(0.0), nothing, bias])
     by_user = (0.0, 0.0, user_biases(test.support, nothing), user_biases(test.support, bias))
     return {
         name: held_out.x @ items.unsqueeze(-1) + users
         for name, items, users in zip(BASELINES, by_item, by_user, strict=True)
     }
-
-
-def item_means(train: Tensor) -> Tensor:
-    """The mean rating of each item, 0 for one without ratings, shape [100]."""
-    return train.nanmean(0).nan_to_num(0.0)
 
 
 def item_biases(train: Tensor) -> Tensor:

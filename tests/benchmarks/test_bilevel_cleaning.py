@@ -16,6 +16,7 @@ from benchmarks.bilevel.cleaning import SIZES, UNIFORM, Training
 from benchmarks.harness import strict_json
 from benchmarks.harness.registry import Preset, Settings
 from benchmarks.harness.store import ResultStore
+from benchmarks.problems import classification
 from odeopt.testing import relative_error
 
 SMALL = SIZES[Preset.SMOKE]
@@ -54,11 +55,12 @@ def test_the_search_spends_no_more_than_the_gradient(smoke):
 
 
 def test_the_gradient_is_that_of_the_unrolled_training(given):
-    training = Training(given.model, 5, SMALL.batch, None)
+    training = Training(given, 5, SMALL.batch, None)
     scores = torch.randn(len(given.train.y), generator=torch.Generator().manual_seed(0))
-    start, stream = training.start(given.train, 0), training.stream(given.train, 0)
-    result = training.scored.value_and_grad(training.outer_loss)(
-        start, stream, training.grid(), given.validation, scores
+    outer_loss = classification.mean_loss(given.model)
+    start, stream, grid = training.inputs(given.train, 0)
+    result = training.opts["scores"].value_and_grad(outer_loss)(
+        start, stream, grid, given.validation, scores
     )
     leaf = scores.clone().requires_grad_()
     params, buffers = start, {name: torch.zeros_like(value) for name, value in start.items()}
@@ -69,12 +71,12 @@ def test_the_gradient_is_that_of_the_unrolled_training(given):
         for name, gradient in zip(list(params), grads, strict=True):
             buffers[name] = cleaning.MOMENTUM * buffers[name] + gradient
             params[name] = params[name] - cleaning.LR * buffers[name]
-    (expected,) = torch.autograd.grad(training.outer_loss(params, given.validation, leaf), [leaf])
+    (expected,) = torch.autograd.grad(outer_loss(params, given.validation), [leaf])
     assert relative_error(result.grads.hparams, expected) < 1e-4  # float32
 
 
 def test_no_weight_and_no_example_are_the_same(given):
-    training = Training(given.model, 8, SMALL.batch, None)
+    training = Training(given, 8, SMALL.batch, None)
     params = training.train(given.train, 3)
     ones = torch.ones(len(given.train.y))
     weighted = training.train(given.train, 3, ones)
@@ -82,9 +84,9 @@ def test_no_weight_and_no_example_are_the_same(given):
 
 
 def test_small_losses_find_wrong_labels(given):
-    training = Training(given.model, SMALL.steps, SMALL.batch, None)
+    training = Training(given, SMALL.steps, SMALL.batch, None)
     trial = cleaning.Trial("validation", 20, 0.5)
-    choice = cleaning.search(given, training, trial.cost(given, training), seed=0)
+    choice = cleaning.search(training, trial.cost(training), seed=0)
     assert choice.details["trials"] >= 1
     assert int(choice.weights.sum()) + int(choice.accused.sum()) == len(given.train.y)
     kept = [cleaning.draw(Random(seed), 20).kept for seed in range(30)]

@@ -78,7 +78,7 @@ def test_real_images_have_their_labels(training):
 def test_a_tuned_rate_is_the_best_of_the_grid(training):
     images = distillation.mean_images(training.split.train, 0.0)
     found = distillation.tune(training, images)
-    assert found.details["loss"] == pytest.approx(training.value(found.images, 0))
+    assert found.details["loss"] == pytest.approx(training.value(found.choice, 0))
     for rate in (0.01, 0.1):
         own = images._replace(log_lr=torch.tensor(log(rate)))
         assert found.details["loss"] <= training.value(own, 0) + 1e-9

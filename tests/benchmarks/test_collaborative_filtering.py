@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from benchmarks import __main__ as command
 from benchmarks import check_data, methods
+from benchmarks import collaborative_filtering as benchmark
 from benchmarks.check_data import EXPECTED
-from benchmarks.collaborative_filtering import cells, report
-from benchmarks.collaborative_filtering.cells import MADE_UP, SIZES, Setting
+from benchmarks.collaborative_filtering import MADE_UP, SIZES, Setting
 from benchmarks.harness import strict_json
 from benchmarks.harness.registry import Preset, Settings
 from benchmarks.harness.store import ResultStore
@@ -40,11 +40,11 @@ def test_the_smoke_preset_writes_a_whole_report_without_data(tmp_path):
         assert f"({plot.name})" in written
     found = strict_json.loads((tmp_path / "results.json").read_text())["cells"]
     assert len(found) == 4
-    base = found.pop(next(key for key in found if key.endswith(cells.BASELINES)))
+    base = found.pop(next(key for key in found if key.endswith(benchmark.BASELINES)))
     for cell in found.values():
         assert cell["training"]["updates"] == 2
         assert (cell["training"]["failed_tasks"], cell["training"]["stopped"]) == (0, "")
-        for mode in report.MODES:
+        for mode in benchmark.MODES:
             assert len(cell[mode]["held_out"]) == base["evaluated_users"]
             assert len(cell[mode]["adaptation"]) == base["test_users"] == 10
             assert all(0 < error < 3 for errors in cell[mode].values() for error in errors)
@@ -67,12 +67,12 @@ def test_a_cell_goes_on_from_its_checkpoint_with_the_same_result(tmp_path):
 
     def compute(folder):
         settings = Settings(Preset.SMOKE, ResultStore(tmp_path / folder), None, torch.device("cpu"))
-        _, cell = cells.cells(settings, few)
+        _, cell = benchmark.cells(settings, few)
         return cell.compute()
 
     whole, again = compute("one"), compute("one")  # the second finds its training finished
     assert again["training"]["updates"] == few.updates
-    for mode in report.MODES:
+    for mode in benchmark.MODES:
         assert again[mode] == whole[mode] == compute("other")[mode]
 
 
@@ -83,10 +83,10 @@ def test_presets_cover_the_tables():
     assert {(s.shots, s.validation) for s in paper.settings} == {(10, 15), (20, 30)}
     assert all(s.steps % size.every == 0 for size in SIZES.values() for s in size.settings)
     assert set(SIZES[Preset.QUICK].methods) == set(methods.LABELS)
-    assert cells.resolve(Preset.PAPER, None) == paper
-    assert cells.resolve(Preset.SMOKE, None).settings[0].data == MADE_UP
-    assert "2000 meta-updates (the paper: 5000)" in report.head(paper)
-    assert "made up" not in report.head(paper)
+    assert benchmark.resolve(Preset.PAPER, None) == paper
+    assert benchmark.resolve(Preset.SMOKE, None).settings[0].data == MADE_UP
+    assert "2000 meta-updates (the paper: 5000)" in benchmark.head(paper)
+    assert "made up" not in benchmark.head(paper)
 
 
 def test_the_published_tables():
@@ -101,9 +101,9 @@ def test_the_published_tables():
 
 
 def test_tasks_that_diverged_are_counted_apart():
-    assert report.spread([1.0, 3.0]) == "2.000 ± 1.000"
-    assert report.spread([1.0, math.nan, 3.0]) == "2.000 ± 1.000 (1 diverged)"
-    assert report.spread([math.inf]) == "unstable"
+    assert benchmark.spread([1.0, 3.0]) == "2.000 ± 1.000"
+    assert benchmark.spread([1.0, math.nan, 3.0]) == "2.000 ± 1.000 (1 diverged)"
+    assert benchmark.spread([math.inf]) == "unstable"
 
 
 def test_the_tab_separated_form(tmp_path):

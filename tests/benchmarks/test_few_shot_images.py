@@ -207,7 +207,7 @@ def test_one_task_alone_is_adapted_as_among_others(tmp_path):
     settings = Settings(Preset.SMOKE, ResultStore(tmp_path), None, torch.device("cpu"))
     params = cells.initial(settings, setting)
     adapt = cells._descent(setting, Contender("maml"), small())
-    batch = Feed(sizes.Tasks(setting, None).test(3), settings.device, torch.float64)(0)
+    batch = Feed(sizes.episodes(setting, None, "test", 3), settings.device, torch.float64)(0)
     params = {name: leaf.double() for name, leaf in params.items()}
     together = adapt(params, batch.train, None)
     for task in range(3):
@@ -226,7 +226,6 @@ def test_intervals():
 def test_the_published_table():
     omniglot = published.pictures_column(OMNIGLOT, 20, 1)
     assert str(omniglot["a-maml T=1"]) == "96.79 ± 0.34"
-    assert {n.origin for k, n in omniglot.items() if "a-maml" not in k} == {published.COPIED}
     mini = published.pictures_column(MINI_IMAGENET, 5, 1)
     assert published.beside("reptile", mini) == "49.97 ± 0.32"
     assert published.beside("a-maml", mini) == "49.43 ± 1.64"

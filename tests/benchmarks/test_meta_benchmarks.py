@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import odeopt
 from benchmarks import __main__ as command
-from benchmarks import meta_training, methods
+from benchmarks import meta_training, methods, regression
 from benchmarks.comparison import LEVEL, p_value_above
 from benchmarks.harness import strict_json
 from benchmarks.harness.registry import Preset
@@ -22,8 +22,7 @@ from benchmarks.methods import Inner
 from benchmarks.problems import classification, models
 from benchmarks.problems.functions import ALPINE, FUNCTIONS, Regression
 from benchmarks.problems.models import Problem
-from benchmarks.regression import diagnosis
-from benchmarks.regression.cells import SIZES, Setting
+from benchmarks.regression import SIZES, Setting
 
 
 def run(*args):
@@ -76,7 +75,7 @@ def test_the_reason_that_is_given_is_what_was_measured(p, end, said):
         "objective": {"a-maml": 0.2, "reptile": 0.1}, "untrained": 0.5, "best": "reptile",
         "updates": 500, "start": [0.4], "continued": {"a-maml": [end], "reptile": [0.35]}, "p": p,
     }  # fmt: skip
-    text = diagnosis.section(found)
+    text = regression.explained(found)
     assert said in text
     assert ("From there" in text) == (end < 0.4)
 
@@ -131,7 +130,7 @@ def test_alpine_functions(protocol):
 
 
 @pytest.fixture(scope="module")
-def regression():
+def protocols():
     return {
         (f, p): Regression(f, p, 20) for f in ("cosmixture", "alpine") for p in ("code", "text")
     }
@@ -139,8 +138,8 @@ def regression():
 
 @pytest.mark.parametrize("family", ["cosmixture", "alpine"])
 @pytest.mark.parametrize("protocol", ["code", "text"])
-def test_the_regression_protocol(regression, family, protocol):
-    data = regression[family, protocol]
+def test_the_regression_protocol(protocols, family, protocol):
+    data = protocols[family, protocol]
     assert data.episodes == (1000 if protocol == "code" else 100)
     task = data.train_batch([0, 1, 0])
     assert torch.equal(task.train.x[0], task.train.x[2])

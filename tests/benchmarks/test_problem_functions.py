@@ -19,7 +19,7 @@ from benchmarks.problems.functions import (
     Regression,
     Standardisation,
 )
-from benchmarks.problems.tasks import Batch, move
+from benchmarks.problems.tasks import Batch, move, take
 
 PROTOCOLS = ["code", "text"]
 
@@ -193,9 +193,9 @@ def test_the_constants_error_on_the_grid(made, family, centre):
 def test_one_standardisation_for_all_points_of_all_functions(family, protocol):
     data = Regression(family, protocol, POOL)  # all points of every pool
     training = data.train_batch(range(FUNCTIONS))
-    tests, grid = data._functions[FUNCTIONS:], data.held_out_grid()
+    grid = data.held_out_grid()
     parts = [training.train, training.validation, data.held_out_support()]
-    unseen = [*(f.validation for f in tests), *(f.test for f in data._functions[:FUNCTIONS])]
+    unseen = [take(data._validation, slice(FUNCTIONS, None)), take(data._test, slice(FUNCTIONS))]
     for column in ("x", "y"):
         values = torch.cat(
             [getattr(part, column).flatten(0, -2) for part in (*parts, grid, *unseen)]
@@ -226,14 +226,14 @@ def test_support_and_query_come_from_different_pools(family):
 def test_points_are_chosen_by_the_seeds_of_the_released_code(made):
     """2i for the training points of episode i, 2i + 1 for its validation points."""
     data = made["alpine", "code"]
-    task, pools = data.train_batch([307]), data._functions[7]
-    for found, pool, seed in (
-        (task.train, pools.train, 614),
-        (task.validation, pools.validation, 615),
+    task = data.train_batch([307])
+    for batch, pools, seed in (
+        (task.train, data._train, 614),
+        (task.validation, data._validation, 615),
     ):
         chosen = torch.randperm(POOL, generator=torch.Generator().manual_seed(seed))[:50]
-        assert torch.equal(found.x[0], pool.x[chosen])
-        assert torch.equal(found.y[0], pool.y[chosen])
+        assert torch.equal(batch.x[0], pools.x[7, chosen])
+        assert torch.equal(batch.y[0], pools.y[7, chosen])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

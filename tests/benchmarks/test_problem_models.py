@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,6 @@ from torch.func import functional_call, grad, vjp, vmap
 from torch.nn import functional
 
 from benchmarks.problems import classification, models, transformer
-from benchmarks.problems.models import Choices
 from benchmarks.problems.transformer import Transformer
 
 
@@ -124,7 +125,7 @@ def test_the_shapes_of_the_papers(name):
         maps.append(tuple(x.shape[1:]))
         return torch.relu(x)
 
-    net = models.NETS[name](ways, Choices(activation=watch))
+    net = models.NETS[name](ways, activation=watch)
     params, x = net.init(0), inputs(name)
     assert net.apply(params, x).shape == (6, ways)
     if name == "maml-pooled":  # the activation comes before the pooling
@@ -204,7 +205,7 @@ def test_padding_as_tensorflow_s_same():
 def test_batch_statistics_see_the_other_pictures_and_groups_do_not(name):
     x = inputs(name)
     for norm, alone in (("batch", False), ("group", True)):
-        net = models.NETS[name](5, Choices(norm=models.NORMS[norm]))
+        net = models.NETS[name](5, models.NORMS[norm])
         params = net.init(0)
         together, apart = net.apply(params, x)[:2], net.apply(params, x[:2])
         assert torch.allclose(together, apart) is alone
@@ -212,8 +213,8 @@ def test_batch_statistics_see_the_other_pictures_and_groups_do_not(name):
 
 @pytest.mark.parametrize("activation", list(models.ACTIVATIONS))
 def test_gradients_of_several_tasks_are_those_of_each(activation):
-    choices = Choices(activation=models.ACTIVATIONS[activation])
-    net = models.maml_strided(5, choices, filters=4)
+    thin = replace(models.NETS["maml-strided"], filters=4)
+    net = thin(5, activation=models.ACTIVATIONS[activation])
     params = net.init(0)
     x, y = torch.rand(3, 5, 1, 28, 28), torch.arange(5)
 
@@ -228,18 +229,19 @@ def test_gradients_of_several_tasks_are_those_of_each(activation):
 
 
 def test_initial_weights():
-    glorot = models.maml_strided(5).init(0)
+    glorot = models.NETS["maml-strided"](5).init(0)
     bound = (6 / (9 * 128)) ** 0.5
     weight = glorot["conv2.weight"]
     assert 0.98 * bound < weight.abs().max() <= bound
     assert glorot["conv2.bias"].abs().max() == 0
-    wide = models.imaml_strided(5).init(0)
+    imaml = models.NETS["imaml-strided"](5)
+    wide = imaml.init(0)
     assert 1.70 * bound < wide["conv2.weight"].abs().max() <= 1.73 * bound
     assert wide["conv2.bias"].min() >= 0
     assert 0.045 < wide["conv2.bias"].max() <= 0.05
-    again = models.imaml_strided(5).init(0)
+    again = imaml.init(0)
     assert all(torch.equal(wide[name], again[name]) for name in wide)
-    other = models.imaml_strided(5).init(1)
+    other = imaml.init(1)
     assert not torch.equal(wide["conv0.weight"], other["conv0.weight"])
 
 

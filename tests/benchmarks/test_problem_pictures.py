@@ -20,7 +20,7 @@ from benchmarks.__main__ import default_data
 from benchmarks.problems import few_shot, picture_data
 from benchmarks.problems.data_files import BrokenDataError, MissingDataError
 from benchmarks.problems.few_shot import Episodes, Feed, Handling, TaskShape
-from benchmarks.problems.picture_data import ClassSplit, EncodedPictures, StoredPictures
+from benchmarks.problems.picture_data import ClassSplit, encoded, stored
 
 LISTS = {"train": ["cat", "dog", "eel"], "val": ["fox"], "test": ["gnu", "hen"]}
 NAMES = ("hen", "gnu", "fox", "eel", "dog", "cat")
@@ -32,7 +32,7 @@ def pixels(label, number, size=84):
     return np.full((size, size, 3), (20 * label, 50 * number, 7), np.uint8)
 
 
-def encoded(array):
+def as_png(array):
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "PNG")
     return buffer.getvalue()
@@ -49,7 +49,7 @@ def write_lists(folder, lists=None):
 
 
 def write_file(folder):
-    files = [encoded(pixels(label, k)) for label in range(len(NAMES)) for k in range(PER_CLASS)]
+    files = [as_png(pixels(label, k)) for label in range(len(NAMES)) for k in range(PER_CLASS)]
     np.savez(
         folder / picture_data.MINI_IMAGENET_FILE,
         data=np.frombuffer(b"".join(files), np.uint8),
@@ -64,7 +64,7 @@ def write_pictures(folder, size=84):
     for label, name in enumerate(NAMES):
         for k in range(PER_CLASS):
             path = folder / picture_data.FOLDER / f"{name}{k}.jpg"
-            path.write_bytes(encoded(pixels(label, k, size)))
+            path.write_bytes(as_png(pixels(label, k, size)))
 
 
 def names_of(found, classes):
@@ -95,11 +95,11 @@ def test_mini_imagenet_by_its_split_file(tmp_path, form):
 def test_a_picture_is_decoded_once():
     read = []
 
-    def file(row, column):
-        read.append((row, column))
-        return encoded(pixels(row, column))
+    def file(place):
+        read.append(place)
+        return as_png(pixels(*place))
 
-    found = EncodedPictures(file, 2, 2, 84)
+    found = encoded([[(0, 0), (0, 1)], [(1, 0), (1, 1)]], file, 84)
     rows, columns = torch.tensor([0, 1, 0, 0]), torch.tensor([1, 0, 1, 0])
     first, again = found.take(rows, columns), found.take(rows, columns)
     assert torch.equal(first, again)
@@ -132,10 +132,9 @@ def test_files_that_hold_something_else(tmp_path):
     np.savez(tmp_path / picture_data.OMNIGLOT_FILE, images=np.zeros((3, 20, 28, 28)))
     with pytest.raises(BrokenDataError, match=r"float64 .* expected uint8"):
         picture_data.omniglot(tmp_path)
+    nothing = torch.zeros(1, dtype=torch.int64)
     with pytest.raises(BrokenDataError, match="cannot be decoded"):
-        EncodedPictures(lambda *_: b"no picture", 1, 1, 84).take(
-            torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-        )
+        encoded([[""]], lambda _: b"no picture", 84).take(nothing, nothing)
 
 
 def test_a_folder_that_lacks_pictures(tmp_path):
@@ -150,7 +149,6 @@ def test_omniglot_by_class(tmp_path):
     images = np.random.default_rng(0).integers(256, size=(5, 20, 28, 28), dtype=np.uint8)
     np.savez(tmp_path / picture_data.OMNIGLOT_FILE, images=images)
     found = picture_data.omniglot(tmp_path)
-    assert isinstance(found, StoredPictures)
     assert (found.classes, found.per_class, found.shape) == (5, 20, (1, 28, 28))
     taken = found.take(torch.tensor([4, 0]), torch.tensor([19, 3]))
     assert np.array_equal(taken[:, 0].numpy(), images[[4, 0], [19, 3]])
@@ -223,7 +221,7 @@ def pictures():
     found = torch.zeros(CLASSES, EACH, 1, 4, 4, dtype=torch.uint8)
     found[:, :, 0, 0, 0] = torch.arange(CLASSES, dtype=torch.uint8)[:, None]
     found[:, :, 0, 0, 1] = torch.arange(EACH, dtype=torch.uint8)
-    return StoredPictures(found)
+    return stored(found)
 
 
 def episodes(handling=None, classes=range(3, 11), shape=SHAPE, seed=0, tasks=5):
@@ -294,7 +292,7 @@ def test_training_and_validation_pictures_share_their_turn():
     corners = {0: (0, 0), 1: (3, 0), 2: (3, 3), 3: (0, 3)}
     bright = torch.zeros(CLASSES, EACH, 1, 4, 4, dtype=torch.uint8)
     bright[..., 0, 0] = 255
-    made = Episodes(StoredPictures(bright), range(CLASSES), SHAPE, 50, 0, Handling(rotated=True))
+    made = Episodes(stored(bright), range(CLASSES), SHAPE, 50, 0, Handling(rotated=True))
     pixels = made.draw(0).pixels[:, :, :, 0]
     seen = torch.zeros(4)
     for turn, (row, column) in corners.items():

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from benchmarks import check_data
 from benchmarks.__main__ import default_data
 from benchmarks.check_data import EXPECTED, Expected, compare
-from benchmarks.collaborative_filtering.cells import LITERAL
+from benchmarks.collaborative_filtering import LITERAL
 from benchmarks.problems import models, ratings
 from benchmarks.problems.data_files import MissingDataError
 from benchmarks.problems.ratings import (
@@ -55,8 +55,8 @@ def real(name):
 
 
 def test_users_below_the_threshold_are_left_out(made_up):
-    assert ratings.load("movielens-1m", made_up).users == 28
-    assert ratings.load("movielens-1m", made_up, at_least=20).users == 26
+    assert len(ratings.load("movielens-1m", made_up).scores) == 28
+    assert len(ratings.load("movielens-1m", made_up, at_least=20).scores) == 26
     loaded = ratings.load("movielens-1m", made_up)
     assert loaded.scores.shape == (28, 100)
     assert len(loaded.with_at_least(50)) == 18
@@ -143,14 +143,14 @@ def test_the_network_is_the_papers():
 )
 def test_counts_on_the_real_movielens(name, ten, twenty, fifty):
     loaded = real(name)
-    assert loaded.users == ten
-    assert ratings.load(name, default_data(), at_least=20).users == twenty
+    assert len(loaded.scores) == ten
+    assert len(ratings.load(name, default_data(), at_least=20).scores) == twenty
     assert len(loaded.with_at_least(50)) == fifty
 
 
 def test_counts_on_the_real_jester():
     loaded = real("jester-1")
-    assert loaded.users == 24983
+    assert len(loaded.scores) == 24983
     assert len(loaded.with_at_least(50)) == 19640
     known = loaded.scores[~loaded.scores.isnan()]
     assert (len(known), known.min().item(), known.max().item()) == (1810455, -9.95, 10.0)
@@ -178,7 +178,7 @@ def test_the_error_of_several_predictions_at_once():
 def test_nobody_may_have_ratings_left():
     scores = torch.full((3, 100), torch.nan, dtype=torch.float64)
     scores[:, :5] = torch.arange(5, dtype=torch.float64)
-    tasks = RatingTasks(Ratings(scores, 0.0, 1.0), shots=5, validation=0, tests=2)
+    tasks = RatingTasks(Ratings(scores), shots=5, validation=0, tests=2)
     assert tasks.test().held_out.x.shape == (2, 1, 100)
     assert not tasks.test().evaluated().any()
 
@@ -281,7 +281,7 @@ def test_the_units_are_those_of_the_training_users_alone():
     assert tasks.std == pytest.approx(own.std(correction=0).item())
     changed = table.scores.clone()
     changed[tasks.test_users] += 7
-    again = RatingTasks(Ratings(changed, 0.0, 1.0), 10, 15, 10)
+    again = RatingTasks(Ratings(changed), 10, 15, 10)
     torch.testing.assert_close(
         again.train_scores(), tasks.train_scores(), rtol=0, atol=0, equal_nan=True
     )
@@ -315,7 +315,7 @@ def test_a_user_without_enough_ratings_is_replaced_and_one_with_none_left_is_cou
     scores = torch.full((11, ITEMS), torch.nan, dtype=torch.float64)
     for user, count in enumerate([3, 3, 5, 5, 5, 40, 40, 40, 40, 40, 40]):
         scores[user, :count] = torch.linspace(1, 5, count, dtype=torch.float64)
-    tasks = RatingTasks(Ratings(scores, 3.0, 1.0), shots=5, validation=5, tests=7)
+    tasks = RatingTasks(Ratings(scores), shots=5, validation=5, tests=7)
     assert not {0, 1} & set(tasks.test_users.tolist())
     test = tasks.test()
     few = torch.isin(tasks.test_users, torch.tensor([2, 3, 4]))
@@ -324,9 +324,9 @@ def test_a_user_without_enough_ratings_is_replaced_and_one_with_none_left_is_cou
     error = test.held_out.error(torch.zeros_like(test.held_out.y))
     assert torch.equal(error.isnan(), few)
     with pytest.raises(ValueError, match="9 users have 5 ratings"):
-        RatingTasks(Ratings(scores, 3.0, 1.0), shots=5, validation=5, tests=10)
+        RatingTasks(Ratings(scores), shots=5, validation=5, tests=10)
     with pytest.raises(ValueError, match="0 others"):
-        RatingTasks(Ratings(scores, 3.0, 1.0), shots=5, validation=40, tests=2)
+        RatingTasks(Ratings(scores), shots=5, validation=40, tests=2)
 
 
 def test_padding_does_not_count():

@@ -1,1 +1,0 @@
-"""Few-shot collaborative filtering (the paper's Tables 1 and 2)."""

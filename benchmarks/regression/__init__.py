@@ -1,1 +1,0 @@
-"""Meta-learned regression of 2D functions (the paper's Figure 2)."""
