@@ -63,8 +63,8 @@ class Settings:
 class Benchmark:
     """A named benchmark: a module, or several parts whose reports are put together.
 
-    A module's `run(settings)` writes `report.md`. It is imported when it runs, so that child
-    processes start without its plots. `--only PART` computes one of the parts.
+    A module's `run(settings)` writes `report.md`. It is imported when it runs. `--only PART`
+    computes one of the parts.
     """
 
     name: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -166,7 +166,7 @@ def _overhead(cells: Cells) -> Criterion:
     return Criterion(claim, max(ratios.values()) <= OVERHEAD, numbers)
 
 
-def ratio(entries: Sequence[dict[str, Any]], name: str, over: str) -> float:
+def ratio(entries: Iterable[dict[str, Any]], name: str, over: str) -> float:
     """How many times as long one contender takes as another, in one process."""
     seconds = {entry["contender"]: entry["seconds"] for entry in entries}
     return times(seconds[name], seconds[over])

@@ -11,8 +11,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -25,7 +24,7 @@ import odeopt
 from benchmarks.comparison import distance
 from benchmarks.harness import costs, processes
 from benchmarks.harness.costs import once
-from benchmarks.peers import contenders, problems
+from benchmarks.peers import contenders
 from benchmarks.peers.contenders import CONTENDERS
 from benchmarks.peers.problems import FLOW, MAP, Outcome, Runner, Setup
 from benchmarks.peers.sizes import Limits, Point
@@ -35,21 +34,6 @@ TRACED = 200
 
 MOST_STATES = 20_000
 """That the reference keeps."""
-
-
-@dataclass(frozen=True)
-class Aim:
-    """A point at which gradients are computed."""
-
-    problem: str  # a key of `problems.PROBLEMS`
-    tasks: int  # how many
-    steps: int  # of gradient descent
-    device: str  # where to compute
-
-    def setup(self, dtype: torch.dtype) -> Setup:
-        """The problem and its horizon."""
-        problem = problems.make(self.problem, self.tasks).to(torch.device(self.device), dtype)
-        return Setup(problem, self.steps * problem.lr, self.steps)
 
 
 Targets = dict[str, Tensor]
@@ -93,9 +77,9 @@ def flow(setup: Setup, counts: Sequence[int], compile: str | None) -> list[Tenso
     return [gradient(steps) for steps in counts]
 
 
-def write_targets(aim: Aim, path: str) -> dict[str, Any]:
+def write_targets(point: Point, device: str, path: str) -> dict[str, Any]:
     """Write the targets of a point into a file."""
-    targets, own = compute_targets(aim.setup(torch.float64))
+    targets, own = compute_targets(point.setup(torch.device(device), torch.float64))
     torch.save(targets, path)
     return {"reference_error": own}
 
@@ -107,8 +91,8 @@ class Job(NamedTuple):
     """What a process measures."""
 
     contender: str  # a key of `CONTENDERS`
-    aim: Aim  # the point
-    dtype: str  # "float32" or "float64"
+    point: Point  # at which gradients are computed
+    device: str  # where to compute
     targets: str  # the file with the targets
     memory_gib: float  # memory beyond what is in use after the warm-up
 
@@ -118,7 +102,7 @@ class Subject:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._device = torch.device(job.aim.device)
+        self._device = torch.device(job.device)
         self._runner: Runner | None = None
 
     def answer(self, request: str) -> dict[str, Any]:
@@ -132,7 +116,7 @@ class Subject:
 
     def _first(self) -> dict[str, Any]:
         begin = perf_counter()
-        setup = self._job.aim.setup(getattr(torch, self._job.dtype))
+        setup = self._job.point.setup(self._device)
         self._runner = CONTENDERS[self._job.contender].make(setup, None)
         self._runner.run(1)
         prepared = perf_counter() - begin
@@ -161,33 +145,32 @@ class Subject:
         return self._runner.run(self._runner.steps)
 
 
-_OPEN: list[Subject] = []
+_subject = cache(Subject)
 """The one of this process."""
 
 
 def answer(job: Job, request: str) -> dict[str, Any]:
     """The answer to a request about a job, which is the same each time."""
-    if not _OPEN:
-        _OPEN.append(Subject(job))
-    return _OPEN[0].answer(request)
+    return _subject(job).answer(request)
 
 
 def measure_together(
-    entries: Sequence[tuple[str, float | None]], aim: Aim, dtype: str, rounds: int
+    entries: Sequence[tuple[str, float | None]], point: Point, device: str, rounds: int
 ) -> dict[str, Any]:
     """Several contenders in one process, in turn.
 
     Args:
         entries: Keys of `CONTENDERS`, each with its setting or None.
-        aim: The point.
-        dtype: "float32" or "float64".
+        point: At which gradients are computed.
+        device: Where to compute.
         rounds: Timed runs of each.
 
     Returns:
         For each entry that is installed its seconds, one per round, its errors and counts.
     """
-    targets, own = compute_targets(aim.setup(torch.float64))
-    setup = aim.setup(getattr(torch, dtype))
+    where = torch.device(device)
+    targets, own = compute_targets(point.setup(where, torch.float64))
+    setup = point.setup(where)
     cells: list[dict[str, Any]] = []
     ready: list[tuple[dict[str, Any], Runner]] = []
     for name, setting in entries:
@@ -209,7 +192,7 @@ def measure_together(
     for _ in range(rounds):
         for cell, runner in ready:
             gc.collect()
-            seconds = once(lambda own=runner: own.run(own.steps), setup.problem.device)
+            seconds = once(lambda own=runner: own.run(own.steps), where)
             cell["seconds"].append(seconds)
     return {"outcome": "", "entries": cells, "reference_error": own}
 
@@ -232,8 +215,7 @@ def compute(point: Point, limits: Limits, device: str, cache: str) -> dict[str, 
     """
     with TemporaryDirectory() as folder, ExitStack() as running:
         path = str(Path(folder) / "targets.pt")
-        aim = Aim(point.problem, point.tasks, point.steps, device)
-        own = processes.run(write_targets, aim, path, limit=limits.start)
+        own = processes.run(write_targets, point, device, path, limit=limits.start)
         if own.get("outcome"):
             return {"contenders": dict.fromkeys(point.contenders, own), "reference_error": None}
         cells: dict[str, dict[str, Any]] = {}
@@ -242,7 +224,7 @@ def compute(point: Point, limits: Limits, device: str, cache: str) -> dict[str, 
             if not CONTENDERS[name].installed:
                 cells[name] = NOT_INSTALLED
                 continue
-            job = Job(name, aim, point.dtype, path, limits.memory_gib)
+            job = Job(name, point, device, path, limits.memory_gib)
             process = running.enter_context(processes.Child({CACHE: cache}))
             ask = partial(process.ask, answer, job, limit=limits.start)
             cells[name] = ask(FIRST)
@@ -268,8 +250,3 @@ def _rounds(cells: dict[str, dict[str, Any]], alive: dict[str, Ask], limits: Lim
         if not cells[name]["outcome"]:
             cells[name] |= ask(MEMORY)
         cells[name]["seconds"] = seconds[name] or [first[name]]
-
-
-def spread(seconds: Sequence[float]) -> str:
-    """The least and the greatest, where there are several."""
-    return f"{min(seconds):.3g} to {max(seconds):.3g}" if len(seconds) > 1 else "one run"

@@ -4,38 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from benchmarks.harness.registry import Preset
 from benchmarks.peers import contenders as c
+from benchmarks.peers import problems
 from benchmarks.peers.contenders import CONTENDERS, PEERS
+from benchmarks.peers.problems import Setup
 
 ALL = tuple(CONTENDERS)
-FEW = (
-    c.OURS,
-    c.PLAIN,
-    c.DENSITY,
-    c.RK4,
-    *PEERS,
-    c.KERNELS,
-)
+FEW = (c.OURS, c.PLAIN, c.DENSITY, c.RK4, *PEERS, c.KERNELS)
 SHORT = tuple(name for name in (c.EAGER, *FEW) if name not in (c.DENSITY, c.RK4))
 """Without what takes longest to compile."""
 
-UNCOMPILED = (
-    c.EAGER,
-    c.HIGHER,
-    c.TORCHOPT,
-    c.UNROLLED,
-    c.VMAP_ADJOINT,
-)
-EXACT = (
-    c.OURS,
-    c.PLAIN,
-    c.BINOMIAL,
-    c.DENSITY,
-    c.HIGHER,
-    c.TORCHOPT,
-    c.KERNELS,
-)
+UNCOMPILED = (c.EAGER, c.HIGHER, c.TORCHOPT, c.UNROLLED, c.VMAP_ADJOINT)
+EXACT = (c.OURS, c.PLAIN, c.BINOMIAL, c.DENSITY, c.HIGHER, c.TORCHOPT, c.KERNELS)
 
 
 @dataclass(frozen=True)
@@ -62,6 +45,12 @@ class Point:
     def key(self) -> str:
         """The key of its cell."""
         return f"{self.problem} {self.dtype} steps={self.steps} tasks={self.tasks}"
+
+    def setup(self, device: torch.device, dtype: torch.dtype | None = None) -> Setup:
+        """The problem and its horizon, in another dtype if one is given."""
+        problem = problems.make(self.problem, self.tasks)
+        problem = problem.to(device, dtype or getattr(torch, self.dtype))
+        return Setup(problem, self.steps * problem.lr, self.steps)
 
 
 @dataclass(frozen=True)
