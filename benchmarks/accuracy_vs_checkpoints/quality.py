@@ -257,14 +257,14 @@ def _compute(
         aims = {"own": targets(entry.method), "flow": targets("flow")}
     except odeopt.OdeoptError as error:
         return {"failure": f"target: {type(error).__name__}", "message": str(error)}
-    try:
-        return {"failure": "", **_numbers(entry, t1, single, aims, repeats, odeopt.Safety())}
-    except odeopt.OdeoptError as error:
-        refused = {"failure": type(error).__name__, "message": str(error)}
-    try:
-        return {**refused, **_numbers(entry, t1, single, aims, 1, odeopt.Safety.off())}
-    except odeopt.OdeoptError:
-        return refused
+    refused: dict[str, Any] = {"failure": ""}
+    for safety, times in ((odeopt.Safety(), repeats), (odeopt.Safety.off(), 1)):
+        try:
+            return {**refused, **_numbers(entry, t1, single, aims, times, safety)}
+        except odeopt.OdeoptError as error:
+            if not refused["failure"]:
+                refused = {"failure": type(error).__name__, "message": str(error)}
+    return refused
 
 
 def _numbers(

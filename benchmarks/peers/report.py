@@ -15,9 +15,8 @@ from benchmarks.harness.markdown import Column
 from benchmarks.harness.outline import Cell, Cells
 from benchmarks.harness.plots import Labels, Series, loglog
 from benchmarks.harness.registry import Settings
-from benchmarks.peers import criteria, measure, problems, stiff
-from benchmarks.peers.contenders import CONTENDERS, EAGER, KERNELS, OURS
-from benchmarks.peers.sizes import SIZES, Point, Sizes
+from benchmarks.peers import criteria, measure, problems
+from benchmarks.peers.contenders import CONTENDERS, EAGER, KERNELS, OURS, SIZES, Point, Sizes
 
 
 def _spread(cell: dict[str, Any]) -> str:
@@ -313,7 +312,7 @@ def cells(settings: Settings, sizes: Sizes, cache: str) -> list[Cell]:
     if sizes.precision:
         chosen.append(Cell("precision", together(sizes.precision, sizes.precision_steps)))
     for run in sizes.stiff:
-        compute = partial(alone, stiff.measure, run.t1, run.tolerances, device)
+        compute = partial(alone, measure.measure_long, run.t1, run.tolerances, device)
         chosen.append(Cell(f"stiff T={run.t1:g}", compute))
     return chosen
 

@@ -11,10 +11,9 @@ from benchmarks import __main__ as cli
 from benchmarks.harness import processes, strict_json
 from benchmarks.harness.registry import Preset
 from benchmarks.peers import contenders as c
-from benchmarks.peers import measure, problems, stiff
-from benchmarks.peers.contenders import CONTENDERS
+from benchmarks.peers import measure, problems
+from benchmarks.peers.contenders import CONTENDERS, SIZES, Limits, Point
 from benchmarks.peers.problems import MAP, Contender, Outcome, Runner
-from benchmarks.peers.sizes import SIZES, Limits, Point
 from odeopt.testing import relative_error
 
 COMPILED = {
@@ -195,7 +194,7 @@ def test_contenders_in_one_process_are_timed_in_turn(monkeypatch, device):
 
 @pytest.mark.slow
 def test_a_long_horizon_has_a_radius_and_two_solvers(device):
-    found = stiff.measure(8.0, (1e-2, 1e-3), str(device), None)
+    found = measure.measure_long(8.0, (1e-2, 1e-3), str(device), None)
     assert found["stiffness"] == 8.0 * found["radius"] > 20
     assert found["reference_error"] < 1e-3
     assert found["descent"]["stored_states"] == found["descent"]["steps"]
