@@ -336,9 +336,7 @@ def run(settings: Settings) -> None:
 def section(results: Cells, problem: str, settings: Settings, sizes: Sizes) -> str:
     """The plot and the tables of a problem."""
     picture = _plot(results, problem, settings, sizes)
-    parts = [f"## {TITLES[problem]}"]
-    if picture:
-        parts.append(f"![1 - cosine against T]({picture})")
+    parts = [f"## {TITLES[problem]}", *([picture] if picture else [])]
     for t1 in sizes.horizons:
         own = {entry: results[key(problem, t1, entry)] for entry in entries()}
         rows = [_row(entry, cell) for entry, cell in own.items()]
@@ -358,24 +356,17 @@ def _row(entry: Line, cell: dict[str, Any]) -> tuple[list[str], dict[str, Any] |
 
 
 def _plot(results: Cells, problem: str, settings: Settings, sizes: Sizes) -> str:
-    """1 - cosine to the flow's gradient; what a guard refuses is left out.
-
-    Returns:
-        The name of the file, "" where there is nothing to draw.
-    """
-    series: list[plots.Series] = []
+    """1 - cosine to the flow's gradient; what a guard refuses is left out."""
+    lines: dict[str, dict[float, float]] = {}
     for entry in entries():
         own = {t1: results[key(problem, t1, entry)] for t1 in sizes.horizons}
-        usable = {t1: cell for t1, cell in own.items() if not cell["failure"]}
-        if usable:
-            away = [1 - cell["flow"]["cosine"] for cell in usable.values()]
-            series.append(plots.Series(entry.label, list(usable), away))
-    if not series:
-        return ""
-    name = f"cosine-{problem}.png"
+        lines[entry.label] = {
+            t1: 1 - cell["flow"]["cosine"] for t1, cell in own.items() if not cell["failure"]
+        }
     title = f"{TITLES[problem]}: distance in direction from the flow's meta-gradient"
-    plots.loglog(settings.store.directory / name, plots.Labels(title, "T", "1 - cosine"), series)
-    return name
+    labels = plots.Labels(title, "T", "1 - cosine")
+    path = settings.store.directory / f"cosine-{problem}.png"
+    return plots.picture(path, "1 - cosine against T", labels, lines)
 
 
 def _failures(results: Cells) -> str:

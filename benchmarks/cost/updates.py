@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from statistics import median
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -296,7 +297,7 @@ class Growth(NamedTuple):
     power: float  # the exponent p of bytes - start ~ steps^p; 1 is linear
 
 
-def growth(steps: list[int], sizes: list[float]) -> Growth | None:
+def growth(steps: list[float], sizes: list[float]) -> Growth | None:
     """The fits, None where there are fewer than two points; each point weighs the same."""
     if len(steps) < 2:
         return None
@@ -318,30 +319,26 @@ def growth_section(
     parts = ["## Growth with the number of steps"]
     title = f"One meta-update of {sizes.tasks} tasks, {sizes.shots} + {sizes.shots} points"
     for what, label in (("seconds", "seconds"), ("live_bytes", "bytes of live tensors")):
-        points = {line.label: _points(results, line, sizes, what) for line in lines}
-        series = [plots.Series(name, x, y) for name, (x, y) in points.items() if x]
-        if series:
-            path = settings.store.directory / f"{what}.png"
-            labels = plots.Labels(title, "inner steps", label)
-            plots.loglog(path, labels, series, _slope(series, sizes))
-            parts.append(f"![{label}]({what}.png)")
-    return "\n\n".join([*parts, _fits(results, lines, sizes)])
+        drawn = {line.label: _points(results, line, sizes, what) for line in lines}
+        labels = plots.Labels(title, "inner steps", label)
+        path = settings.store.directory / f"{what}.png"
+        parts.append(plots.picture(path, label, labels, drawn, _slope(drawn, sizes)))
+    return "\n\n".join([*filter(None, parts), _fits(results, lines, sizes)])
 
 
-def _points(results: Cells, line: Line, sizes: Sizes, what: str) -> tuple[list[int], list[float]]:
+def _points(results: Cells, line: Line, sizes: Sizes, what: str) -> dict[float, float]:
     own = of_line(results, line, sizes)
-    usable = {steps: cell[what] for steps, cell in own.items() if not cell["outcome"]}
-    return list(usable), list(usable.values())
+    return {steps: cell[what] for steps, cell in own.items() if not cell["outcome"]}
 
 
-def _slope(series: list[plots.Series], sizes: Sizes) -> tuple[plots.Slope, ...]:
-    """A line of slope 1 through the last point of the largest series."""
-    top = max(series, key=lambda one: one.y[-1])
-    first, last = sizes.steps[0], top.x[-1]
+def _slope(drawn: dict[str, dict[float, float]], sizes: Sizes) -> tuple[plots.Slope, ...]:
+    """A line of slope 1 through the last point of the largest line."""
+    ends = [list(points.items())[-1] for points in drawn.values() if points]
+    last, top = max(ends, key=itemgetter(1), default=(0.0, 0.0))
+    first = float(sizes.steps[0])
     if first >= last:
         return ()
-    begin = (float(first), top.y[-1] * first / last)
-    return (plots.Slope("slope 1", 1.0, begin, float(last)),)
+    return (plots.Slope("slope 1", 1.0, (first, top * first / last), float(last)),)
 
 
 def _fits(results: Cells, lines: tuple[Line, ...], sizes: Sizes) -> str:
@@ -350,7 +347,8 @@ def _fits(results: Cells, lines: tuple[Line, ...], sizes: Sizes) -> str:
     for line in lines:
         if line.method not in UNROLLED:
             continue
-        fit = growth(*_points(results, line, sizes, "live_bytes"))
+        points = _points(results, line, sizes, "live_bytes")
+        fit = growth(list(points), list(points.values()))
         if fit is None:
             rows.append([line.label, "too few points", "", "", ""])
             continue

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -115,6 +115,23 @@ def loglog(
     else:
         axes.legend(frameon=False, fontsize="small")
     return save(figure, path)
+
+
+def picture(
+    path: Path, alt: str, labels: Labels, lines: Mapping[str, Mapping[float, float]],
+    slopes: Sequence[Slope] = (),
+) -> str:  # fmt: skip
+    """Draw lines by `loglog`, each a value by x; those without points are left out.
+
+    Returns:
+        The picture in Markdown, "" where there is nothing to draw.
+    """
+    known = {label: points for label, points in lines.items() if points}
+    if not known:
+        return ""
+    series = [Series(label, list(line), list(line.values())) for label, line in known.items()]
+    loglog(path, labels, series, slopes)
+    return f"![{alt}]({path.name})"
 
 
 def curves(path: Path, labels: Labels, lines: Sequence[Curve], bottom: float | None = 0) -> Path:

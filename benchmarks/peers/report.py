@@ -13,7 +13,7 @@ from benchmarks.harness import markdown, outline, processes
 from benchmarks.harness.costs import MIB
 from benchmarks.harness.markdown import Column
 from benchmarks.harness.outline import Cell, Cells
-from benchmarks.harness.plots import Labels, Series, loglog
+from benchmarks.harness.plots import Labels, Series, loglog, picture
 from benchmarks.harness.registry import Settings
 from benchmarks.peers import criteria, measure, problems
 from benchmarks.peers.contenders import CONTENDERS, EAGER, KERNELS, OURS, SIZES, Point, Sizes
@@ -173,19 +173,13 @@ _LONG: list[Column] = [
 
 def missing(cells: Cells) -> str:
     """What has no numbers, and why."""
-    lines: list[str] = []
+    parts: Cells = {}
     for key, cell in cells.items():
-        parts: list[tuple[str, dict[str, Any]]] = [(key, cell)]
-        parts += [(f"{key}, {name}", one) for name, one in cell.get("contenders", {}).items()]
-        parts += [
-            (f"{key}, {one['contender']} {one['setting']}", one) for one in cell.get("entries", [])
-        ]
-        lines += [
-            f"- {name}: {one['outcome']} ({one['message']})"
-            for name, one in parts
-            if one.get("outcome")
-        ]
-    return "## Without numbers\n\n" + ("\n".join(lines) or "- none")
+        parts[key] = cell
+        parts |= {f"{key}, {name}": one for name, one in cell.get("contenders", {}).items()}
+        for one in cell.get("entries", []):
+            parts[f"{key}, {one['contender']} {one['setting']}"] = one
+    return outline.without_numbers(parts, title="Without numbers")
 
 
 _OVERHEAD = """## odeopt and its bare kernels
@@ -233,30 +227,28 @@ def _longest(points: list[Point], varied: str, fixed: str) -> list[Point]:
 def _plots(
     cells: Cells, settings: Settings, problem: str, line: list[Point], varied: str, fixed: str
 ) -> list[str]:
+    title = f"{problem}, {getattr(line[0], fixed)} {fixed}"
     parts: list[str] = []
     for what, label in (("seconds", "seconds"), ("live_bytes", "peak bytes of live tensors")):
-        series = _series(cells, line, varied, what)
-        if series:
-            name = f"{problem}-{what}-{varied}.png"
-            title = f"{problem}, {getattr(line[0], fixed)} {fixed}"
-            path = settings.store.directory / name
-            loglog(path, Labels(title, varied, label), series)
-            parts.append(f"![{problem}: {label} against {varied}]({name})")
-    return parts
+        path = settings.store.directory / f"{problem}-{what}-{varied}.png"
+        alt, labels = f"{problem}: {label} against {varied}", Labels(title, varied, label)
+        drawn = {one.label: _points(cells, line, name, varied, what)
+                 for name, one in CONTENDERS.items()}  # fmt: skip
+        parts.append(picture(path, alt, labels, drawn))
+    return [part for part in parts if part]
 
 
-def _series(cells: Cells, line: list[Point], varied: str, what: str) -> list[Series]:
-    series: list[Series] = []
-    for name, contender in CONTENDERS.items():
-        known: dict[float, float] = {}
-        for point in line:
-            cell = cells[point.key]["contenders"].get(name, {"outcome": "-"})
-            if not cell["outcome"]:
-                value = median(cell[what]) if what == "seconds" else float(cell[what])
-                known[float(getattr(point, varied))] = value
-        if known:
-            series.append(Series(contender.label, list(known), list(known.values())))
-    return series
+def _points(
+    cells: Cells, line: list[Point], name: str, varied: str, what: str
+) -> dict[float, float]:
+    """What a contender needs at each point."""
+    known: dict[float, float] = {}
+    for point in line:
+        cell = cells[point.key]["contenders"].get(name, {"outcome": "-"})
+        if not cell["outcome"]:
+            value = median(cell[what]) if what == "seconds" else float(cell[what])
+            known[float(getattr(point, varied))] = value
+    return known
 
 
 NAME = "peers"
