@@ -60,11 +60,6 @@ class Inputs(NamedTuple):
     params: Parameters
     tasks: Task
 
-    @property
-    def count(self) -> int:
-        """The number of tasks."""
-        return self.tasks.train.x.shape[0]
-
 
 class Update(NamedTuple):
     """One meta-update, ready to be run."""
@@ -116,7 +111,7 @@ def make_update(line: Line, steps: int, own: Inputs) -> Update:
     if isinstance(method, odeopt.InnerLoop):  # the same kernels: they are compiled only once
         grid = odeopt.TimeGrid.from_lr(method.grid.dt[:1].mean().item(), 1)
         short = odeopt.InnerLoop(method.opt, method.outer_loss, grid)
-    return Update(_call(method, own), _call(short, own), own.count)
+    return Update(_call(method, own), _call(short, own), len(own.tasks.train.x))
 
 
 def method_of(line: Line, steps: int, problem: Problem, **settings: Any) -> odeopt.Method:

@@ -87,28 +87,27 @@ def density(steps: int) -> CheckpointSchedule:
     return odeopt.Density(max(1, math.isqrt(steps)))
 
 
-COUNTS = ("gradient_evaluations", "hvps", "replayed_steps", "stored_states", "compile_seconds")
-
-
 def _ours(
     setup: Setup, steps: int, grid: Callable[[int], odeopt.TimeGrid], compile: str | None,
     **choices: Any,
 ) -> Runner:  # fmt: skip
-    """The gradient by odeopt, on the grid of a number of steps."""
-    problem = setup.problem
-    backend = fastest_backend(problem.device) if compile == FASTEST else compile
-    opt = odeopt.ODEOptimizer(odeopt.GradientFlow(problem.loss), compile=backend, **choices)
+    backend = fastest_backend(setup.problem.device) if compile == FASTEST else compile
+    return Runner(steps, by_odeopt(setup.problem, grid, compile=backend, **choices))
+
+
+def by_odeopt(
+    problem: Problem, grid: Callable[[int], odeopt.TimeGrid], **choices: Any
+) -> Callable[[int], Outcome]:
+    """The gradient of gradient flow with some choices, on the grid of a number of steps."""
+    opt = odeopt.ODEOptimizer(odeopt.GradientFlow(problem.loss), **choices)
     call = opt.value_and_grad(problem.loss, tasks=True)
     layout = problem.raveled()[1]
 
     def run(count: int) -> Outcome:
         result = call(problem.params, problem.tasks.train, grid(count), problem.tasks.validation)
-        return Outcome(
-            layout.flatten(result.grads.params, "gradient"),
-            {name: getattr(result.stats, name) for name in COUNTS},
-        )
+        return Outcome(layout.flatten(result.grads.params, "gradient"), result.stats)
 
-    return Runner(steps, run)
+    return run
 
 
 def unrolled_by(package: Callable[..., Any]) -> Make:

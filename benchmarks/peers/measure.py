@@ -30,7 +30,7 @@ from benchmarks.comparison import distance
 from benchmarks.harness import costs, processes
 from benchmarks.harness.costs import once
 from benchmarks.peers import contenders, problems
-from benchmarks.peers.contenders import CONTENDERS, Limits, Point
+from benchmarks.peers.contenders import CONTENDERS, Limits, Point, by_odeopt
 from benchmarks.peers.problems import FLOW, MAP, Outcome, Problem, Runner, Setup
 from benchmarks.problems import functions
 from benchmarks.problems.tasks import each, move, stack
@@ -67,20 +67,11 @@ def compute_targets(setup: Setup) -> tuple[Targets, float]:
 
 def flow(setup: Setup, counts: Sequence[int], compile: str | None) -> list[Tensor]:
     """The gradient of the flow by RK4, once for each number of steps."""
-    problem = setup.problem
-    opt = odeopt.ODEOptimizer(
-        odeopt.GradientFlow(problem.loss), odeopt.RK4(),
+    run = by_odeopt(
+        setup.problem, partial(odeopt.TimeGrid.uniform, setup.t1), solver=odeopt.RK4(),
         checkpoints=odeopt.Binomial(min(max(counts), MOST_STATES)), compile=compile,
     )  # fmt: skip
-    call = opt.value_and_grad(problem.loss, tasks=True)
-    layout = problem.raveled()[1]
-
-    def gradient(steps: int) -> Tensor:
-        grid = odeopt.TimeGrid.uniform(setup.t1, steps)
-        result = call(problem.params, problem.tasks.train, grid, problem.tasks.validation)
-        return layout.flatten(result.grads.params, "gradient")
-
-    return [gradient(steps) for steps in counts]
+    return [run(steps).gradient for steps in counts]
 
 
 def write_targets(point: Point, device: str, path: str) -> dict[str, Any]:
@@ -328,21 +319,15 @@ def _solved(
     setup: Setup, solver: Any, steps: int, target: Tensor, compile: str | None
 ) -> dict[str, Any]:
     """Errors and costs, or why there are none."""
-    own = setup.problem
-    opt = odeopt.ODEOptimizer(odeopt.GradientFlow(own.loss), solver, compile=compile)
-    call = opt.value_and_grad(own.loss, tasks=True)
-    grid = odeopt.TimeGrid.uniform(setup.t1, steps)
-    results: list[odeopt.Result] = []
-
-    def run() -> None:
-        results.append(call(own.params, own.tasks.train, grid, own.tasks.validation))
-
+    grid = partial(odeopt.TimeGrid.uniform, setup.t1)
+    run = by_odeopt(setup.problem, grid, solver=solver, compile=compile)
+    outcomes: list[Outcome] = []
     try:
-        seconds = once(run, own.device)
+        seconds = once(lambda: outcomes.append(run(steps)), setup.problem.device)
     except odeopt.OdeoptError as error:
         return {"failure": type(error).__name__}
-    gradient = own.raveled()[1].flatten(results[0].grads.params, "gradient")
-    stats = results[0].stats
+    gradient, stats = outcomes[0]
+    assert stats is not None, "odeopt counts"
     return {
         "failure": "", "steps": stats.steps, "seconds": seconds,
         "error": distance(gradient, target),

@@ -167,7 +167,7 @@ def test_the_report_of_a_smoke_run(inside, tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore")
 def test_who_fails_or_is_slow_or_missing_is_said_and_the_others_go_on(inside, monkeypatch):
     def fine(setup, setting):
-        return Runner(1, lambda count: Outcome(torch.ones(1185), {}))
+        return Runner(1, lambda count: Outcome(torch.ones(1185)))
 
     monkeypatch.setitem(CONTENDERS, "failing", Contender("failing", "", MAP, refuse))
     monkeypatch.setitem(CONTENDERS, "quick", Contender("quick", "", MAP, fine))
