@@ -36,9 +36,9 @@ BENCHMARKS = (
         "memory and seconds of an update (paper: Figs. 3, 4), of long loops and of a transformer",
         title="Memory and time of a meta-gradient",
         parts={
-            "updates": "benchmarks.cost.updates_report",
-            "long-loops": "benchmarks.cost.long_loops_report",
-            "transformer": "benchmarks.cost.transformer_report",
+            "updates": "benchmarks.cost.updates",
+            "long-loops": "benchmarks.cost.long_loops",
+            "transformer": "benchmarks.cost.transformer",
         },
     ),
     Benchmark(

@@ -35,12 +35,9 @@ class Sizes:
 
 
 SIZES = {
-    Preset.SMOKE: Sizes(
-        (10, 20), (0.5,), (10,), 2, (1.0,), (16,), 2, (8,), (16,), 1
-    ),
+    Preset.SMOKE: Sizes((10, 20), (0.5,), (10,), 2, (1.0,), (16,), 2, (8,), (16,), 1),
     Preset.QUICK: Sizes(
-        (10, 20, 50), (0.5,), (10, 50), 5, (5.0,), (8, 32), 2, (16,),
-        (16, 64), 1,
+        (10, 20, 50), (0.5,), (10, 50), 5, (5.0,), (8, 32), 2, (16,), (16, 64), 1
     ),
     Preset.PAPER: Sizes(
         (10, 20, 50, 100, 200, 500, 1000), (0.1, 0.3, 0.5), (10, 20, 50, 100, 200, 500), 20,
@@ -82,13 +79,12 @@ def digits_cases() -> tuple[Case, Case]:
     """Five-way, ten-shot digits with a perceptron and with a convolutional net, both smooth."""
     perceptron = Problem(models.mlp([64, 32, 5]), models.cross_entropy)
     convolutional = Problem(models.conv_net(outputs=5), models.cross_entropy)
+
+    def flattened(seed: int) -> Task:
+        return classification.flatten(classification.task(seed))
+
     return (
-        Case(
-            "digits (MLP)",
-            perceptron,
-            lambda seed: classification.flatten(classification.task(seed)),
-            rate=48,
-        ),
+        Case("digits (MLP)", perceptron, flattened, rate=48),
         Case("digits (conv net)", convolutional, classification.task, rate=24),
     )
 
@@ -146,18 +142,17 @@ class Starts:
         """Errors of an optimiser to the flow, and which guard refuses its gradient, if one does."""
         target, own = self.flow(t1)
         grid = odeopt.TimeGrid.uniform(t1, steps)
-        guard = ""
-        try:
-            measured = self.gradients(make(odeopt.Safety()), grid)
-        except odeopt.OdeoptError as error:
-            guard = f"{type(error).__name__}: {error}"
-            refused = {"errors": [float("nan")], "guard": guard, "reference_error": own}
-            if isinstance(error, odeopt.DivergenceError):  # there is no number to show
-                return refused
+        guard, measured = "", None
+        for safety in (odeopt.Safety(), odeopt.Safety.off()):
             try:
-                measured = self.gradients(make(odeopt.Safety.off()), grid)
-            except odeopt.OdeoptError:
-                return refused
+                measured = self.gradients(make(safety), grid)
+                break
+            except odeopt.OdeoptError as error:
+                guard = guard or f"{type(error).__name__}: {error}"
+                if isinstance(error, odeopt.DivergenceError):  # there is no number to show
+                    break
+        if measured is None:
+            return {"errors": [float("nan")], "guard": guard, "reference_error": own}
         return {
             "errors": errors(measured.gradients, target).tolist(),
             "guard": guard,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
+from operator import itemgetter
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -33,10 +34,11 @@ TARGETS = {
 }
 METRICS = {"error": "relative L2 error", "cosine": "1 - cosine"}
 AXES = {
-    "stored_bytes": "kept states, bytes",
-    "work": "gradient evaluations + Hessian-vector products",
-    "gradient_units": "time, in gradient evaluations",
+    "stored_bytes": ("kept states, bytes", ["stored_bytes"]),
+    "work": ("gradient evaluations + Hessian-vector products", ["gradient_evaluations", "hvps"]),
+    "gradient_units": ("time, in gradient evaluations", ["gradient_units"]),
 }
+"""Their labels, and what is added up."""
 
 
 @dataclass(frozen=True)
@@ -116,12 +118,12 @@ def _call(case: Case, one: Configuration, device: torch.device) -> Callable[[], 
 
 def _targets(case: Case, device: torch.device) -> dict[str, Tensor]:
     """The gradient of the discrete map (A) and of the flow (B), flat."""
-    exact = odeopt.DiscreteAdjoint(), odeopt.Every(1)
-    exactly = {
-        "descent": Configuration("", DESCENT, odeopt.Euler(), *exact),
-        "flow": Configuration("", 512, odeopt.RK4(), *exact),
+    adjoint, every = odeopt.DiscreteAdjoint(), odeopt.Every(1)
+    exact = {
+        "descent": _descent("", adjoint, every),
+        "flow": Configuration("", 512, odeopt.RK4(), adjoint, every),
     }
-    return {name: _flat(_call(case, one, device)()) for name, one in exactly.items()}
+    return {name: _flat(_call(case, one, device)()) for name, one in exact.items()}
 
 
 def _flat(result: odeopt.Result) -> Tensor:
@@ -129,14 +131,10 @@ def _flat(result: odeopt.Result) -> Tensor:
 
 
 def _compute(
-    case: Case,
-    one: Configuration,
-    targets: Callable[[], dict[str, Tensor]],
-    device: torch.device,
+    case: Case, one: Configuration, targets: Callable[[], dict[str, Tensor]], device: torch.device,
     repeats: int,
-) -> dict[str, Any]:
-    sought = targets()
-    call = _call(case, one, device)
+) -> dict[str, Any]:  # fmt: skip
+    aims, call = targets(), _call(case, one, device)
     cell: dict[str, Any] = {"family": one.family, "case": case.name}
     begin = perf_counter()
     try:
@@ -147,8 +145,8 @@ def _compute(
     return {
         **cell,
         "guard": "",
-        **{f"error {name}": distance(gradient, target) for name, target in sought.items()},
-        **{f"cosine {name}": cosine(gradient, target) for name, target in sought.items()},
+        **{f"error {name}": distance(gradient, target) for name, target in aims.items()},
+        **{f"cosine {name}": cosine(gradient, target) for name, target in aims.items()},
         "stored_bytes": stats.stored_bytes,
         "stored_states": stats.stored_states,
         "gradient_evaluations": stats.gradient_evaluations,
@@ -182,10 +180,11 @@ def section(results: Cells, settings: Settings, sizes: Sizes) -> str:
         own = [results[f"precision {case.name} {i} {name}"] for i, name in enumerate(families)]
         for target, words in TARGETS.items():
             parts.append(f"### {case.name}: {words}")
-            for (axis, label), metric in product(AXES.items(), METRICS):
+            for (axis, (label, _)), metric in product(AXES.items(), METRICS):
                 file = _plot(own, settings, case.name, target, axis, metric)
                 parts.append(f"![{METRICS[metric]} against {label}]({file})")
-        parts.append(markdown.table(_HEADERS, [_row(cell) for cell in own]))
+        rows = [([cell["family"]], "unstable" if cell["guard"] else cell) for cell in own]
+        parts.append(markdown.described(["configuration"], _COLUMNS, rows))
     return "\n\n".join(parts)
 
 
@@ -196,36 +195,22 @@ def _plot(
     lines: list[plots.Series] = []
     for family in dict.fromkeys(cell["family"] for cell in cells):
         own = [cell for cell in cells if cell["family"] == family and not cell["guard"]]
-        x = [max(float(_work(cell) if axis == "work" else cell[axis]), 1.0) for cell in own]
+        x = [max(float(sum(cell[count] for count in AXES[axis][1])), 1.0) for cell in own]
         y = [cell[f"{metric} {target}"] for cell in own]
         lines.append(plots.Series(family, x, [1 - v for v in y] if metric == "cosine" else y))
-    labels = plots.Labels(f"{case}, T = {T1:g}: {TARGETS[target]}", AXES[axis], METRICS[metric])
+    labels = plots.Labels(f"{case}, T = {T1:g}: {TARGETS[target]}", AXES[axis][0], METRICS[metric])
     parts = (re.sub(r"[^a-z0-9]+", "-", p.lower()).strip("-") for p in (case, target, axis, metric))
     file = "-".join(["precision", *parts]) + ".png"
     plots.loglog(settings.store.directory / file, labels, lines)
     return file
 
 
-def _work(cell: dict[str, Any]) -> int:
-    return cell["gradient_evaluations"] + cell["hvps"]
-
-
-def _row(cell: dict[str, Any]) -> list[Any]:
-    if cell["guard"]:
-        return [cell["family"], "unstable", *[""] * 9]
-    quality = [
-        value
-        for target in TARGETS
-        for value in (float(cell[f"error {target}"]), f"{cell[f'cosine {target}']:.6f}")
-    ]
-    counts = ("stored_states", "stored_bytes", "gradient_evaluations", "hvps")
-    seconds = f"{cell['seconds']:.2f}", f"{cell['gradient_units']:.0f}"
-    return [cell["family"], *quality, *(cell[count] for count in counts), *seconds]
-
-
-_HEADERS = [
-    "configuration", "error A", "cosine A", "error B", "cosine B", "states", "bytes", "gradients",
-    "HVPs", "seconds", "in gradients",
+_COLUMNS: list[markdown.Column] = [
+    ("error A", itemgetter("error descent")), ("cosine A", "{cosine descent:.6f}"),
+    ("error B", itemgetter("error flow")), ("cosine B", "{cosine flow:.6f}"),
+    ("states", "{stored_states}"), ("bytes", "{stored_bytes}"),
+    ("gradients", "{gradient_evaluations}"), ("HVPs", "{hvps}"),
+    ("seconds", "{seconds:.2f}"), ("in gradients", "{gradient_units:.0f}"),
 ]  # fmt: skip
 
 _INTRODUCTION = f"""## Work and precision

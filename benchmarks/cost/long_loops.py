@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from statistics import median
 from typing import Any, NamedTuple
@@ -23,13 +24,15 @@ from torch import Tensor, nn
 
 import odeopt
 from benchmarks.cost import peers
-from benchmarks.harness import costs, processes
-from benchmarks.harness.costs import LivePeak, once
-from benchmarks.harness.registry import Preset
+from benchmarks.cost.peers import PEERS
+from benchmarks.harness import costs, markdown, outline, processes
+from benchmarks.harness.costs import MIB, LivePeak
+from benchmarks.harness.outline import Cell, Run
+from benchmarks.harness.plots import Labels, Series, loglog
+from benchmarks.harness.registry import Preset, Settings
 from benchmarks.problems import classification, models
 from benchmarks.problems.models import Parameters
 from benchmarks.problems.tasks import Batch, move
-from odeopt import Stats
 from odeopt.adjoint.base import Interval, LocalAdjoint
 from odeopt.checkpoint.binomial import optimal_replays
 from odeopt.engine.run import make_kernels
@@ -96,8 +99,6 @@ WARM_UP = 3
 OURS = "odeopt"
 LABELS = {OURS: "odeopt", "higher": "higher", "torchopt": "TorchOpt"}
 
-Meta = tuple[Tensor, odeopt.Stats | None]
-
 
 class Loop(NamedTuple):
     """A training: where it begins, its minibatches, and the validation examples."""
@@ -106,6 +107,15 @@ class Loop(NamedTuple):
     params: Parameters  # in float32
     stream: Callable[[int], Batch]  # minibatches of digits
     validation: Batch  # for the outer loss
+
+    @property
+    def loss(self) -> Callable[[Parameters, Batch], Tensor]:
+        """The mean over a batch, inside and outside."""
+        return classification.mean_loss(model(self.point.parameters))
+
+    def grid(self, lr: float = LR) -> odeopt.TimeGrid:
+        """All steps."""
+        return odeopt.TimeGrid.from_lr(lr, self.point.steps)
 
 
 def installed(line: str) -> bool:
@@ -145,32 +155,35 @@ def forward(loop: Loop, opt: odeopt.ODEOptimizer) -> Callable[[], None]:
 
     @torch.no_grad()
     def run() -> None:
-        opt.solve(loop.params, odeopt.Stream(loop.stream), _grid(loop))
+        opt.solve(loop.params, odeopt.Stream(loop.stream), loop.grid())
 
     return run
 
 
 def optimizer(loop: Loop, compile: str) -> odeopt.ODEOptimizer:
     """The choices: SGD with momentum, Binomial, and how kernels are run."""
-    mean = classification.mean_loss(model(loop.point.parameters))
-    return odeopt.ODEOptimizer(
-        odeopt.SGD(mean, momentum=MOMENTUM),
-        checkpoints=odeopt.Binomial(loop.point.slots), compile=compile,
-    )  # fmt: skip
+    field, checkpoints = odeopt.SGD(loop.loss, momentum=MOMENTUM), odeopt.Binomial(loop.point.slots)
+    return odeopt.ODEOptimizer(field, checkpoints=checkpoints, compile=compile)
 
 
-def ours(loop: Loop, opt: odeopt.ODEOptimizer) -> Callable[[], Meta]:
+def gradient(loop: Loop, opt: odeopt.ODEOptimizer, lr: float) -> Callable[[], odeopt.Result]:
     """The gradient of the validation loss w.r.t. the initialisation (and all learning rates)."""
-    call = opt.value_and_grad(classification.mean_loss(model(loop.point.parameters)))
+    call = opt.value_and_grad(loop.loss)
+    return lambda: call(loop.params, odeopt.Stream(loop.stream), loop.grid(lr), loop.validation)
 
-    def run() -> Meta:
-        result = call(loop.params, odeopt.Stream(loop.stream), _grid(loop), loop.validation)
+
+def ours(loop: Loop, opt: odeopt.ODEOptimizer) -> Callable[[], tuple[Tensor, odeopt.Stats]]:
+    """The same through SGD, w.r.t. the initialisation in one vector, and what it cost."""
+    call = gradient(loop, opt, LR)
+
+    def run() -> tuple[Tensor, odeopt.Stats]:
+        result = call()
         return tree.flat(result.grads.params), result.stats
 
     return run
 
 
-def by_peer(line: str, loop: Loop) -> Callable[[], Meta]:
+def by_peer(line: str, loop: Loop) -> Callable[[], tuple[Tensor, None]]:
     """The same gradient by another package, which unrolls."""
 
     def loss(network: nn.Module, batch: Batch) -> Tensor:
@@ -183,13 +196,6 @@ def by_peer(line: str, loop: Loop) -> Callable[[], Meta]:
     return lambda: (run(), None)
 
 
-PEERS = {"higher": peers.by_higher, "torchopt": peers.by_torchopt}
-
-
-def _grid(loop: Loop) -> odeopt.TimeGrid:
-    return odeopt.TimeGrid.from_lr(LR, loop.point.steps)
-
-
 def measure(line: str, point: Point, sizes: Sizes, device: str) -> dict[str, Any]:
     """What a process measures of a package: `outcome` "" and numbers, or why there are none."""
     where = torch.device(device)
@@ -197,13 +203,20 @@ def measure(line: str, point: Point, sizes: Sizes, device: str) -> dict[str, Any
     def numbers() -> dict[str, Any]:
         loop = make(point, where)
         runs = runnables(line, loop, sizes.compile)
+        counts: list[odeopt.Stats | None] = []
+        timed = runs | {"meta": lambda: counts.append(runs["meta"]()[1])}
         with costs.at_most(int(sizes.memory_gib * costs.GIB), where):
-            seconds, stats = _timed(runs, sizes, where)
+            seconds = costs.in_turn(timed, sizes.repeats, where, sizes.seconds)
+        stats = counts[-1]
         cell = {f"{name}_seconds": median(values) for name, values in seconds.items()}
         for name in seconds.keys() - {"plain"}:
             pairs = zip(seconds[name], seconds["plain"], strict=True)
             cell[f"{name}_ratio"] = median(own / plain for own, plain in pairs)
-        cell |= {f"{name}_bytes": _peak(name, line, loop, sizes.compile, where) for name in runs}
+        for name in runs:  # in runs of their own
+            recorder = LivePeak()
+            ticking = loop._replace(stream=recorder.ticking(loop.stream))
+            run = runnables(line, ticking, sizes.compile)[name]
+            cell[f"{name}_bytes"] = costs.peak_live_bytes(run, where, recorder)
         if stats is not None:
             cell["replayed"], cell["kept_bytes"] = stats.replayed_steps, stats.stored_bytes
             cell["bound"] = optimal_replays(point.steps, point.slots)
@@ -230,82 +243,35 @@ def runnables(line: str, loop: Loop, compile: str) -> dict[str, Callable[[], Any
     return runs
 
 
-def _timed(
-    runs: dict[str, Callable[[], Any]], sizes: Sizes, device: torch.device
-) -> tuple[dict[str, list[float]], Stats | None]:
-    """Seconds of each, in turn, and the counts of the gradient; at least once."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    stats: Stats | None = None
-
-    def differentiate() -> None:
-        nonlocal stats
-        _, stats = runs["meta"]()
-
-    timed = runs | {"meta": differentiate}
-    turn = spent = 0.0
-    while spent == 0 or (len(seconds["meta"]) < sizes.repeats and spent + turn < sizes.seconds):
-        for name, run in timed.items():
-            seconds[name].append(once(run, device))
-        turn = sum(values[-1] for values in seconds.values())
-        spent += turn
-    return seconds, stats
-
-
-def _peak(name: str, line: str, loop: Loop, compile: str, device: torch.device) -> int:
-    """The peak of live tensors above those before, in a run of its own."""
-    if device.type == "cuda":
-        return costs.peak_live_bytes(runnables(line, loop, compile)[name], device)
-    peak = LivePeak()
-    stream = loop.stream
-
-    def ticking(k: int) -> Any:
-        if k > WARM_UP:
-            peak.tick()
-        return stream(k)
-
-    run = runnables(line, loop._replace(stream=ticking), compile)[name]
-    with peak:
-        run()
-    return peak.bytes
-
-
 def measure_kernels(sizes: Sizes, device: str) -> dict[str, Any]:
     """What a process measures of a solve and its kernels."""
     where, point = torch.device(device), sizes.itself
 
     def numbers() -> dict[str, Any]:
         loop = make(point, where)
+        checkpoints = odeopt.Binomial(point.slots)
         opt = odeopt.ODEOptimizer(
-            odeopt.Adam(classification.mean_loss(model(point.parameters))),
-            checkpoints=odeopt.Binomial(point.slots),
-            compile=sizes.compile,
+            odeopt.Adam(loop.loss), checkpoints=checkpoints, compile=sizes.compile
         )
-        gradient(opt, loop._replace(point=point._replace(steps=WARM_UP)))()
+        gradient(loop._replace(point=point._replace(steps=WARM_UP)), opt, ADAM_LR)()
         bound = point.steps + optimal_replays(point.steps, point.slots)
-        alone = kernels(opt, loop, bound, point.steps)
-        stats: list[odeopt.Stats] = []
-        pairs = [
-            (once(lambda: stats.append(gradient(opt, loop)()), where), once(alone, where))
-            for _ in range(min(sizes.repeats, 3))
-        ]
+        counts: list[odeopt.Stats] = []
+        runs = {
+            "solve": lambda: counts.append(gradient(loop, opt, ADAM_LR)().stats),
+            "kernels": kernels(opt, loop, bound, point.steps),
+        }
+        seconds = costs.in_turn(runs, min(sizes.repeats, 3), where)
+        pairs = zip(seconds["solve"], seconds["kernels"], strict=True)
         return {
-            "seconds": median(own for own, _ in pairs),
-            "kernel_seconds": median(bare for _, bare in pairs),
+            "seconds": median(seconds["solve"]),
+            "kernel_seconds": median(seconds["kernels"]),
             "ratio": median(own / bare for own, bare in pairs),
-            "advances": stats[-1].steps + stats[-1].replayed_steps,
+            "advances": counts[-1].steps + counts[-1].replayed_steps,
             "bound": bound,
-            "stored_states": stats[-1].stored_states,
+            "stored_states": counts[-1].stored_states,
         }
 
     return processes.guarded(numbers, sizes.memory_gib)
-
-
-def gradient(opt: odeopt.ODEOptimizer, loop: Loop) -> Callable[[], odeopt.Stats]:
-    """The gradient of the validation loss through the training."""
-    call = opt.value_and_grad(classification.mean_loss(model(loop.point.parameters)))
-    grid = odeopt.TimeGrid.from_lr(ADAM_LR, loop.point.steps)
-    stream = odeopt.Stream(loop.stream)
-    return lambda: call(loop.params, stream, grid, loop.validation).stats
 
 
 @torch.no_grad()
@@ -315,9 +281,8 @@ def kernels(opt: odeopt.ODEOptimizer, loop: Loop, advances: int, pulls: int) -> 
     After the end of the training the steps begin again; pullbacks are at the last state.
     """
     choices = opt.value_and_grad(lambda params, batch: 0.0).choices
-    grid = odeopt.TimeGrid.from_lr(ADAM_LR, loop.point.steps)
     begin = Beginning(opt.field, loop.params, None, None)
-    problem = begin.problem(odeopt.Stream(loop.stream), grid, False)
+    problem = begin.problem(odeopt.Stream(loop.stream), loop.grid(ADAM_LR), False)
     bound = make_kernels(choices, problem, odeopt.Stats())
     adjoint = choices.adjoint
     assert isinstance(adjoint, LocalAdjoint), "the exact one"
@@ -336,3 +301,135 @@ def kernels(opt: odeopt.ODEOptimizer, loop: Loop, advances: int, pulls: int) -> 
             lam = pull(k, Interval(times[k], lr, y, y), lam).lam
 
     return run
+
+
+NAME = "cost --only long-loops"
+REVISION = 3
+"""Raised when what a cell computes changes, so that stored cells are computed anew."""
+
+START_UP, SLACK = 60.0, 30.0
+"""Seconds to start, and how many times as long as timed runs all runs of a cell may take."""
+
+ITSELF = "kernels"
+"""The cell in which a solve is compared with its own kernels."""
+
+MARGIN = 1.3
+"""How many times as long as its kernels a solve may take."""
+
+LINES = {"longer": "steps", "larger": "parameters"}
+
+
+def run(settings: Settings) -> None:
+    """Compute what is missing and write the report, the plots and `results.json`."""
+    sizes = SIZES[settings.preset]
+    done = outline.compute(settings, NAME, REVISION, sizes, cells(settings, sizes))
+    sections = [_head(sizes)]
+    for name, varied in LINES.items():
+        points = getattr(sizes, name)
+        sections += [_table(done, points, varied), _plot(settings, done, points, varied)]
+    lacking = [f"- {label}: not installed" for line, label in LABELS.items() if not installed(line)]
+    sections += [_itself(done, sizes), outline.without_numbers(done.cells, lacking)]
+    outline.write(settings, "A meta-gradient in plain trainings", done, sections)
+
+
+def cells(settings: Settings, sizes: Sizes) -> list[Cell]:
+    """One cell per package and point; a point of both lines is measured once."""
+    device = str(settings.device)
+    child = partial(processes.run, limit=START_UP + SLACK * sizes.seconds)
+    chosen: dict[str, Cell] = {}
+    for line in filter(installed, LABELS):
+        for points in (sizes.longer, sizes.larger):
+            smaller: dict[str, str] = {}
+            for point in points:
+                own = key(line, point)
+                compute = partial(child, measure, line, point, sizes, device)
+                chosen.setdefault(own, Cell(own, compute, smaller))
+                smaller = {own: own}
+    alone = partial(child, measure_kernels, sizes, device)
+    return [*chosen.values(), Cell(key(ITSELF, sizes.itself), alone)]
+
+
+def key(line: str, point: Point) -> str:
+    """The key of a cell."""
+    return f"{line} parameters={point.parameters} steps={point.steps} slots={point.slots}"
+
+
+def _itself(run: Run, sizes: Sizes) -> str:
+    cell, point = run.cells[key(ITSELF, sizes.itself)], sizes.itself
+    head = f"## A solve against its own kernels: {point.steps:,} steps of Adam, {point.slots} slots"
+    if cell["outcome"]:
+        return f"{head}\n\n{cell['outcome']}"
+    met = "met" if cell["ratio"] <= MARGIN and cell["advances"] == cell["bound"] else "not met"
+    return f"""{head}
+
+The gradient w.r.t. the initialisation and all learning rates made {cell["advances"]:,} steps, the
+first sweep included, in {cell["seconds"]:.1f} s. The least is {cell["bound"]:,}: Revolve's number,
+{cell["bound"] - 1:,}, and the last step of the first sweep, which Revolve leaves to the reversal,
+but whose end the outer loss needs. A loop that only calls the same kernels
+(`compile={sizes.compile!r}`) as often took
+{cell["kernel_seconds"]:.1f} s: the solve takes **{cell["ratio"]:.2f} times** as long. At most
+{MARGIN:g} times, with exactly the least number: {met}."""
+
+
+def _table(run: Run, points: tuple[Point, ...], varied: str) -> str:
+    rows: list[list[markdown.Entry]] = []
+    for point in points:
+        size = f"{point.parameters:,}, {point.steps:,}, {min(point.slots, point.steps)}"
+        ours = run.cells[key(OURS, point)]
+        rows.append([size, *([ours["outcome"]] * 5 if ours["outcome"] else _counted(ours))])
+        for line in PEERS:
+            cell = run.cells.get(key(line, point), {"outcome": "not installed"})
+            rows[-1].append(
+                cell["outcome"] or f"{cell['meta_ratio']:.1f}, {cell['meta_bytes'] / MIB:.2f}"
+            )
+    headers = [
+        "parameters, steps, kept states", "seconds: over plain", "over own forward sweep",
+        "peak MiB", "of plain", "replayed / Revolve's bound",
+        *(f"{LABELS[line]}: times plain, peak MiB" for line in PEERS),
+    ]  # fmt: skip
+    return f"## More and more {varied}\n\n{markdown.table(headers, rows)}"
+
+
+def _counted(cell: dict[str, Any]) -> list[str]:
+    replays, bound = cell["replayed"], cell["bound"]
+    share = f"{replays / bound:.3f} ({replays:,})" if bound else f"none ({replays})"
+    return [
+        f"{cell['meta_ratio']:.1f}", f"{cell['meta_ratio'] / cell['forward_ratio']:.1f}",
+        f"{cell['meta_bytes'] / MIB:.2f}", f"{cell['plain_bytes'] / MIB:.2f}", share,
+    ]  # fmt: skip
+
+
+def _plot(settings: Settings, run: Run, points: tuple[Point, ...], varied: str) -> str:
+    parts: list[str] = []
+    for what, label in (("ratio", "seconds over plain training"), ("bytes", "peak bytes")):
+        series = [_series(run, line, points, varied, f"meta_{what}") for line in LABELS]
+        if what == "bytes":
+            plain = _series(run, OURS, points, varied, "plain_bytes")
+            series.append(Series("plain training", plain.x, plain.y, "--"))
+        name = f"{varied}-{what}.png"
+        labels = Labels(f"the gradient through training: more {varied}", varied, label)
+        loglog(settings.store.directory / name, labels, [line for line in series if line.x])
+        parts.append(f"![{label}]({name})")
+    return "\n".join(parts)
+
+
+def _series(run: Run, line: str, points: tuple[Point, ...], varied: str, field: str) -> Series:
+    cells = {point: run.cells.get(key(line, point), {}) for point in points}
+    known = {getattr(point, varied): cell[field] for point, cell in cells.items() if field in cell}
+    return Series(LABELS[line], list(known), list(known.values()))
+
+
+def _head(sizes: Sizes) -> str:
+    return f"""The gradient of a validation loss through a training of digits w.r.t. its
+initialisation and all learning rates (odeopt) or its initialisation (the others): a perceptron with
+one hidden layer (tanh) as wide as the number of parameters asks for, float32, minibatches of
+{BATCH}, SGD with learning rate {LR:g} and momentum {MOMENTUM:g}.
+odeopt runs kernels with `compile={sizes.compile!r}` and keeps states by `Binomial`; higher and
+TorchOpt unroll.
+
+Every cell is a process of its own on one thread. The gradient and the same training written plainly
+with `torch.optim.SGD` are run in turn, up to {sizes.repeats} times; given is the median of the
+ratios. "Over own forward sweep" is the ratio to odeopt's own training without a gradient. Peaks are
+those of live tensors above those before the call, recorded in runs of their own; the kept states
+are in them. Every process may take {sizes.memory_gib:g} GiB beyond what it has after a short first
+run ("did not fit" where that is not enough)."""

@@ -93,6 +93,10 @@ def by_torchopt(
     return run
 
 
+PEERS = {"higher": by_higher, "torchopt": by_torchopt}
+"""By the names of the packages."""
+
+
 def half_mean_square_of(network: nn.Module, batch: Batch) -> Tensor:
     """The loss of the regression tasks."""
     return half_mean_square(network(batch.x), batch.y)

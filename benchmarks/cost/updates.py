@@ -11,30 +11,29 @@ In this order:
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
+from functools import partial
+from operator import itemgetter
 from statistics import median
 from time import perf_counter
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import odeopt
-from benchmarks import methods
 from benchmarks.comparison import cosine, of_order_four
-from benchmarks.cost import peers
-from benchmarks.harness import costs, processes
-from benchmarks.harness.costs import once
-from benchmarks.harness.registry import Preset
-from benchmarks.problems import functions, models
-from benchmarks.problems.models import Parameters, Problem
-from benchmarks.problems.tasks import Task, move
+from benchmarks.cost import resident
+from benchmarks.cost.lines import LINES, LR, PROBLEM, Inputs, Line, inputs, make_update
+from benchmarks.harness import costs, markdown, outline, plots, processes
+from benchmarks.harness.costs import MIB, once
+from benchmarks.harness.outline import Cell, Cells
+from benchmarks.harness.registry import Preset, Settings
+from benchmarks.problems.tasks import move
 from odeopt.tools import tree
-
-ALL = None
-"""In place of the names of lines: all of them."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Sizes:
     """The sizes of a run."""
 
     steps: tuple[int, ...]  # numbers of inner steps
-    lines: tuple[str, ...] | None  # names of the lines that are measured, or `ALL`
+    lines: tuple[str, ...] | None  # names of the lines that are measured, None for all
     tasks: int  # tasks of the meta-update
     shots: int  # training points of a task, and as many for validation
     repeats: int  # timed runs of a cell, fewer where they take long
@@ -78,124 +77,10 @@ SIZES = {
         (1.0, 16.0), 30,
     ),
     Preset.PAPER: Sizes(
-        (1, 10, 20, 50, 100, 200, 500, 1000, 2000), ALL, 5, 100, 5, 16.0, 200.0,
+        (1, 10, 20, 50, 100, 200, 500, 1000, 2000), None, 5, 100, 5, 16.0, 200.0,
         Check(500, 50, "inductor", 512, 5), (0.25, 1.0, 4.0, 16.0), 100,
     ),
 }  # fmt: skip
-
-
-LR = 0.01
-PROBLEM = Problem(functions.MODEL, models.half_mean_square)
-STEPLESS = ("maml-1", "imaml-hf")
-"""Methods whose inner loop does not depend on the number of gradient steps."""
-
-PEERS = {"higher": peers.by_higher, "torchopt": peers.by_torchopt}
-FEW = 50
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the figures."""
-
-    name: str  # for keys, and to find it by
-    label: str  # for reports
-    method: str  # a name of `benchmarks.methods` or of `PEERS`
-    states: int | None = None  # how many states A-MAML keeps at most; all of them where None
-    compile: str | None = None  # how kernels are run
-
-    @property
-    def is_peer(self) -> bool:
-        """Whether another package computes it."""
-        return self.method in PEERS
-
-    @property
-    def varies(self) -> bool:
-        """Whether it depends on the number of steps."""
-        return self.method not in STEPLESS
-
-    @property
-    def installed(self) -> bool:
-        """Whether the package that computes it is there."""
-        return not self.is_peer or find_spec(self.method) is not None
-
-
-class Inputs(NamedTuple):
-    """Tasks and an initialisation, in float32, on a device."""
-
-    params: Parameters
-    tasks: Task
-
-    @property
-    def count(self) -> int:
-        """The number of tasks."""
-        return self.tasks.train.x.shape[0]
-
-
-class Update(NamedTuple):
-    """One meta-update, ready to be run."""
-
-    run: Callable[[], Tensor]  # makes the meta-gradient, flat
-    # the same with a single inner step; it compiles the kernels of `run`, too
-    warm_up: Callable[[], object]
-    together: int  # how many tasks are in memory at one time
-
-
-def lines() -> tuple[Line, ...]:
-    """All lines, those of the paper's methods first."""
-    few, compiled = f"{FEW} states", "inductor"
-    chosen: list[Line] = []
-    for name in (*methods.PAPER, *methods.OTHERS):
-        label = methods.LABELS[name]
-        chosen.append(Line(name, label, name))
-        if name == "a-maml":
-            chosen += [
-                Line("a-maml compiled", f"{label}, compiled", name, None, compiled),
-                Line("a-maml-50", f"{label}, {few}", name, FEW),
-                Line("a-maml-50 compiled", f"{label}, {few}, compiled", name, FEW, compiled),
-            ]
-        if name == "maml":
-            chosen.append(Line("maml compiled", f"{label}, compiled", name, None, compiled))
-    chosen += [Line("higher", "higher (MAML)", "higher"),
-               Line("torchopt", "TorchOpt (MAML)", "torchopt")]  # fmt: skip
-    return tuple(chosen)
-
-
-def inputs(
-    tasks: int, shots: int, device: torch.device, dtype: torch.dtype = torch.float32
-) -> Inputs:
-    """The first tasks of the protocol "code" and a random initialisation."""
-    drawn = functions.COSMIXTURE.tasks(range(tasks), "code", shots)
-    return move(Inputs(functions.MODEL.init(0), drawn), device, dtype)
-
-
-def make_update(line: Line, steps: int, own: Inputs) -> Update:
-    """A line's meta-update."""
-    if line.is_peer:
-        run, warm_up = (
-            PEERS[line.method](
-                peers.module(own.params), peers.half_mean_square_of, peers.trainings(own.tasks),
-                count, lr=LR,
-            )
-            for count in (steps, 1)
-        )  # fmt: skip
-        return Update(run, warm_up, 1)
-    method = _method(line, steps)
-    short = _method(line, 1)
-    if isinstance(method, odeopt.InnerLoop):  # the same kernels: they are compiled only once
-        grid = odeopt.TimeGrid.from_lr(method.grid.dt[:1].mean().item(), 1)
-        short = odeopt.InnerLoop(method.opt, method.outer_loss, grid)
-    return Update(_call(method, own), _call(short, own), own.count)
-
-
-def _method(line: Line, steps: int) -> odeopt.Method:
-    states = steps if line.states is None else min(line.states, steps)
-    inner = methods.Inner(LR, steps, states, line.compile)
-    return methods.build(line.method, PROBLEM, inner)
-
-
-def _call(method: odeopt.Method, own: Inputs) -> Callable[[], Tensor]:
-    run = methods.gradient_of(method, own.params, own.tasks)
-    return lambda: tree.flat(run().grads.params)
 
 
 WANTED = {"times_as_fast": 5.0, "share_of_memory": 0.1, "cosine": 0.999}
@@ -212,7 +97,7 @@ def measure(line: str, steps: int, sizes: Sizes, device: str) -> dict[str, Any]:
 
     def numbers() -> dict[str, Any]:
         own = inputs(sizes.tasks, sizes.shots, where)
-        update = make_update(next(one for one in lines() if one.name == line), steps, own)
+        update = make_update(LINES[line], steps, own)
         begin = perf_counter()
         update.warm_up()
         warm_up = perf_counter() - begin
@@ -250,11 +135,9 @@ def compare(sizes: Sizes, device: str) -> dict[str, Any]:
         own = inputs(sizes.tasks, sizes.shots, where)
         entries = Line("", "", "a-maml", check.states, check.compile), Line("", "", "higher")
         updates = {line.method: make_update(line, check.steps, own) for line in entries}
-        gradients = {name: one.run() for name, one in updates.items()}  # compiles, too
-        seconds: dict[str, list[float]] = {name: [] for name in updates}
-        for _ in range(check.repeats):
-            for name, one in updates.items():
-                seconds[name].append(once(one.run, where))
+        runs = {name: one.run for name, one in updates.items()}
+        gradients = {name: run() for name, run in runs.items()}  # compiles, too
+        seconds = costs.in_turn(runs, check.repeats, where)
         target, error = reference(own, check.steps * LR, check.reference_steps)
         cell: dict[str, Any] = {}
         for name, one in updates.items():
@@ -295,3 +178,245 @@ def reference(own: Inputs, t1: float, steps: int) -> tuple[Tensor, float]:
         return tree.flat(method(params, (tasks.train, tasks.validation)).grads.params)
 
     return of_order_four(gradient, steps)
+
+
+NAME = "cost --only updates"
+REVISION = 1
+"""Raised when what a cell computes changes, so that stored cells are computed anew."""
+
+CHECK = "check"
+START_UP = 60.0
+"""Seconds that a process may take to start and to compile, besides the time of its cell."""
+
+SLACK = 3.0
+"""The first and the recorded run take time as well."""
+
+
+def run(settings: Settings) -> None:
+    """Compute what is missing and write the report, the plots and `results.json`."""
+    sizes = SIZES[settings.preset]
+    done = outline.compute(settings, NAME, REVISION, sizes, cells(settings, sizes))
+    results, lines = done.cells, measured_lines(sizes)
+    lacking = [f"- {one.label}: the package is not installed" for one in lines if not one.installed]
+    tables = dict(_TABLES)
+    if settings.device.type != "cpu":
+        del tables[_RESIDENT]
+    sections = [
+        _head(sizes),
+        *(_table(title, show, results, lines, sizes) for title, show in tables.items()),
+        growth_section(results, lines, sizes, settings),
+        check_section(results.get(CHECK), sizes),
+        resident.section(results),
+        outline.without_numbers(results, lacking),
+    ]
+    outline.write(settings, "Memory and time of one meta-update", done, sections)
+
+
+def measured_lines(sizes: Sizes) -> tuple[Line, ...]:
+    """The lines of a run, those whose package is missing included."""
+    names = LINES if sizes.lines is None else sizes.lines
+    return tuple(line for name, line in LINES.items() if name in names)
+
+
+def cells(settings: Settings, sizes: Sizes) -> list[Cell]:
+    """One cell per line and number of steps, and the comparison with `higher`.
+
+    Larger ones are not tried where a smaller one took too long or did not fit.
+    """
+    device = str(settings.device)
+    child = partial(processes.run, limit=START_UP + SLACK * sizes.seconds)
+    chosen: list[Cell] = []
+    for line in measured_lines(sizes):
+        if not line.installed:
+            continue
+        smaller: dict[str, str] = {}
+        for steps in counts(line, sizes):
+            own = key(line, steps)
+            compute = partial(child, measure, line.name, steps, sizes, device)
+            chosen.append(Cell(own, compute, dict(smaller)))
+            smaller[own] = f"{steps} steps"
+    if LINES["higher"].installed:
+        chosen.append(Cell(CHECK, partial(child, compare, sizes, device)))
+    if settings.device.type == "cpu":
+        chosen += resident.cells(sizes.state_mib, sizes.state_steps)
+    return chosen
+
+
+def counts(line: Line, sizes: Sizes) -> tuple[int, ...]:
+    """The numbers of steps that are measured; one for a line that does not depend on them."""
+    return sizes.steps if line.varies else sizes.steps[-1:]
+
+
+def key(line: Line, steps: int) -> str:
+    """The key of a cell."""
+    return f"{line.name} steps={steps}" if line.varies else line.name
+
+
+def of_line(results: Cells, line: Line, sizes: Sizes) -> dict[int, dict[str, Any]]:
+    """The cells of a line by steps; empty where its package is missing."""
+    if not line.installed:
+        return {}
+    return {steps: results[key(line, steps)] for steps in sizes.steps}
+
+
+_RESIDENT = "Growth of resident memory, MiB"
+_TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "Seconds of one meta-update": lambda cell: f"{cell['seconds']:.3g}",
+    "Peak of live tensors, MiB": lambda cell: f"{cell['live_bytes'] / MIB:.2f}",
+    "Peak of live tensors per task that is in memory, KiB": (
+        lambda cell: f"{cell['live_bytes'] / cell['together'] / 1024:.0f}"
+    ),
+    _RESIDENT: lambda cell: f"{cell['resident_bytes'] / MIB:.1f}",
+}
+
+
+def _table(
+    title: str, show: Callable[[dict[str, Any]], str], results: Cells, lines: tuple[Line, ...],
+    sizes: Sizes,
+) -> str:  # fmt: skip
+    rows: list[list[markdown.Entry]] = []
+    for line in lines:
+        own = of_line(results, line, sizes)
+        shown = [cell["outcome"] or show(cell) for cell in own.values()]
+        rows.append([line.label, *(shown or ["not installed"] * len(sizes.steps))])
+    return f"## {title}\n\n{markdown.table(['inner steps', *map(str, sizes.steps)], rows)}"
+
+
+UNROLLED = ("maml", "higher", "torchopt")
+PUBLISHED_STEPS = 200
+PUBLISHED_BYTES = 24e9
+"""Fig. 3: MAML fills 24 GB at 200 steps."""
+
+
+class Growth(NamedTuple):
+    """How bytes grow with steps: a straight line through all points, and a power."""
+
+    start: float  # bytes of the line at no steps
+    per_step: float  # bytes of the line per step
+    misfit: float  # the largest deviation from the line, relative to the bytes there
+    power: float  # the exponent p of bytes - start ~ steps^p; 1 is linear
+
+
+def growth(steps: list[float], sizes: list[float]) -> Growth | None:
+    """The fits, None where there are fewer than two points; each point weighs the same."""
+    if len(steps) < 2:
+        return None
+    x, y = np.asarray(steps, float), np.asarray(sizes, float)
+    per_step, start = np.polyfit(x, y, 1, w=1 / y)
+    misfit = float(np.max(np.abs(start + per_step * x - y) / y))
+    above = y - start
+    usable = above > 0
+    power = math.nan
+    if usable.sum() >= 2:
+        power = float(np.polyfit(np.log(x[usable]), np.log(above[usable]), 1)[0])
+    return Growth(float(start), float(per_step), misfit, power)
+
+
+def growth_section(
+    results: Cells, lines: tuple[Line, ...], sizes: Sizes, settings: Settings
+) -> str:  # fmt: skip
+    """The plots and the fits."""
+    parts = ["## Growth with the number of steps"]
+    title = f"One meta-update of {sizes.tasks} tasks, {sizes.shots} + {sizes.shots} points"
+    for what, label in (("seconds", "seconds"), ("live_bytes", "bytes of live tensors")):
+        drawn = {line.label: _points(results, line, sizes, what) for line in lines}
+        labels = plots.Labels(title, "inner steps", label)
+        path = settings.store.directory / f"{what}.png"
+        parts.append(plots.picture(path, label, labels, drawn, _slope(drawn, sizes)))
+    return "\n\n".join([*filter(None, parts), _fits(results, lines, sizes)])
+
+
+def _points(results: Cells, line: Line, sizes: Sizes, what: str) -> dict[float, float]:
+    own = of_line(results, line, sizes)
+    return {steps: cell[what] for steps, cell in own.items() if not cell["outcome"]}
+
+
+def _slope(drawn: dict[str, dict[float, float]], sizes: Sizes) -> tuple[plots.Slope, ...]:
+    """A line of slope 1 through the last point of the largest line."""
+    ends = [list(points.items())[-1] for points in drawn.values() if points]
+    last, top = max(ends, key=itemgetter(1), default=(0.0, 0.0))
+    first = float(sizes.steps[0])
+    if first >= last:
+        return ()
+    return (plots.Slope("slope 1", 1.0, (first, top * first / last), float(last)),)
+
+
+def _fits(results: Cells, lines: tuple[Line, ...], sizes: Sizes) -> str:
+    rows: list[list[markdown.Entry]] = []
+    words: list[str] = []
+    for line in lines:
+        if line.method not in UNROLLED:
+            continue
+        points = _points(results, line, sizes, "live_bytes")
+        fit = growth(list(points), list(points.values()))
+        if fit is None:
+            rows.append([line.label, "too few points", "", "", ""])
+            continue
+        rows.append([line.label, f"{fit.start:.0f}", f"{fit.per_step:.0f}",
+                     f"{100 * fit.misfit:.1f} %", f"{fit.power:.3f}"])  # fmt: skip
+        words.append(_against_paper(line, fit))
+    headers = ["exact MAML", "bytes at 0 steps", "bytes per step", "worst misfit", "power"]
+    return "\n\n".join([_FITS, markdown.table(headers, rows).rstrip(), *words])
+
+
+def _against_paper(line: Line, fit: Growth) -> str:
+    there = fit.start + PUBLISHED_STEPS * fit.per_step
+    times = PUBLISHED_BYTES / there
+    return (
+        f"{line.label} needs {there / 1e6:.1f} MB at {PUBLISHED_STEPS} steps by that line; the"
+        f" paper's {PUBLISHED_BYTES / 1e9:.0f} GB are {times:.0f} times as much."
+    )
+
+
+_FITS = """The live memory of exact MAML is fitted by a straight line through all points, each
+weighted by its own size, and by a power of the steps above that line's start. The paper calls
+MAML's growth exponential: its axis is categorical (1, 10, 20, 50, ... at even distances), on which
+a straight line looks like that. The power tells: 1 is linear."""
+
+
+def check_section(cell: dict[str, Any] | None, sizes: Sizes) -> str:
+    """The comparison in one process, as a sentence and a table."""
+    title = "## A-MAML against exact MAML by higher, in one run"
+    if cell is None:
+        return f"{title}\n\nThe package higher is not installed."
+    if cell.get("outcome"):
+        return f"{title}\n\n{cell['outcome']}: {cell['message']}"
+    size = sizes.check
+    sentence = (
+        f"A-MAML at {size.steps} steps for {sizes.tasks} tasks with `states={size.states}`"
+        f" (compile={size.compile!r}) against higher's exact MAML in the same run:"
+        f" {cell['times_as_fast']:.1f} times as fast (at least {WANTED['times_as_fast']:g} wanted),"
+        f" {cell['share_of_memory']:.3f} of its memory per task (at most"
+        f" {WANTED['share_of_memory']:g} wanted), cosine to the flow's gradient"
+        f" {cell['cosine']:.6f} (at least {WANTED['cosine']:g} wanted)."
+    )
+    columns: list[markdown.Column] = [
+        ("seconds", "{seconds:.3g}"),
+        ("live MiB", lambda one: f"{one['live_bytes'] / MIB:.2f}"),
+        ("live KiB per task", lambda one: f"{one['live_bytes_per_task'] / 1024:.0f}"),
+        ("cosine to the flow's gradient", "{cosine:.6f}"),
+    ]
+    table = markdown.described([""], columns, [([n], cell[n]) for n in ("a-maml", "higher")])
+    own = markdown.scientific(cell["reference_error"])
+    return (
+        f"{title}\n\n{sentence}\n\n{table}\nBoth were timed in turn,"
+        f" medians of {size.repeats}; all {sizes.tasks} tasks of A-MAML are in memory together,"
+        f" those of higher one after the other, so that A-MAML's whole peak is"
+        f" {cell['share_of_whole_memory']:.3f} of higher's. The flow's gradient is that of RK4 with"
+        f" {size.reference_steps} steps in float64; its own error is {own}."
+    )
+
+
+def _head(sizes: Sizes) -> str:
+    return f"""The meta-gradient of {sizes.tasks} CosMixture tasks ({sizes.shots} + {sizes.shots}
+points, protocol "code"), network 2-32-32-1, float32, learning rate {LR:g}, one thread (paper:
+Figs. 3 and 4). Every cell is a process of its own. After a warm-up with one inner step, which
+also compiles where a line is compiled, there are three kinds of runs: one in which the growth of
+resident memory is read, with at most {sizes.memory_gib:g} GiB to be had ("did not fit" where
+that is not enough); up to {sizes.repeats} timed ones, of which the median is given; and one in
+which every allocation is recorded. Live tensors are counted above those before the run. odeopt
+has all tasks of the update in memory together; higher and TorchOpt one after the other, as their
+users write it, and per task means the tasks that are in memory. Resident memory is that of the
+whole process and includes what the allocators keep. MAML-1 and iMAML-HF do not depend on the
+number of steps and are measured once; A-MAML keeps as many states as there are steps, unless the
+line says 50."""

@@ -10,18 +10,22 @@ allocator's own counters are read.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import accumulate
 from pathlib import Path
 from time import perf_counter
+from typing import TypeVar
 
 import psutil
 import torch
 
 MIB, GIB = 2**20, 2**30
+
+T = TypeVar("T")
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else each profile writes to standard error
 
@@ -35,18 +39,40 @@ def once(run: Callable[[], object], device: torch.device) -> float:
     return perf_counter() - begin
 
 
+def in_turn(
+    runs: Mapping[str, Callable[[], object]], rounds: int, device: torch.device,
+    limit: float = math.inf,
+) -> dict[str, list[float]]:  # fmt: skip
+    """Seconds of each, called once in every round.
+
+    There is one round at least, and none that would end later than about `limit` seconds.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    last = spent = 0.0
+    for number in range(rounds):
+        if number and spent + last >= limit:
+            break
+        for name, run in runs.items():
+            seconds[name].append(once(run, device))
+        last = sum(values[-1] for values in seconds.values())
+        spent += last
+    return seconds
+
+
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def peak_live_bytes(run: Callable[[], object], device: torch.device) -> int:
+def peak_live_bytes(
+    run: Callable[[], object], device: torch.device, recorder: LivePeak | None = None
+) -> int:
     """The most bytes of tensors alive at one time during a call, above those alive before it.
 
-    On a CPU it must stay in one thread.
+    On a CPU it must stay in one thread; a recorder may be given, which the call ticks.
     """
     if device.type != "cuda":
-        with LivePeak() as peak:
+        with recorder or LivePeak() as peak:
             run()
         return peak.bytes
     _wait(device)
@@ -62,31 +88,42 @@ class LivePeak:
 
     The record of every allocation takes hundreds of times as much memory as it has events: in a
     long run call `tick` now and then, in every step say, which evaluates the record and begins a
-    new one after so many calls.
+    new one after so many calls. While it is not entered that does nothing.
 
     Args:
         ticks: After how many calls of `tick` a new record begins.
     """
 
     def __init__(self, ticks: int = 200) -> None:
-        self._every, self._ticks = ticks, 0
-        self._live = self.bytes = 0
+        self._every, self._entered = ticks, False
+        self._live = self.bytes = self._ticks = 0
         self._open = ExitStack()
 
     def __enter__(self) -> LivePeak:
         self._live = self.bytes = self._ticks = 0
+        self._entered = True
         self._begin()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._entered = False
         self._end()
 
     def tick(self) -> None:
         """A part of the run is over."""
-        self._ticks += 1
-        if self._ticks % self._every == 0:
+        self._ticks += self._entered
+        if self._entered and self._ticks % self._every == 0:
             self._end()
             self._begin()
+
+    def ticking(self, stream: Callable[[int], T]) -> Callable[[int], T]:
+        """A stream that ticks at every batch."""
+
+        def batch(k: int) -> T:
+            self.tick()
+            return stream(k)
+
+        return batch
 
     def _begin(self) -> None:
         profile = torch.autograd.profiler.profile(profile_memory=True)

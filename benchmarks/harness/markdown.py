@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean, pstdev
+from typing import Any
 
 Entry = str | int | float
 """A table entry: floats are formatted with `scientific`, the others as they are."""
+
+Column = tuple[str, str | Callable[[Any], Entry]]
+"""Its header, and what stands in it of a cell: a format of the cell's keys, or a function."""
 
 
 def scientific(value: float) -> str:
@@ -45,6 +49,30 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Entry]]) -> str:
     rule = ["---"] + ["---:"] * (len(headers) - 1)
     lines = [_line(headers), "|" + "|".join(rule) + "|", *(_line(row) for row in rows)]
     return "\n".join(lines) + "\n"
+
+
+def described(
+    labels: Sequence[str], columns: Sequence[Column],
+    rows: Iterable[tuple[Sequence[Entry], dict[str, Any] | str]],
+) -> str:  # fmt: skip
+    """A table of cells; in place of one may stand why it has no numbers.
+
+    Args:
+        labels: The headers of what is said of each row before its cell.
+        columns: The others.
+        rows: What is said, and the cell.
+    """
+    lines: list[Sequence[Entry]] = []
+    for own, cell in rows:
+        if isinstance(cell, str):
+            lines.append([*own, cell, *[""] * (len(columns) - 1)])
+        else:
+            lines.append([*own, *(_shown(cell, show) for _, show in columns)])
+    return table([*labels, *(header for header, _ in columns)], lines)
+
+
+def _shown(cell: dict[str, Any], show: str | Callable[[Any], Entry]) -> Entry:
+    return show.format_map(cell) if isinstance(show, str) else show(cell)
 
 
 def _line(entries: Sequence[Entry]) -> str:

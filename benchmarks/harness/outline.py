@@ -113,14 +113,16 @@ Made by `python -m benchmarks {run.name} --preset {settings.preset.value}`, odeo
     run.check_complete()
 
 
-def without_numbers(cells: Cells, more: Sequence[str] = ()) -> str:
+def without_numbers(
+    cells: Cells, more: Sequence[str] = (), title: str = "Cells without numbers"
+) -> str:
     """The section on cells that have an `outcome` in place of numbers, and more lines of it."""
     lines = [
         f"- {key}: {cell['outcome']} ({cell['message']})"
         for key, cell in cells.items()
         if cell.get("outcome")
     ]
-    return "## Cells without numbers\n\n" + ("\n".join([*lines, *more]) or "- none")
+    return f"## {title}\n\n" + ("\n".join([*lines, *more]) or "- none")
 
 
 def environment(device: torch.device) -> dict[str, str | int]:

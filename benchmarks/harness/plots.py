@@ -1,19 +1,23 @@
-"""Plots, drawn without a display: logarithmic lines, learning curves, intervals."""
+"""Plots, drawn without a display: logarithmic lines, learning curves, intervals.
+
+What draws is imported when something is drawn, so that processes that measure start without it.
+"""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from odeopt.tools import files
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, told apart with every common form of colour blindness; no yellow,
 # which is too pale for thin lines on white.
@@ -113,6 +117,23 @@ def loglog(
     return save(figure, path)
 
 
+def picture(
+    path: Path, alt: str, labels: Labels, lines: Mapping[str, Mapping[float, float]],
+    slopes: Sequence[Slope] = (),
+) -> str:  # fmt: skip
+    """Draw lines by `loglog`, each a value by x; those without points are left out.
+
+    Returns:
+        The picture in Markdown, "" where there is nothing to draw.
+    """
+    known = {label: points for label, points in lines.items() if points}
+    if not known:
+        return ""
+    series = [Series(label, list(line), list(line.values())) for label, line in known.items()]
+    loglog(path, labels, series, slopes)
+    return f"![{alt}]({path.name})"
+
+
 def curves(path: Path, labels: Labels, lines: Sequence[Curve], bottom: float | None = 0) -> Path:
     """Draw learning curves, with the spread around them, and save them as a PNG file, atomically.
 
@@ -155,6 +176,8 @@ def intervals(path: Path, labels: Labels, rows: Sequence[Row]) -> Path:
 
 def _axes(labels: Labels, width: float, height: float) -> tuple[Figure, Axes]:
     """Empty axes with their texts."""
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(labels.title, fontsize="medium")
@@ -168,6 +191,8 @@ def _axes(labels: Labels, width: float, height: float) -> tuple[Figure, Axes]:
 
 def save(figure: Figure, path: Path) -> Path:
     """Save a figure as a PNG file, atomically; the path written."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return files.write_bytes(path, buffer.getvalue())

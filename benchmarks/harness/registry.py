@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from importlib import import_module
@@ -63,8 +62,8 @@ class Settings:
 class Benchmark:
     """A named benchmark: a module, or several parts whose reports are put together.
 
-    A module's `run(settings)` writes `report.md`. It is imported when it runs, so that child
-    processes start without its plots. `--only PART` computes one of the parts.
+    A module's `run(settings)` writes `report.md`. It is imported when it runs. `--only PART`
+    computes one of the parts.
     """
 
     name: str
@@ -119,16 +118,10 @@ class Benchmark:
 
 
 def _run(module: str, settings: Settings) -> None:
-    with _settings_of_torch():
-        import_module(module).run(settings)
-
-
-@contextmanager
-def _settings_of_torch() -> Generator[None]:
-    """Set back the default dtype and the number of threads, which a module may choose."""
+    """Run a module; the default dtype and the number of threads, which it may choose, go back."""
     dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
     try:
-        yield
+        import_module(module).run(settings)
     finally:
         torch.set_default_dtype(dtype)
         torch.set_num_threads(threads)

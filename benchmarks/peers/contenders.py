@@ -1,11 +1,13 @@
-"""Who takes part: odeopt, other packages, and loops by hand."""
+"""Who takes part, odeopt, other packages and loops by hand, and at which sizes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +15,16 @@ from torch.func import grad, vjp, vmap
 
 import odeopt
 from benchmarks.cost import peers
+from benchmarks.harness.registry import Preset
+from benchmarks.peers import problems
 from benchmarks.peers.problems import FLOW, MAP, Contender, Network, Outcome, Problem, Runner, Setup
 from benchmarks.problems.models import Parameters
 from benchmarks.problems.tasks import Batch, each
 from odeopt.adjoint.base import Adjoint
 from odeopt.checkpoint.base import CheckpointSchedule
 from odeopt.engine.compile import Compiled, record
-from odeopt.solver.base import Solver
 
 Make = Callable[[Setup, float | None], Runner]
-Grid = Callable[[int], odeopt.TimeGrid]
-
-
 FASTEST = "the fastest backend"
 
 
@@ -40,32 +40,25 @@ def descent(
     """
 
     def make(setup: Setup, setting: float | None) -> Runner:
-        steps = setup.steps if setting is None else round(setting)
-        schedule = None if checkpoints is None else checkpoints(steps)
-        field = odeopt.GradientFlow(setup.problem.loss)
-        backend = _backend(setup, compile)
-        opt = odeopt.ODEOptimizer(field, checkpoints=schedule, compile=backend)
-        lr = setup.t1 / steps
-        return _runner(setup.problem, opt, steps, lambda n: odeopt.TimeGrid.from_lr(lr, n))
+        steps, lr = _steps(setup, setting)
+        schedule = checkpoints(steps) if checkpoints else None
+        grid = partial(odeopt.TimeGrid.from_lr, lr)
+        return _ours(setup, steps, grid, compile, checkpoints=schedule)
 
     return make
 
 
-def flow(
-    adjoint: Callable[[], Adjoint],
-    solver: Callable[[], Solver],
-    compile: str | None = FASTEST,
-) -> Make:
-    """The gradient of the flow by fixed steps; its setting is the number of steps."""
+def flow(adjoint: Adjoint, compile: str | None = FASTEST) -> Make:
+    """The gradient of the flow by fixed steps of RK4; its setting is the number of steps."""
 
     def make(setup: Setup, setting: float | None) -> Runner:
         steps = setting or math.ceil(setup.t1 / setup.problem.flow_step(setup.t1) - 1e-9)
         steps = max(1, round(steps))
-        field = odeopt.GradientFlow(setup.problem.loss)
-        backend = _backend(setup, compile)
-        opt = odeopt.ODEOptimizer(field, solver(), adjoint(), compile=backend)
         part = setup.t1 / steps
-        return _runner(setup.problem, opt, steps, lambda n: odeopt.TimeGrid.uniform(n * part, n))
+        return _ours(
+            setup, steps, lambda n: odeopt.TimeGrid.uniform(n * part, n), compile,
+            solver=odeopt.RK4(), adjoint=adjoint,
+        )  # fmt: skip
 
     return make
 
@@ -73,20 +66,15 @@ def flow(
 def stabilised(setup: Setup, setting: float | None) -> Runner:
     """The gradient of the flow by chosen steps; the setting is rtol."""
     rtol = setting or 3e-2
-    solver = odeopt.StabilizedRK(rtol, rtol * 1e-2)
-    field = odeopt.GradientFlow(setup.problem.loss)
-    opt = odeopt.ODEOptimizer(field, solver, compile=_backend(setup, FASTEST))
-    part = setup.t1 / setup.steps
-    return _runner(setup.problem, opt, setup.steps, lambda n: odeopt.TimeGrid.uniform(n * part, 1))
+    solver, part = odeopt.StabilizedRK(rtol, rtol * 1e-2), setup.t1 / setup.steps
+    return _ours(
+        setup, setup.steps, lambda n: odeopt.TimeGrid.uniform(n * part, 1), FASTEST, solver=solver
+    )
 
 
 def fastest_backend(device: torch.device) -> str:
     """The backend that compiles the fastest kernels for a device."""
     return "inductor-cpu" if device.type == "cpu" else "inductor"
-
-
-def _backend(setup: Setup, compile: str | None) -> str | None:
-    return fastest_backend(setup.problem.device) if compile == FASTEST else compile
 
 
 def binomial(steps: int) -> CheckpointSchedule:
@@ -99,21 +87,27 @@ def density(steps: int) -> CheckpointSchedule:
     return odeopt.Density(max(1, math.isqrt(steps)))
 
 
-def _runner(problem: Problem, opt: odeopt.ODEOptimizer, steps: int, grid: Grid) -> Runner:
+def _ours(
+    setup: Setup, steps: int, grid: Callable[[int], odeopt.TimeGrid], compile: str | None,
+    **choices: Any,
+) -> Runner:  # fmt: skip
+    backend = fastest_backend(setup.problem.device) if compile == FASTEST else compile
+    return Runner(steps, by_odeopt(setup.problem, grid, compile=backend, **choices))
+
+
+def by_odeopt(
+    problem: Problem, grid: Callable[[int], odeopt.TimeGrid], **choices: Any
+) -> Callable[[int], Outcome]:
+    """The gradient of gradient flow with some choices, on the grid of a number of steps."""
+    opt = odeopt.ODEOptimizer(odeopt.GradientFlow(problem.loss), **choices)
     call = opt.value_and_grad(problem.loss, tasks=True)
     layout = problem.raveled()[1]
 
     def run(count: int) -> Outcome:
-        inputs = problem.tasks.train, grid(count), problem.tasks.validation
-        result = call(problem.params, *inputs)
-        counts = ("gradient_evaluations", "hvps", "replayed_steps", "stored_states",
-                  "compile_seconds")  # fmt: skip
-        return Outcome(
-            layout.flatten(result.grads.params, "gradient"),
-            {name: getattr(result.stats, name) for name in counts},
-        )
+        result = call(problem.params, problem.tasks.train, grid(count), problem.tasks.validation)
+        return Outcome(layout.flatten(result.grads.params, "gradient"), result.stats)
 
-    return Runner(steps, run)
+    return run
 
 
 def unrolled_by(package: Callable[..., Any]) -> Make:
@@ -211,62 +205,6 @@ def unrolled(setup: Setup, setting: float | None) -> Runner:
     return Runner(steps, run)
 
 
-class Functions(NamedTuple):
-    """A problem on flat states of all tasks, [tasks, d], without compilation."""
-
-    start: Tensor  # the initial states
-    step: Callable[..., Tensor]  # `step(dt, y, x, targets)`, one step of gradient descent
-    # `pull(dt, y, lam, x, targets)`, its transpose, and the gradient w.r.t. dt.
-    pull: Callable[..., tuple[Tensor, Tensor]]
-    outer: Callable[[Tensor], Tensor]  # `outer(y)`, the gradient of the mean validation loss
-
-
-def functions(problem: Problem) -> Functions:
-    """The parts of a loop over steps."""
-    start, layout = problem.raveled()
-
-    def slope(y: Tensor, x: Tensor, targets: Tensor) -> Tensor:
-        return grad(lambda u: problem.loss(layout.unflatten(u), Batch(x, targets)))(y)
-
-    def step(dt: Tensor, y: Tensor, x: Tensor, targets: Tensor) -> Tensor:
-        return y - dt * slope(y, x, targets)
-
-    def pull(
-        dt: Tensor, y: Tensor, lam: Tensor, x: Tensor, targets: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        value, pullback = vjp(lambda u: slope(u, x, targets), y)[:2]
-        return lam - dt * pullback(lam)[0], -(lam * value).sum()
-
-    def outer(y: Tensor) -> Tensor:
-        return vmap(slope)(y, *problem.tasks.validation) / problem.count
-
-    return Functions(
-        start.expand(problem.count, -1).contiguous(),
-        vmap(step, in_dims=(None, 0, 0, 0)),
-        vmap(pull, in_dims=(None, 0, 0, 0, 0)),
-        outer,
-    )
-
-
-def vmap_adjoint(setup: Setup, setting: float | None) -> Runner:
-    """States kept in a list, then the adjoint recursion; each vmapped over tasks."""
-    problem, (steps, lr) = setup.problem, _steps(setup, setting)
-    parts, (x, targets) = functions(problem), problem.tasks.train
-    dt = torch.tensor(lr, dtype=parts.start.dtype, device=problem.device)
-
-    @torch.no_grad()
-    def run(count: int) -> Outcome:
-        kept = [parts.start]
-        for _ in range(count):
-            kept.append(parts.step(dt, kept[-1], x, targets))
-        lam = parts.outer(kept.pop())
-        while kept:
-            lam, _ = parts.pull(dt, kept.pop(), lam, x, targets)
-        return Outcome(lam.sum(0))
-
-    return Runner(steps, run)
-
-
 def vmap_unrolled(setup: Setup, setting: float | None) -> Runner:
     """`vmap(grad(...))` of the whole loop, on all tasks at once."""
     problem, (steps, lr) = setup.problem, _steps(setup, setting)
@@ -287,26 +225,57 @@ def vmap_unrolled(setup: Setup, setting: float | None) -> Runner:
     return Runner(steps, run)
 
 
+def vmap_adjoint(setup: Setup, setting: float | None) -> Runner:
+    """States kept in a list, then the adjoint recursion; each vmapped over tasks."""
+    return _adjoint_loop(setup, setting, bare=False)
+
+
 def kernels(setup: Setup, setting: float | None) -> Runner:
     """The compiled step N times and its compiled transpose N times on real states, no more.
 
     The gradient of the validation loss, with which the way back begins, is computed once for
     each number of steps and kept.
     """
+    return _adjoint_loop(setup, setting, bare=True)
+
+
+def _adjoint_loop(setup: Setup, setting: float | None, bare: bool) -> Runner:
     problem, (steps, lr) = setup.problem, _steps(setup, setting)
-    parts, (x, targets) = functions(problem), problem.tasks.train
-    dt = torch.tensor(lr, dtype=parts.start.dtype, device=problem.device)
-    step = compiled(parts.step, [dt, parts.start, x, targets])
-    pull = compiled(parts.pull, [dt, parts.start, torch.ones_like(parts.start), x, targets])
+    (flat, layout), (x, targets) = problem.raveled(), problem.tasks.train
+    start = flat.expand(problem.count, -1).contiguous()
+    dt = torch.tensor(lr, dtype=start.dtype, device=problem.device)
+
+    def slope(y: Tensor, x: Tensor, targets: Tensor) -> Tensor:
+        return grad(lambda u: problem.loss(layout.unflatten(u), Batch(x, targets)))(y)
+
+    def one_step(dt: Tensor, y: Tensor, x: Tensor, targets: Tensor) -> tuple[Tensor]:
+        return (y - dt * slope(y, x, targets),)
+
+    def transpose(
+        dt: Tensor, y: Tensor, lam: Tensor, x: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        value, pullback = vjp(lambda u: slope(u, x, targets), y)[:2]
+        return lam - dt * pullback(lam)[0], -(lam * value).sum()
+
+    step: Callable[..., Sequence[Tensor]] = vmap(one_step, in_dims=(None, 0, 0, 0))
+    pull: Callable[..., Sequence[Tensor]] = vmap(transpose, in_dims=(None, 0, 0, 0, 0))
+    if bare:
+        step = compiled(step, [dt, start, x, targets])
+        pull = compiled(pull, [dt, start, torch.ones_like(start), x, targets])
     ends: dict[int, Tensor] = {}
 
     @torch.no_grad()
     def run(count: int) -> Outcome:
-        kept = [parts.start]
+        kept = [start]
         for _ in range(count):
             kept.append(step(dt, kept[-1], x, targets)[0])
-        end = kept.pop()
-        lam = ends[count] if count in ends else ends.setdefault(count, parts.outer(end))
+        end, lam = kept.pop(), ends.get(count)
+        if lam is None:
+            lam = vmap(slope)(end, *problem.tasks.validation) / problem.count
+        if bare:
+            ends[count] = lam
+        else:
+            del end  # as a loop by hand frees it
         while kept:
             lam, _ = pull(dt, kept.pop(), lam, x, targets)
         return Outcome(lam.sum(0))
@@ -314,21 +283,20 @@ def kernels(setup: Setup, setting: float | None) -> Runner:
     return Runner(steps, run)
 
 
-def compiled(function: Callable[..., Any], inputs: list[Tensor]) -> Compiled:
-    """A function of tensors, traced and compiled as odeopt's kernels are; it returns a sequence.
+def compiled(function: Callable[..., Sequence[Tensor]], inputs: list[Tensor]) -> Compiled:
+    """A function of tensors, traced and compiled as odeopt's kernels are.
 
     Raises:
         RuntimeError: It gives other numbers than the function does.
     """
 
-    def sequence(*tensors: Tensor) -> list[Tensor]:
-        outputs = function(*tensors)
-        return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    def listed(*tensors: Tensor) -> list[Tensor]:
+        return list(function(*tensors))
 
     example = [leaf.clone() for leaf in inputs]  # tracing merges tensors that are the same
     backend = odeopt.BACKENDS.get(fastest_backend(inputs[0].device))()
-    run = backend.compile(record(sequence, example), example)
-    for want, got in zip(sequence(*inputs), run(*inputs), strict=True):
+    run = backend.compile(record(listed, example), example)
+    for want, got in zip(function(*inputs), run(*inputs), strict=True):
         gap = (want - got).abs().max() / want.abs().max()
         if gap > torch.finfo(want.dtype).eps ** 0.6:
             raise RuntimeError(f"the compiled kernel is off by {gap.item():.1e}")
@@ -351,17 +319,15 @@ _ALL = (
     Contender(EAGER, "odeopt, not compiled", MAP, descent(compile=None), _STEPS),
     Contender(BINOMIAL, "odeopt, Binomial", MAP, descent(binomial), _STEPS),
     Contender(DENSITY, "odeopt, Density", MAP, descent(density), _STEPS),
-    Contender(RK4, "odeopt, RK4", FLOW, flow(odeopt.DiscreteAdjoint, odeopt.RK4), _STEPS),
+    Contender(RK4, "odeopt, RK4", FLOW, flow(odeopt.DiscreteAdjoint()), _STEPS),
     Contender(
-        HERMITE, "odeopt, RK4 + Hermite", FLOW,
-        flow(lambda: odeopt.ContinuousAdjoint(odeopt.RK4()), odeopt.RK4), _STEPS,
+        HERMITE, "odeopt, RK4 + Hermite", FLOW, flow(odeopt.ContinuousAdjoint(odeopt.RK4())), _STEPS
     ),
     Contender(STABILISED, "odeopt, StabilizedRK", FLOW, stabilised, _RTOL),
     Contender(HIGHER, "higher", MAP, unrolled_by(peers.by_higher), _STEPS, "higher"),
     Contender(TORCHOPT, "TorchOpt", MAP, unrolled_by(peers.by_torchopt), _STEPS, "torchopt"),
     Contender(
-        TORCHDIFFEQ, "torchdiffeq, odeint_adjoint", FLOW, torchdiffeq, _RTOL,
-        "torchdiffeq",
+        TORCHDIFFEQ, "torchdiffeq, odeint_adjoint", FLOW, torchdiffeq, _RTOL, "torchdiffeq"
     ),
     Contender(UNROLLED, "unrolled autograd", MAP, unrolled, _STEPS),
     Contender(VMAP_UNROLLED, "vmap(grad(loop))", MAP, vmap_unrolled, _STEPS),
@@ -374,3 +340,114 @@ CONTENDERS = {contender.name: contender for contender in _ALL}
 
 PEERS = (HIGHER, TORCHOPT, TORCHDIFFEQ, UNROLLED, VMAP_UNROLLED, VMAP_ADJOINT)
 """Those that are not odeopt's, the bare kernels not counted."""
+
+ALL = tuple(CONTENDERS)
+FEW = (OURS, PLAIN, DENSITY, RK4, *PEERS, KERNELS)
+SHORT = tuple(name for name in (EAGER, *FEW) if name not in (DENSITY, RK4))
+"""Without what takes longest to compile."""
+
+UNCOMPILED = (EAGER, HIGHER, TORCHOPT, UNROLLED, VMAP_ADJOINT)
+EXACT = (OURS, PLAIN, BINOMIAL, DENSITY, HIGHER, TORCHOPT, KERNELS)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of the processes of one point."""
+
+    rounds: int  # timed runs of each contender, in turn
+    seconds: float  # time that the timed runs of a contender may take together, about
+    start: float  # time that one answer may take, with what it takes to load and to compile
+    memory_gib: float  # memory beyond what is in use after the warm-up
+
+
+@dataclass(frozen=True)
+class Point:
+    """One table: a problem, a horizon and who takes part."""
+
+    problem: str  # a key of `problems.PROBLEMS`
+    steps: int  # of gradient descent
+    tasks: int  # how many
+    contenders: tuple[str, ...] = ALL  # keys of `CONTENDERS`
+    dtype: str = "float32"  # "float32" or "float64"
+
+    @property
+    def key(self) -> str:
+        """The key of its cell."""
+        return f"{self.problem} {self.dtype} steps={self.steps} tasks={self.tasks}"
+
+    def setup(self, device: torch.device, dtype: torch.dtype | None = None) -> Setup:
+        """The problem and its horizon, in another dtype if one is given."""
+        problem = problems.make(self.problem, self.tasks)
+        problem = problem.to(device, dtype or getattr(torch, self.dtype))
+        return Setup(problem, self.steps * problem.lr, self.steps)
+
+
+@dataclass(frozen=True)
+class Stiff:
+    """A long horizon."""
+
+    t1: float  # it
+    tolerances: tuple[float, ...]  # of the stabilised solver
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a run."""
+
+    points: tuple[Point, ...]  # with a process per contender
+    overhead: tuple[int, ...]  # numbers of steps at which odeopt is compared with the bare kernels
+    # entries (contender, setting) of the work-precision diagram
+    precision: tuple[tuple[str, float], ...]
+    precision_steps: int  # steps of gradient descent at its horizon
+    stiff: tuple[Stiff, ...]  # long horizons
+    limits: Limits  # of the processes
+    paired_rounds: int  # rounds of what is measured in one process
+
+
+def _precision(
+    descent: tuple[int, ...], rk4: tuple[int, ...], stabilised: tuple[float, ...],
+    torchdiffeq: tuple[float, ...],
+) -> tuple[tuple[str, float], ...]:  # fmt: skip
+    return (
+        *((OURS, steps) for steps in descent),
+        *((name, descent[len(descent) // 2]) for name in (HIGHER, UNROLLED)),
+        *((name, steps) for name in (RK4, HERMITE) for steps in rk4),
+        *((STABILISED, rtol) for rtol in stabilised),
+        *((TORCHDIFFEQ, rtol) for rtol in torchdiffeq),
+    )
+
+
+TOLERANCES = (0.1, 5e-2, 3e-2, 2e-2, 1e-2, 7e-3, 5e-3, 3e-3, 2e-3, 1e-3)
+
+SIZES = {
+    Preset.SMOKE: Sizes(
+        (Point("mlp", 3, 2, (EAGER, HIGHER, UNROLLED)),), (), (), 5, (),
+        Limits(1, 10.0, 60.0, 8.0), 1,
+    ),
+    Preset.QUICK: Sizes(
+        (
+            Point("mlp", 500, 5, (OURS, PLAIN, BINOMIAL, RK4, HIGHER, TORCHOPT,
+                                  UNROLLED, VMAP_ADJOINT, TORCHDIFFEQ, KERNELS)),
+            Point("mlp", 50, 5, (OURS, HIGHER, UNROLLED, VMAP_ADJOINT)),
+            Point("conv", 3, 1, UNCOMPILED),
+            Point("transformer", 10, 2, UNCOMPILED),
+        ),
+        (500,), (), 500, (), Limits(3, 20.0, 120.0, 8.0), 5,
+    ),
+    Preset.PAPER: Sizes(
+        (
+            *(Point("mlp", steps, 5) for steps in (10, 100, 500, 2000)),
+            Point("mlp", 500, 5, EXACT, "float64"),
+            *(Point("mlp", 100, tasks, FEW) for tasks in (1, 16, 64)),
+            Point("conv", 10, 1, (*SHORT, RK4)), Point("conv", 30, 1, SHORT),
+            Point("conv", 10, 4, SHORT),
+            Point("transformer", 10, 1, (*SHORT, RK4)), Point("transformer", 100, 1, SHORT),
+            Point("transformer", 10, 4, SHORT),
+        ),
+        (500, 2000),
+        _precision((125, 250, 500, 1000, 2000), (8, 10, 12, 16, 24, 32, 64),
+                   (0.1, 1e-2, 1e-3, 1e-4), (1e-1, 1e-2, 1e-3, 1e-4)),
+        500, (Stiff(320.0, TOLERANCES), Stiff(1000.0, TOLERANCES)),
+        Limits(5, 40.0, 600.0, 8.0), 9,
+    ),
+}  # fmt: skip

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from statistics import median
 from typing import Any, NamedTuple
 
 from benchmarks.harness.outline import Cells
 from benchmarks.peers import contenders as c
-from benchmarks.peers.contenders import CONTENDERS, PEERS
+from benchmarks.peers.contenders import CONTENDERS, PEERS, Point
 from benchmarks.peers.problems import MAP
-from benchmarks.peers.sizes import Point
 
 RIVALS = (c.HIGHER, c.TORCHOPT)
 FLOWS = (c.RK4, c.HERMITE, c.STABILISED)
@@ -129,9 +129,11 @@ def _stiff_run(cell: dict[str, Any], share: float) -> tuple[bool, str]:
     at, descent = f"{cell['stiffness']:.2g}", cell["descent"]
     if descent["failure"]:
         return False, f"{at}: gradient descent failed ({descent['failure']})"
-    chosen = cheapest(cell)
-    if chosen is None:
+    good = [one for one in cell["stabilised"] if not one["failure"]]
+    good = [one for one in good if one["error"] <= descent["error"]]
+    if not good:
         return False, f"{at}: no tolerance reaches the error {descent['error']:.1e}"
+    chosen = min(good, key=itemgetter("evaluations"))
     evaluations = chosen["evaluations"] / descent["evaluations"]
     states = chosen["stored_states"] / descent["stored_states"]
     text = (
@@ -139,15 +141,6 @@ def _stiff_run(cell: dict[str, Any], share: float) -> tuple[bool, str]:
         f" {chosen['error']:.1e} and {descent['error']:.1e})"
     )
     return evaluations <= EVALUATION_SHARE and states <= share, text
-
-
-def cheapest(cell: dict[str, Any]) -> dict[str, Any] | None:
-    """The stabilised run with the fewest evaluations that is as accurate as gradient descent."""
-    good = [
-        entry for entry in cell["stabilised"]
-        if not entry["failure"] and entry["error"] <= cell["descent"]["error"]
-    ]  # fmt: skip
-    return min(good, key=lambda entry: entry["evaluations"], default=None)
 
 
 def _overhead(cells: Cells) -> Criterion:
@@ -166,7 +159,7 @@ def _overhead(cells: Cells) -> Criterion:
     return Criterion(claim, max(ratios.values()) <= OVERHEAD, numbers)
 
 
-def ratio(entries: Sequence[dict[str, Any]], name: str, over: str) -> float:
+def ratio(entries: Iterable[dict[str, Any]], name: str, over: str) -> float:
     """How many times as long one contender takes as another, in one process."""
     seconds = {entry["contender"]: entry["seconds"] for entry in entries}
     return times(seconds[name], seconds[over])

@@ -4,15 +4,18 @@ A process of one contender is asked in this order: "first", for a warm-up with o
 libraries and compiles) and the first run, during which the growth of resident memory is read;
 "time", for one more timed run, as often as wanted; "memory", for a run in which allocations are
 recorded.
+
+At long horizons two of odeopt's solvers are compared, in one process.
 """
 
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -20,36 +23,23 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.func import grad, vjp
 
 import odeopt
 from benchmarks.comparison import distance
 from benchmarks.harness import costs, processes
 from benchmarks.harness.costs import once
 from benchmarks.peers import contenders, problems
-from benchmarks.peers.contenders import CONTENDERS
-from benchmarks.peers.problems import FLOW, MAP, Outcome, Runner, Setup
-from benchmarks.peers.sizes import Limits, Point
+from benchmarks.peers.contenders import CONTENDERS, Limits, Point, by_odeopt
+from benchmarks.peers.problems import FLOW, MAP, Outcome, Problem, Runner, Setup
+from benchmarks.problems import functions
+from benchmarks.problems.tasks import each, move, stack
 
 TRACED = 200
 """RK4 steps from which tracing the kernels of the reference pays."""
 
 MOST_STATES = 20_000
 """That the reference keeps."""
-
-
-@dataclass(frozen=True)
-class Aim:
-    """A point at which gradients are computed."""
-
-    problem: str  # a key of `problems.PROBLEMS`
-    tasks: int  # how many
-    steps: int  # of gradient descent
-    device: str  # where to compute
-
-    def setup(self, dtype: torch.dtype) -> Setup:
-        """The problem and its horizon."""
-        problem = problems.make(self.problem, self.tasks).to(torch.device(self.device), dtype)
-        return Setup(problem, self.steps * problem.lr, self.steps)
 
 
 Targets = dict[str, Tensor]
@@ -77,25 +67,16 @@ def compute_targets(setup: Setup) -> tuple[Targets, float]:
 
 def flow(setup: Setup, counts: Sequence[int], compile: str | None) -> list[Tensor]:
     """The gradient of the flow by RK4, once for each number of steps."""
-    problem = setup.problem
-    opt = odeopt.ODEOptimizer(
-        odeopt.GradientFlow(problem.loss), odeopt.RK4(),
+    run = by_odeopt(
+        setup.problem, partial(odeopt.TimeGrid.uniform, setup.t1), solver=odeopt.RK4(),
         checkpoints=odeopt.Binomial(min(max(counts), MOST_STATES)), compile=compile,
     )  # fmt: skip
-    call = opt.value_and_grad(problem.loss, tasks=True)
-    layout = problem.raveled()[1]
-
-    def gradient(steps: int) -> Tensor:
-        grid = odeopt.TimeGrid.uniform(setup.t1, steps)
-        result = call(problem.params, problem.tasks.train, grid, problem.tasks.validation)
-        return layout.flatten(result.grads.params, "gradient")
-
-    return [gradient(steps) for steps in counts]
+    return [run(steps).gradient for steps in counts]
 
 
-def write_targets(aim: Aim, path: str) -> dict[str, Any]:
+def write_targets(point: Point, device: str, path: str) -> dict[str, Any]:
     """Write the targets of a point into a file."""
-    targets, own = compute_targets(aim.setup(torch.float64))
+    targets, own = compute_targets(point.setup(torch.device(device), torch.float64))
     torch.save(targets, path)
     return {"reference_error": own}
 
@@ -107,8 +88,8 @@ class Job(NamedTuple):
     """What a process measures."""
 
     contender: str  # a key of `CONTENDERS`
-    aim: Aim  # the point
-    dtype: str  # "float32" or "float64"
+    point: Point  # at which gradients are computed
+    device: str  # where to compute
     targets: str  # the file with the targets
     memory_gib: float  # memory beyond what is in use after the warm-up
 
@@ -118,7 +99,7 @@ class Subject:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._device = torch.device(job.aim.device)
+        self._device = torch.device(job.device)
         self._runner: Runner | None = None
 
     def answer(self, request: str) -> dict[str, Any]:
@@ -132,7 +113,7 @@ class Subject:
 
     def _first(self) -> dict[str, Any]:
         begin = perf_counter()
-        setup = self._job.aim.setup(getattr(torch, self._job.dtype))
+        setup = self._job.point.setup(self._device)
         self._runner = CONTENDERS[self._job.contender].make(setup, None)
         self._runner.run(1)
         prepared = perf_counter() - begin
@@ -161,33 +142,32 @@ class Subject:
         return self._runner.run(self._runner.steps)
 
 
-_OPEN: list[Subject] = []
+_subject = cache(Subject)
 """The one of this process."""
 
 
 def answer(job: Job, request: str) -> dict[str, Any]:
     """The answer to a request about a job, which is the same each time."""
-    if not _OPEN:
-        _OPEN.append(Subject(job))
-    return _OPEN[0].answer(request)
+    return _subject(job).answer(request)
 
 
 def measure_together(
-    entries: Sequence[tuple[str, float | None]], aim: Aim, dtype: str, rounds: int
+    entries: Sequence[tuple[str, float | None]], point: Point, device: str, rounds: int
 ) -> dict[str, Any]:
     """Several contenders in one process, in turn.
 
     Args:
         entries: Keys of `CONTENDERS`, each with its setting or None.
-        aim: The point.
-        dtype: "float32" or "float64".
+        point: At which gradients are computed.
+        device: Where to compute.
         rounds: Timed runs of each.
 
     Returns:
         For each entry that is installed its seconds, one per round, its errors and counts.
     """
-    targets, own = compute_targets(aim.setup(torch.float64))
-    setup = aim.setup(getattr(torch, dtype))
+    where = torch.device(device)
+    targets, own = compute_targets(point.setup(where, torch.float64))
+    setup = point.setup(where)
     cells: list[dict[str, Any]] = []
     ready: list[tuple[dict[str, Any], Runner]] = []
     for name, setting in entries:
@@ -209,7 +189,7 @@ def measure_together(
     for _ in range(rounds):
         for cell, runner in ready:
             gc.collect()
-            seconds = once(lambda own=runner: own.run(own.steps), setup.problem.device)
+            seconds = once(lambda own=runner: own.run(own.steps), where)
             cell["seconds"].append(seconds)
     return {"outcome": "", "entries": cells, "reference_error": own}
 
@@ -232,8 +212,7 @@ def compute(point: Point, limits: Limits, device: str, cache: str) -> dict[str, 
     """
     with TemporaryDirectory() as folder, ExitStack() as running:
         path = str(Path(folder) / "targets.pt")
-        aim = Aim(point.problem, point.tasks, point.steps, device)
-        own = processes.run(write_targets, aim, path, limit=limits.start)
+        own = processes.run(write_targets, point, device, path, limit=limits.start)
         if own.get("outcome"):
             return {"contenders": dict.fromkeys(point.contenders, own), "reference_error": None}
         cells: dict[str, dict[str, Any]] = {}
@@ -242,7 +221,7 @@ def compute(point: Point, limits: Limits, device: str, cache: str) -> dict[str, 
             if not CONTENDERS[name].installed:
                 cells[name] = NOT_INSTALLED
                 continue
-            job = Job(name, aim, point.dtype, path, limits.memory_gib)
+            job = Job(name, point, device, path, limits.memory_gib)
             process = running.enter_context(processes.Child({CACHE: cache}))
             ask = partial(process.ask, answer, job, limit=limits.start)
             cells[name] = ask(FIRST)
@@ -270,6 +249,88 @@ def _rounds(cells: dict[str, dict[str, Any]], alive: dict[str, Ask], limits: Lim
         cells[name]["seconds"] = seconds[name] or [first[name]]
 
 
-def spread(seconds: Sequence[float]) -> str:
-    """The least and the greatest, where there are several."""
-    return f"{min(seconds):.3g} to {max(seconds):.3g}" if len(seconds) > 1 else "one run"
+SEED = 1
+LIMIT = 2.6
+"""Step length times spectral radius of the coarser reference; RK4 is stable up to 2.785."""
+
+MARGIN = 1.02
+"""Steps of gradient descent over the fewest that are stable for the radii that were seen."""
+
+LOOKS, POWERS = 12, 40
+"""States at which the spectral radius is estimated, and power iterations for each."""
+
+
+def long_problem(device: torch.device) -> Problem:
+    """One CosMixture task of the paper's text, whose curvature grows tenfold on the way."""
+    inputs = stack([functions.COSMIXTURE.task(SEED, "text")]), functions.MODEL.init(SEED)
+    tasks, params = move(inputs, device, torch.float64)
+    return replace(problems.make("mlp", 1), tasks=tasks, params=params)
+
+
+def measure_long(
+    t1: float, tolerances: Sequence[float], device: str, compile: str | None = "inductor"
+) -> dict[str, Any]:
+    """The spectral radius, and errors and costs of two solvers up to t1.
+
+    Gradient descent at the edge of stability, and the stabilised solver; errors are to the gradient
+    of the flow, evaluations are gradients and Hessian-vector products together. The stabilised
+    solver runs without compilation, with which it makes stages again in the backward sweep.
+    """
+    own = long_problem(torch.device(device))
+    rho = radius(own, t1)
+    setup = Setup(own, t1, math.ceil(MARGIN * rho * t1 / 2))
+    steps = math.ceil(4 / 3 * rho * t1 / LIMIT), math.ceil(rho * t1 / LIMIT)
+    fine, coarse = flow(setup, steps, compile)
+    order_four = (4 / 3) ** 4 - 1
+    return {
+        "outcome": "", "radius": rho, "stiffness": rho * t1,
+        "reference_error": distance(coarse, fine) / order_four,
+        "descent": _solved(setup, odeopt.Euler(), setup.steps, fine, compile),
+        "stabilised": [
+            {"rtol": rtol, **_solved(setup, odeopt.StabilizedRK(rtol, rtol * 1e-2), 1, fine, None)}
+            for rtol in tolerances
+        ],
+    }  # fmt: skip
+
+
+def radius(own: Problem, t1: float) -> float:
+    """The largest eigenvalue of the Hessian that is found on the way."""
+    train, layout = each(own.tasks)[0].train, own.raveled()[1]
+    slope = grad(lambda u: own.loss(layout.unflatten(u), train))
+    opt = odeopt.ODEOptimizer(odeopt.GradientFlow(own.loss), odeopt.Adaptive(1e-3, 1e-5))
+    times = [0.0, *(t1 * 2.0 ** (look - LOOKS) for look in range(1, LOOKS + 1))]
+    grid = odeopt.TimeGrid(torch.tensor(times, dtype=torch.float64), observe=range(LOOKS + 1))
+    with torch.no_grad():
+        states = opt.solve(own.params, train, grid).observed
+    return max(_largest(slope, layout.flatten(state, "a state")) for state in states)
+
+
+def _largest(slope: Callable[[Tensor], Tensor], y: Tensor) -> float:
+    pullback = vjp(slope, y)[1]
+    direction, size = torch.ones_like(y) / math.sqrt(len(y)), 0.0
+    for _ in range(POWERS):
+        image = pullback(direction)[0]
+        size = image.norm().item()
+        direction = image / size
+    return size
+
+
+def _solved(
+    setup: Setup, solver: Any, steps: int, target: Tensor, compile: str | None
+) -> dict[str, Any]:
+    """Errors and costs, or why there are none."""
+    grid = partial(odeopt.TimeGrid.uniform, setup.t1)
+    run = by_odeopt(setup.problem, grid, solver=solver, compile=compile)
+    outcomes: list[Outcome] = []
+    try:
+        seconds = once(lambda: outcomes.append(run(steps)), setup.problem.device)
+    except odeopt.OdeoptError as error:
+        return {"failure": type(error).__name__}
+    gradient, stats = outcomes[0]
+    assert stats is not None, "odeopt counts"
+    return {
+        "failure": "", "steps": stats.steps, "seconds": seconds,
+        "error": distance(gradient, target),
+        "evaluations": stats.gradient_evaluations + stats.hvps,
+        "stored_states": stats.stored_states,
+    }  # fmt: skip

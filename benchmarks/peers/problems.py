@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from benchmarks.problems import functions, models, transformer
 from benchmarks.problems.models import Parameters
 from benchmarks.problems.tasks import Batch, Task, move, stack
 from benchmarks.problems.transformer import Transformer
+from odeopt import Stats
 from odeopt.tools.tree import Ravel, ravel
 
 WAYS, SIDE, FILTERS, LAYERS = 20, 28, 64, 4
@@ -171,13 +172,19 @@ class Setup(NamedTuple):
     steps: int  # of gradient descent up to the horizon
 
 
-@dataclass(frozen=True)
-class Outcome:
+COUNTS = ("gradient_evaluations", "hvps", "replayed_steps", "stored_states", "compile_seconds")
+
+
+class Outcome(NamedTuple):
     """A meta-gradient, the mean over tasks, as one vector."""
 
     gradient: Tensor  # w.r.t. the initialisation
-    # what it cost, where the package counts it
-    counts: dict[str, Any] = field(default_factory=dict[str, Any])
+    stats: Stats | None = None  # what it cost, where the package counts it
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """The counts that are kept."""
+        return {name: getattr(self.stats, name) for name in COUNTS} if self.stats else {}
 
 
 class Runner(NamedTuple):

@@ -4,19 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from operator import itemgetter
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.harness import markdown, outline, processes
 from benchmarks.harness.costs import MIB
+from benchmarks.harness.markdown import Column
 from benchmarks.harness.outline import Cell, Cells
-from benchmarks.harness.plots import Labels, Series, loglog
+from benchmarks.harness.plots import Labels, Series, loglog, picture
 from benchmarks.harness.registry import Settings
-from benchmarks.peers import criteria, measure, problems, stiff
-from benchmarks.peers.contenders import CONTENDERS, EAGER, KERNELS, OURS
-from benchmarks.peers.measure import Aim, spread
-from benchmarks.peers.sizes import SIZES, Point, Sizes
+from benchmarks.peers import criteria, measure, problems
+from benchmarks.peers.contenders import CONTENDERS, EAGER, KERNELS, OURS, SIZES, Point, Sizes
+
+
+def _spread(cell: dict[str, Any]) -> str:
+    """The least and the greatest, where there are several."""
+    seconds = cell["seconds"]
+    return f"{min(seconds):.3g} to {max(seconds):.3g}" if len(seconds) > 1 else "one run"
+
+
+def _work(cell: dict[str, Any]) -> str:
+    return f"{cell['gradient_evaluations']} + {cell['hvps']}" if "hvps" in cell else ""
+
+
+SECONDS: Column = ("seconds", lambda cell: f"{median(cell['seconds']):.3g}")
+SPREAD: Column = ("least to greatest", _spread)
+ERROR: Column = ("error to B", lambda cell: cell["errors"]["B"])
+WORK: Column = ("gradients + HVPs", _work)
 
 
 def claims(cells: Cells) -> str:
@@ -62,51 +78,49 @@ def _table(cells: dict[str, dict[str, Any]]) -> str:
         (own[name] for name in (OURS, EAGER) if not own.get(name, {"outcome": "-"})["outcome"]),
         None,
     )
+
+    def times(cell: dict[str, Any]) -> str:
+        return f"{criteria.times(cell['seconds'], base['seconds']):.2f}" if base else ""
+
+    def share(cell: dict[str, Any]) -> str:
+        return f"{cell['live_bytes'] / base['live_bytes']:.2f}" if base else ""
+
+    def resident(cell: dict[str, Any]) -> str:
+        size = cell["resident_bytes"]
+        return "" if size is None else f"{size / MIB:.1f}"
+
+    columns: list[Column] = [
+        SECONDS, SPREAD, ("over odeopt", times),
+        ("peak MiB", lambda cell: f"{cell['live_bytes'] / MIB:.2f}"), ("over odeopt", share),
+        ("resident MiB", resident), ("error to A", lambda cell: cell["errors"]["A"]), ERROR, WORK,
+        ("kept", lambda cell: cell.get("stored_states", "")), ("start, s", "{prepare_seconds:.1f}"),
+    ]  # fmt: skip
     rows = [
-        [CONTENDERS[name].label, CONTENDERS[name].target, *_row(cell, base)]
+        ([CONTENDERS[name].label, CONTENDERS[name].target], cell["outcome"] or cell)
         for name, cell in own.items()
     ]
-    headers = [
-        "", "target", "seconds", "least to greatest", "over odeopt", "peak MiB", "over odeopt",
-        "resident MiB", "error to A", "error to B", "gradients + HVPs", "kept", "start, s",
-    ]  # fmt: skip
-    return markdown.table(headers, rows)
-
-
-def _row(cell: dict[str, Any], base: dict[str, Any] | None) -> list[markdown.Entry]:
-    if cell["outcome"]:
-        return [cell["outcome"], *[""] * 10]
-    seconds, size, resident = cell["seconds"], cell["live_bytes"], cell["resident_bytes"]
-    return [
-        f"{median(seconds):.3g}", spread(seconds),
-        f"{criteria.times(seconds, base['seconds']):.2f}" if base else "",
-        f"{size / MIB:.2f}", f"{size / base['live_bytes']:.2f}" if base else "",
-        "" if resident is None else f"{resident / MIB:.1f}",
-        cell["errors"]["A"], cell["errors"]["B"], _work(cell), cell.get("stored_states", ""),
-        f"{cell['prepare_seconds']:.1f}",
-    ]  # fmt: skip
+    return markdown.described(["", "target"], columns, rows)
 
 
 def overhead(cells: Cells, sizes: Sizes) -> str:
     """A solve against the bare kernels."""
-    rows: list[list[markdown.Entry]] = []
+    rows: list[tuple[list[str], dict[str, Any] | str]] = []
     for steps in sizes.overhead:
         cell = cells[f"overhead steps={steps}"]
-        if cell["outcome"]:
-            rows.append([str(steps), cell["outcome"], *[""] * 5])
-            continue
-        by_name = {entry["contender"]: entry for entry in cell["entries"]}
-        ours, bare = by_name[OURS], by_name[KERNELS]
-        rows.append([
-            str(steps), f"{median(ours['seconds']):.4g}", spread(ours["seconds"]),
-            f"{median(bare['seconds']):.4g}", spread(bare["seconds"]),
-            f"{criteria.ratio(cell['entries'], OURS, KERNELS):.3f}", bare["errors"]["A"],
-        ])  # fmt: skip
-    headers = [
-        "steps", "odeopt, s", "least to greatest", "bare kernels, s", "least to greatest",
-        "median of the ratio", "error of the bare kernels to A",
-    ]  # fmt: skip
-    return f"{_OVERHEAD}\n\n{markdown.table(headers, rows)}"
+        by_name = {entry["contender"]: entry for entry in cell.get("entries", [])}
+        rows.append(([str(steps)], cell["outcome"] or by_name))
+
+    columns: list[Column] = []
+    for name, label in ((OURS, "odeopt"), (KERNELS, "bare kernels")):
+        columns += [
+            (f"{label}, s", lambda cell, name=name: f"{median(cell[name]['seconds']):.4g}"),
+            (SPREAD[0], lambda cell, name=name: _spread(cell[name])),
+        ]
+    columns += [
+        ("median of the ratio", lambda cell: f"{criteria.ratio(cell.values(), OURS, KERNELS):.3f}"),
+        ("error of the bare kernels to A", lambda cell: cell[KERNELS]["errors"]["A"]),
+    ]
+    return f"{_OVERHEAD}\n\n{markdown.described(['steps'], columns, rows)}"
 
 
 def precision(cell: dict[str, Any], settings: Settings) -> str:
@@ -121,23 +135,15 @@ def precision(cell: dict[str, Any], settings: Settings) -> str:
     loglog(settings.store.directory / "precision.png", labels, series)
     if cell["outcome"]:
         return f"{_PRECISION}\n\n{cell['outcome']}: {cell['message']}"
-    rows: list[list[markdown.Entry]] = []
+    rows: list[tuple[list[str], dict[str, Any] | str]] = []
     for entry in cell["entries"]:
         one = CONTENDERS[entry["contender"]]
-        rows.append([one.label, f"{one.setting} = {entry['setting']:g}"])
-        if entry["outcome"]:
-            rows[-1] += [entry["outcome"], "", "", ""]
-            continue
-        seconds = entry["seconds"]
-        rows[-1] += [f"{median(seconds):.3g}", spread(seconds), entry["errors"]["B"], _work(entry)]
-    headers = ["", "setting", "seconds", "least to greatest", "error to B", "gradients + HVPs"]
+        setting = f"{one.setting} = {entry['setting']:g}"
+        rows.append(([one.label, setting], entry["outcome"] or entry))
+    columns = [SECONDS, SPREAD, ERROR, WORK]
     own = markdown.scientific(cell["reference_error"])
-    table = markdown.table(headers, rows)
+    table = markdown.described(["", "setting"], columns, rows)
     return f"{_PRECISION} The reference's own error is {own}.\n\n{table}"
-
-
-def _work(entry: dict[str, Any]) -> str:
-    return f"{entry['gradient_evaluations']} + {entry['hvps']}" if "hvps" in entry else ""
 
 
 def long_horizons(cells: Cells, sizes: Sizes) -> str:
@@ -150,39 +156,30 @@ def long_horizons(cells: Cells, sizes: Sizes) -> str:
             continue
         entries = [("gradient descent", cell["descent"])]
         entries += [(f"StabilizedRK, rtol = {e['rtol']:g}", e) for e in cell["stabilised"]]
-        headers = ["", "error to B", "gradients and HVPs", "kept states", "seconds"]
-        rows: list[list[markdown.Entry]] = [[label, *_stiff_row(e)] for label, e in entries]
+        rows = [([label], entry["failure"] or entry) for label, entry in entries]
         own = markdown.scientific(cell["reference_error"])
         parts.append(
             rf"T = {run.t1:g}, $\rho$ = {cell['radius']:.1f}, $\rho T$ = {cell['stiffness']:.3g};"
-            f" the reference's own error is {own}.\n\n{markdown.table(headers, rows)}"
+            f" the reference's own error is {own}.\n\n{markdown.described([''], _LONG, rows)}"
         )
     return "\n\n".join(parts)
 
 
-def _stiff_row(entry: dict[str, Any]) -> list[markdown.Entry]:
-    if entry["failure"]:
-        return [entry["failure"], "", "", ""]
-    return [
-        entry["error"], entry["evaluations"], entry["stored_states"], f"{entry['seconds']:.3g}"
-    ]  # fmt: skip
+_LONG: list[Column] = [
+    ("error to B", itemgetter("error")), ("gradients and HVPs", "{evaluations}"),
+    ("kept states", "{stored_states}"), ("seconds", "{seconds:.3g}"),
+]  # fmt: skip
 
 
 def missing(cells: Cells) -> str:
     """What has no numbers, and why."""
-    lines: list[str] = []
+    parts: Cells = {}
     for key, cell in cells.items():
-        parts: list[tuple[str, dict[str, Any]]] = [(key, cell)]
-        parts += [(f"{key}, {name}", one) for name, one in cell.get("contenders", {}).items()]
-        parts += [
-            (f"{key}, {one['contender']} {one['setting']}", one) for one in cell.get("entries", [])
-        ]
-        lines += [
-            f"- {name}: {one['outcome']} ({one['message']})"
-            for name, one in parts
-            if one.get("outcome")
-        ]
-    return "## Without numbers\n\n" + ("\n".join(lines) or "- none")
+        parts[key] = cell
+        parts |= {f"{key}, {name}": one for name, one in cell.get("contenders", {}).items()}
+        for one in cell.get("entries", []):
+            parts[f"{key}, {one['contender']} {one['setting']}"] = one
+    return outline.without_numbers(parts, title="Without numbers")
 
 
 _OVERHEAD = """## odeopt and its bare kernels
@@ -230,30 +227,28 @@ def _longest(points: list[Point], varied: str, fixed: str) -> list[Point]:
 def _plots(
     cells: Cells, settings: Settings, problem: str, line: list[Point], varied: str, fixed: str
 ) -> list[str]:
+    title = f"{problem}, {getattr(line[0], fixed)} {fixed}"
     parts: list[str] = []
     for what, label in (("seconds", "seconds"), ("live_bytes", "peak bytes of live tensors")):
-        series = _series(cells, line, varied, what)
-        if series:
-            name = f"{problem}-{what}-{varied}.png"
-            title = f"{problem}, {getattr(line[0], fixed)} {fixed}"
-            path = settings.store.directory / name
-            loglog(path, Labels(title, varied, label), series)
-            parts.append(f"![{problem}: {label} against {varied}]({name})")
-    return parts
+        path = settings.store.directory / f"{problem}-{what}-{varied}.png"
+        alt, labels = f"{problem}: {label} against {varied}", Labels(title, varied, label)
+        drawn = {one.label: _points(cells, line, name, varied, what)
+                 for name, one in CONTENDERS.items()}  # fmt: skip
+        parts.append(picture(path, alt, labels, drawn))
+    return [part for part in parts if part]
 
 
-def _series(cells: Cells, line: list[Point], varied: str, what: str) -> list[Series]:
-    series: list[Series] = []
-    for name, contender in CONTENDERS.items():
-        known: dict[float, float] = {}
-        for point in line:
-            cell = cells[point.key]["contenders"].get(name, {"outcome": "-"})
-            if not cell["outcome"]:
-                value = median(cell[what]) if what == "seconds" else float(cell[what])
-                known[float(getattr(point, varied))] = value
-        if known:
-            series.append(Series(contender.label, list(known), list(known.values())))
-    return series
+def _points(
+    cells: Cells, line: list[Point], name: str, varied: str, what: str
+) -> dict[float, float]:
+    """What a contender needs at each point."""
+    known: dict[float, float] = {}
+    for point in line:
+        cell = cells[point.key]["contenders"].get(name, {"outcome": "-"})
+        if not cell["outcome"]:
+            value = median(cell[what]) if what == "seconds" else float(cell[what])
+            known[float(getattr(point, varied))] = value
+    return known
 
 
 NAME = "peers"
@@ -297,10 +292,8 @@ def cells(settings: Settings, sizes: Sizes, cache: str) -> list[Cell]:
     )
 
     def together(entries: Sequence[tuple[str, float | None]], steps: int) -> Any:
-        aim = Aim("mlp", TASKS, steps, device)
-        return partial(
-            alone, measure.measure_together, entries, aim, "float32", sizes.paired_rounds
-        )  # fmt: skip
+        point = Point("mlp", steps, TASKS)
+        return partial(alone, measure.measure_together, entries, point, device, sizes.paired_rounds)
 
     chosen = [
         Cell(point.key, partial(measure.compute, point, sizes.limits, device, cache))
@@ -311,7 +304,7 @@ def cells(settings: Settings, sizes: Sizes, cache: str) -> list[Cell]:
     if sizes.precision:
         chosen.append(Cell("precision", together(sizes.precision, sizes.precision_steps)))
     for run in sizes.stiff:
-        compute = partial(alone, stiff.measure, run.t1, run.tolerances, device)
+        compute = partial(alone, measure.measure_long, run.t1, run.tolerances, device)
         chosen.append(Cell(f"stiff T={run.t1:g}", compute))
     return chosen
 

@@ -1,19 +1,20 @@
-"""The report of the benchmark."""
+"""The report of the benchmark: whether tolerances were met, and at what costs."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from operator import itemgetter
+from statistics import median
 from typing import Any
 
 from benchmarks.harness import markdown, outline
 from benchmarks.harness.plots import Labels, Series, Slope, loglog
 from benchmarks.harness.registry import Settings
 from benchmarks.tolerance import measure
-from benchmarks.tolerance.criteria import LIMITS, Rows, criteria, met, ratios, verdict
-from benchmarks.tolerance.sizes import LONG, SIZES, Sizes
+from benchmarks.tolerance.problems import LONG, SIZES, Sizes
 
 NAME = "tolerance"
 REVISION = 12
@@ -25,6 +26,15 @@ RESOLVED, ROUNDING = 10.0, 1e-12
 DRAWN = 10.0
 """Larger errors and estimates are drawn as this."""
 
+LIMITS = {"cold": 3.0, "warm": 1.5}
+SHARES = {"cold": 0.9, "warm": 0.95}
+"""The shares of the problems in which these costs are to be kept."""
+
+ACCURATE = 0.98
+"""The share of the problems in which the tolerance is to be met."""
+
+Rows = Sequence[dict[str, Any]]
+
 
 def run(settings: Settings) -> None:
     """Compute what is missing and write the report, the plot and `results.json`."""
@@ -32,10 +42,10 @@ def run(settings: Settings) -> None:
     chosen = measure.cells(sizes)
     done = outline.compute(settings, NAME, REVISION, sizes, chosen)
     problems = list(done.cells.values())
-    found = [row for problem in problems for row in known_estimates(problem)]
-    _scatter(settings, [row for row in found if not row["failure"]])
-    left_out = sum(len(problem["estimates"]) for problem in problems) - len(found)
-    sections = [head(sizes, problems), choices(problems, sizes), estimates(found, left_out)]
+    known = [row for problem in problems for row in known_estimates(problem)]
+    _scatter(settings, [row for row in known if not row["failure"]])
+    left_out = sum(len(problem["estimates"]) for problem in problems) - len(known)
+    sections = [_head(sizes, problems), _choices(problems, sizes), _estimates(known, left_out)]
     outline.write(settings, "Tolerances and error estimates", done, sections)
 
 
@@ -55,46 +65,100 @@ def known_estimates(problem: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for row in rows if row["failure"] or row["true"] >= least]
 
 
-def quantile(values: Sequence[float], share: float) -> float:
+def met(row: dict[str, Any], when: str) -> bool:
+    """Whether the tolerance was met: cold, or by every warm call."""
+    if row["failure"]:
+        return False
+    errors = [row["cold_error"]] if when == "cold" else row["warm_errors"]
+    return max(errors) <= row["tol"]
+
+
+def ratios(rows: Rows, when: str) -> list[float]:
+    """Costs in units of the best fixed setting's; infinity where from_tolerance failed."""
+    known = [row for row in rows if row["best"]]
+    return [
+        math.inf if row["failure"] else row[f"{when}_cost"] / row["best"]["cost"] for row in known
+    ]
+
+
+def criteria(groups: Sequence[Rows]) -> list[str]:
+    """Whether tolerances and limits of costs are kept in most problems, at each tolerance."""
+    known = [[row for row in rows if row["best"]] for rows in groups]
+    lines: list[str] = []
+    for when, limit in LIMITS.items():
+        lines.append(
+            _most(groups, partial(met, when=when), ACCURATE, f"within the tolerance {when}")
+        )
+        lines += _costs([rows for rows in known if rows], when, limit)
+    return lines
+
+
+def _costs(groups: Sequence[Rows], when: str, limit: float) -> list[str]:
+    def within(row: dict[str, Any]) -> bool:
+        return ratios([row], when)[0] <= limit
+
+    def both(row: dict[str, Any]) -> bool:
+        return met(row, when) and within(row)
+
+    if not groups:
+        return []
+    every = [cost for rows in groups for cost in ratios(rows, when)]
+    beyond = sum(cost > limit for cost in every)
+    least, what = SHARES[when], f"{when} cost at most {limit:g} times the best fixed setting's"
+    return [
+        _most(groups, within, least, what),
+        _most(groups, both, least, "the tolerance met at that cost"),
+        f"- {verdict(beyond == 0)}: {what} in all problems: {beyond} of {len(every)} cost more, the"
+        f" dearest {max(every):.1f} times; the median is {median(every):.2f} times.",
+    ]
+
+
+def _most(
+    groups: Sequence[Rows], kept: Callable[[dict[str, Any]], bool], least: float, what: str
+) -> str:
+    shares = [sum(map(kept, rows)) / len(rows) for rows in groups]
+    listed = ", ".join(f"{share:.1%}" for share in shares)
+    return (
+        f"- {verdict(min(shares) >= least)}: {what}, in {least:.0%} of the problems or more at each"
+        f" tolerance: {listed}."
+    )
+
+
+def verdict(yes: bool) -> str:
+    """In words."""
+    return "**Met**" if yes else "**Not met**"
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
     """The smallest value that a share of all does not exceed; NaN without any."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else math.nan
 
 
-def choices(problems: Rows, sizes: Sizes) -> str:
+def _choices(problems: Rows, sizes: Sizes) -> str:
     """Part 1: the tables by tolerance and family, the criteria and the worst cases."""
     rows = flatten(problems, "choices")
     groups = {f"{tol:g}": [r for r in rows if r["tol"] == tol] for tol in sizes.tolerances}
     families = {name: [r for r in rows if r["family"] == name] for name in sizes.families}
-    headers = ["", "met cold", "met warm"]
+    headers = ["met cold", "met warm"]
     for when, limit in LIMITS.items():
         headers += [f"{when} cost, {what}" for what in ("median", "90 %", f"within {limit:g}")]
     tables = [
-        markdown.table([first, *headers[1:]], [_row(name, part) for name, part in group.items()])
+        markdown.table([first, *headers], [_row(name, part) for name, part in group.items()])
         for first, group in (("tolerance", groups), ("family", families))
     ]
-    return "\n".join(
-        [
-            "## from_tolerance",
-            "",
-            *tables,
-            *criteria(list(groups.values())),
-            "",
-            _best(groups),
-            "",
-            _worst(rows),
-        ]
-    )
+    lines = ["## from_tolerance", "", *tables, *criteria(list(groups.values()))]
+    return "\n".join([*lines, "", _best(groups), "", _worst(rows)])
 
 
 def _row(name: str, rows: Rows) -> list[markdown.Entry]:
-    found: list[markdown.Entry] = [name]
-    found += [f"{sum(met(r, when) for r in rows)} of {len(rows)}" for when in LIMITS]
+    entries: list[markdown.Entry] = [name]
+    entries += [f"{sum(met(r, when) for r in rows)} of {len(rows)}" for when in LIMITS]
     for when, limit in LIMITS.items():
         costs = ratios(rows, when)
-        found += [f"{quantile(costs, share):.2f}" for share in (0.5, 0.9)]
-        found.append(f"{sum(cost <= limit for cost in costs)} of {len(costs)}")
-    return found
+        entries += [f"{_quantile(costs, share):.2f}" for share in (0.5, 0.9)]
+        entries.append(f"{sum(cost <= limit for cost in costs)} of {len(costs)}")
+    return entries
 
 
 def _best(groups: dict[str, list[dict[str, Any]]]) -> str:
@@ -102,47 +166,44 @@ def _best(groups: dict[str, list[dict[str, Any]]]) -> str:
     for name, rows in groups.items():
         ours = Counter(row.get("chosen", "failed") for row in rows)
         best = Counter(r["best"]["setting"].split()[0] if r["best"] else "none" for r in rows)
-        lines.append(f"- tolerance {name}: {_listed(ours)}; best {_listed(best)}")
+        listed = (
+            ", ".join(f"{method} {count}" for method, count in counts.most_common())
+            for counts in (ours, best)
+        )
+        lines.append(f"- tolerance {name}: {'; best '.join(listed)}")
     return "\n".join(lines)
 
 
-def _listed(counts: Counter[str]) -> str:
-    return ", ".join(f"{method} {count}" for method, count in counts.most_common())
-
-
 def _worst(rows: Rows) -> str:
-    failed = [row for row in rows if row["failure"]]
-    lines = [f"- {_name(row)}: {row['failure']}" for row in failed]
-    done = [row for row in rows if not row["failure"]]
+    lines = ["Failures, tolerances that were missed, and the dearest cases:", ""]
+    names = ["{family}, seed {seed}, tolerance {tol:g}".format_map(row) for row in rows]
+    named = list(zip(names, rows, strict=True))
+    lines += [f"- {name}: {row['failure']}" for name, row in named if row["failure"]]
+    done = [(name, row) for name, row in named if not row["failure"]]
     for when, limit in LIMITS.items():
-        for row in done:
+        for name, row in done:
             if not met(row, when):
                 error = row["cold_error"] if when == "cold" else max(row["warm_errors"])
-                lines.append(f"- {_name(row)}: {when} error {error / row['tol']:.2f} of tol")
-        known = [row for row in done if row["best"]]
-        costs = ratios(known, when)
-        beyond = sum(cost > limit for cost in costs)
-        dearest = sorted(zip(costs, known, strict=True), key=itemgetter(0), reverse=True)
-        for ratio, row in dearest[: max(beyond, 3)]:
-            lines.append(f"- {_name(row)}: {when} cost {ratio:.1f} times {row['best']['setting']}")
-    return "\n".join(["Failures, tolerances that were missed, and the dearest cases:", "", *lines])
+                lines.append(f"- {name}: {when} error {error / row['tol']:.2f} of tol")
+        known = [(ratios([row], when)[0], name, row) for name, row in done if row["best"]]
+        beyond = sum(cost > limit for cost, _, _ in known)
+        dearest = sorted(known, key=itemgetter(0), reverse=True)
+        for ratio, name, row in dearest[: max(beyond, 3)]:
+            lines.append(f"- {name}: {when} cost {ratio:.1f} times {row['best']['setting']}")
+    return "\n".join(lines)
 
 
-def _name(row: dict[str, Any]) -> str:
-    return f"{row['family']}, seed {row['seed']}, tolerance {row['tol']:g}"
-
-
-def ratio_of(row: dict[str, Any]) -> float:
+def _ratio(row: dict[str, Any]) -> float:
     """Estimate over true error."""
     return row["estimate"] / row["true"] if row["true"] > 0 else math.inf
 
 
 def within_two(row: dict[str, Any]) -> bool:
     """Whether an estimate is within a factor of two."""
-    return 0.5 <= ratio_of(row) <= 2
+    return 0.5 <= _ratio(row) <= 2
 
 
-def estimates(rows: Rows, left_out: int) -> str:
+def _estimates(rows: Rows, left_out: int) -> str:
     """Part 2: a table by configuration, the criterion and the worst cases."""
     labels = dict.fromkeys(row["label"] for row in rows)
     table = [_estimate_row("all", rows)]
@@ -171,16 +232,17 @@ def estimates(rows: Rows, left_out: int) -> str:
 
 
 def _distance(row: dict[str, Any]) -> float:
-    ratio = ratio_of(row)
+    """How far off an estimate is, by its logarithm."""
+    ratio = _ratio(row)
     return abs(math.log(ratio)) if 0 < ratio < math.inf else math.inf
 
 
 def _estimate_row(label: str, rows: Rows) -> list[markdown.Entry]:
     done = [row for row in rows if not row["failure"]]
     trusted = [row for row in done if row["trusted"]]
-    found = [ratio_of(row) for row in trusted]
+    quotients = [_ratio(row) for row in trusted]
     share = f"{sum(map(within_two, trusted)) / len(trusted):.1%}" if trusted else "-"
-    quantiles = [f"{quantile(found, q):.2f}" if found else "-" for q in (0.05, 0.5, 0.95)]
+    quantiles = [f"{_quantile(quotients, q):.2f}" if trusted else "-" for q in (0.05, 0.5, 0.95)]
     flagged = len(done) - len(trusted)
     return [label, len(rows) - len(done), flagged, len(trusted), share, *quantiles]
 
@@ -198,7 +260,7 @@ def _scatter(settings: Settings, rows: Rows) -> None:
     loglog(settings.store.directory / "estimates.png", labels, series, [line])
 
 
-def head(sizes: Sizes, problems: Rows) -> str:
+def _head(sizes: Sizes, problems: Rows) -> str:
     """What is measured, in words."""
     own = max(problem["reference_error"] for problem in problems)
     low, high = sizes.stiffness

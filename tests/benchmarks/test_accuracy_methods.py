@@ -11,17 +11,17 @@ from typer.testing import CliRunner
 import odeopt
 from benchmarks import __main__ as cli
 from benchmarks import methods
-from benchmarks.accuracy_vs_checkpoints import quality, targets
+from benchmarks.accuracy_vs_checkpoints import quality
 from benchmarks.harness import strict_json
 from benchmarks.harness.registry import Preset
 
-SMALL = targets.SIZES[Preset.SMOKE]
+SMALL = quality.SIZES[Preset.SMOKE]
 ENTRIES = {entry.label: entry for entry in quality.entries()}
 
 
 @pytest.fixture
 def given():
-    return targets.inputs("cosmixture", SMALL, torch.device("cpu"))
+    return quality.inputs("cosmixture", SMALL, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -64,28 +64,28 @@ def unrolled(given, t1, steps, strength):
             u = moved(u, h, (1 / 6, a), (1 / 3, b), (1 / 3, c), (1 / 6, d))
         values.append(given.problem.loss(u, validation) + pull(u))
     found = torch.autograd.grad(torch.stack(values).mean(), list(start.values()))
-    return targets.flat(dict(zip(start, found, strict=True)))
+    return quality.flat(dict(zip(start, found, strict=True)))
 
 
 @pytest.mark.parametrize(("kind", "strength"), [("flow", 0.0), ("regularised flow", 1.0)])
 def test_the_gradients_of_flows_are_those_of_unrolled_solves(kind, strength, given):
-    found = targets.FLOWS[kind](given, 0.4, 3)
+    found = quality.FLOWS[kind](given, 0.4, 3)
     torch.testing.assert_close(found, unrolled(given, 0.4, 3, strength), rtol=1e-8, atol=1e-12)
 
 
 @pytest.mark.slow
 def test_the_gradient_at_the_minimiser_is_that_of_a_long_imaml(given):
-    target = targets._at_minimiser(given)
+    target = quality._at_minimiser(given)
     assert target.error < 1e-12
     inner = methods.Inner(0.05, 600, 1)
     method = methods.build("imaml-gd", given.problem, inner, cg_steps=60)
-    long = targets._flat_gradient(method, given)
+    long = quality._flat_gradient(method, given)
     assert (target.gradient - long).norm() < 1e-5 * long.norm()
 
 
-@pytest.mark.parametrize("name", targets.TITLES)
+@pytest.mark.parametrize("name", quality.TITLES)
 def test_every_problem_can_be_made(name):
-    found = targets.inputs(name, SMALL, torch.device("cpu"))
+    found = quality.inputs(name, SMALL, torch.device("cpu"))
     value = torch.func.vmap(found.problem.loss, (None, 0))(found.params, found.tasks.train)
     assert value.shape == (SMALL.tasks,)
     assert torch.isfinite(value).all()
@@ -94,9 +94,9 @@ def test_every_problem_can_be_made(name):
 
 def test_every_method_is_there_and_has_a_target():
     assert {entry.method for entry in ENTRIES.values()} == {*methods.PAPER, *methods.OTHERS}
-    assert set(targets.OWN) == {*methods.PAPER, *methods.OTHERS}
-    assert set(targets.WORDS) == set(targets.OWN.values())
-    assert len(ENTRIES) == len(targets.OWN) + 1
+    assert set(quality.OWN) == {*methods.PAPER, *methods.OTHERS}
+    assert set(quality.WORDS) == set(quality.OWN.values())
+    assert len(ENTRIES) == len(quality.OWN) + 1
 
 
 @pytest.mark.parametrize(
@@ -135,27 +135,21 @@ def refusing(monkeypatch):
             return original(entry, t1, given, safety)
 
         monkeypatch.setattr(quality, "_call", call)
-        make = partial(targets.inputs, "cosmixture", SMALL, torch.device("cpu"))
-        return quality._compute(ENTRIES["MAML"], 0.05, targets.Targets(make, 0.05, SMALL), 1)
+        make = partial(quality.inputs, "cosmixture", SMALL, torch.device("cpu"))
+        targets = quality.targets_of(make, 0.05, SMALL)
+        return quality._compute(make, targets, 0.05, 1, ENTRIES["MAML"])
 
     return use
 
 
 def test_refused_gradients_are_named_with_their_numbers(refusing):
-    from benchmarks.accuracy_vs_checkpoints import quality
-
     cell = refusing(always=False)
     assert cell["failure"] == "StabilityError"
-    row = quality._row(ENTRIES["MAML"], cell)
-    assert row[0] == "MAML (StabilityError)"
+    assert quality._row(ENTRIES["MAML"], cell) == (["MAML (StabilityError)"], cell)
     assert cell["own"]["error"] < 1e-5
     assert "StabilityError: too long" in quality._failures({"key": cell})
 
 
 def test_failed_methods_are_named_without_numbers(refusing):
-    from benchmarks.accuracy_vs_checkpoints import quality
-
     cell = refusing(always=True)
-    row = quality._row(ENTRIES["MAML"], cell)
-    assert len(row) == len(quality.HEADERS)
-    assert row[:2] == ["MAML (StabilityError)", ""]
+    assert quality._row(ENTRIES["MAML"], cell) == (["MAML (StabilityError)"], "")

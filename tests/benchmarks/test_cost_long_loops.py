@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from benchmarks import __main__ as command
-from benchmarks.cost import long_loops, long_loops_report
+from benchmarks.cost import long_loops
 from benchmarks.cost.long_loops import Point
 from benchmarks.harness import outline, processes, strict_json
 from benchmarks.harness.registry import Preset, Settings
@@ -49,9 +49,7 @@ def test_the_plain_training_is_the_same_training():
         long_loops.plain(loop)()
     opt = long_loops.optimizer(loop, "trace")
     with torch.no_grad():
-        final = opt.solve(
-            loop.params, long_loops.odeopt.Stream(loop.stream), long_loops._grid(loop)
-        ).params
+        final = opt.solve(loop.params, long_loops.odeopt.Stream(loop.stream), loop.grid()).params
     for own, theirs in zip(final.values(), network[0].parameters(), strict=True):
         assert torch.allclose(own, theirs, atol=1e-6)
 
@@ -86,7 +84,7 @@ def test_larger_ones_are_not_tried_after_a_failure(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "run", lambda *_, **__: pytest.fail("tried"))
     settings = Settings(Preset.SMOKE, ResultStore(tmp_path), None, CPU)
     quick = long_loops.SIZES[Preset.QUICK]
-    first, second, third = long_loops_report.cells(settings, quick)[:3]
+    first, second, third = long_loops.cells(settings, quick)[:3]
     cells = [replace(first, compute=lambda: {"outcome": "did not fit"}), second]
     found = outline.run_cells("", cells, settings.store, "", "")[second.key]
     assert found == {"outcome": "not tried", "message": f"{first.key} did not fit"}
@@ -96,7 +94,7 @@ def test_larger_ones_are_not_tried_after_a_failure(tmp_path, monkeypatch):
 def test_a_point_of_both_lines_is_measured_once(tmp_path):
     settings = Settings(Preset.SMOKE, ResultStore(tmp_path), None, CPU)
     small = long_loops.SIZES[Preset.SMOKE]
-    keys = [cell.key for cell in long_loops_report.cells(settings, small)]
+    keys = [cell.key for cell in long_loops.cells(settings, small)]
     lines = sum(long_loops.installed(line) for line in long_loops.LABELS)
     assert len(keys) == len(set(keys)) == lines + 1  # and the kernels
 
@@ -159,6 +157,6 @@ def test_the_comparison_says_whether_it_is_met(ratio, advances, said):
         "outcome": "", "ratio": ratio, "seconds": 1.0, "kernel_seconds": 0.9,
         "advances": advances, "bound": 30,
     }  # fmt: skip
-    key = long_loops_report.key(long_loops_report.ITSELF, size.itself)
+    key = long_loops.key(long_loops.ITSELF, size.itself)
     run = outline.Run("", {}, {key: cell}, 1)
-    assert said in long_loops_report._itself(run, size)
+    assert said in long_loops._itself(run, size)

@@ -10,12 +10,12 @@ from typer.testing import CliRunner
 
 from benchmarks import __main__ as cli
 from benchmarks import methods
-from benchmarks.cost import resident, updates, updates_report
-from benchmarks.harness import outline, strict_json
+from benchmarks.cost import lines, resident, updates
+from benchmarks.cost.lines import LINES
+from benchmarks.harness import outline, processes, strict_json
 from benchmarks.harness.registry import Preset, Settings
 from benchmarks.harness.store import ResultStore
 
-LINES = {line.name: line for line in updates.lines()}
 SMALL = updates.SIZES[Preset.SMOKE]
 TINY = replace(SMALL, tasks=2, shots=4, repeats=1, memory_gib=16.0, seconds=30.0)
 
@@ -39,9 +39,9 @@ def smoke(tmp_path_factory):
 @pytest.mark.parametrize("name", ["higher", "torchopt"])
 def test_every_exact_maml_gives_the_same_gradient(name, device):
     pytest.importorskip(name)
-    given = updates.inputs(2, 6, device, torch.float64)
-    expected = updates.make_update(LINES["maml"], 5, given).run()
-    update = updates.make_update(LINES[name], 5, given)
+    given = lines.inputs(2, 6, device, torch.float64)
+    expected = lines.make_update(LINES["maml"], 5, given).run()
+    update = lines.make_update(LINES[name], 5, given)
     for _ in range(2):  # a second run starts anew
         torch.testing.assert_close(update.run(), expected, rtol=1e-9, atol=1e-12)
 
@@ -68,7 +68,7 @@ def test_a_job_gives_seconds_and_memory():
 @pytest.mark.slow
 def test_a_job_that_needs_too_much_memory_does_not_fit():
     """In a process of its own, since this one may have freed as much before."""
-    found = updates_report.run_child(
+    found = processes.run(
         updates.measure, "maml", 3, replace(TINY, shots=100_000, memory_gib=0.01), "cpu", limit=90.0
     )
     assert found == {"outcome": "did not fit", "message": "more than 0.01 GiB"}
@@ -76,16 +76,16 @@ def test_a_job_that_needs_too_much_memory_does_not_fit():
 
 @pytest.mark.slow
 def test_a_process_of_its_own_measures_the_same():
-    found = updates_report.run_child(updates.measure, "fomaml", 3, TINY, "cpu", limit=90.0)
+    found = processes.run(updates.measure, "fomaml", 3, TINY, "cpu", limit=90.0)
     assert found["outcome"] == ""
     assert found["live_bytes"] < updates.measure("maml", 3, TINY, "cpu")["live_bytes"]
 
 
 def test_more_steps_are_not_tried_after_a_failure(tmp_path, monkeypatch):
-    monkeypatch.setattr(updates_report, "run_child", lambda *_, **__: pytest.fail("tried"))
+    monkeypatch.setattr(processes, "run", lambda *_, **__: pytest.fail("tried"))
     settings = Settings(Preset.SMOKE, ResultStore(tmp_path), None, torch.device("cpu"))
     sizes = replace(SMALL, lines=("maml",), steps=(1, 4, 9))
-    first, *larger = updates_report.cells(settings, sizes)[:3]
+    first, *larger = updates.cells(settings, sizes)[:3]
     cells = [replace(first, compute=lambda: {"outcome": "did not fit"}), *larger]
     _, second, third = outline.run_cells("", cells, settings.store, "", "").values()
     assert second == third == {"outcome": "not tried", "message": "1 steps did not fit"}
@@ -93,14 +93,14 @@ def test_more_steps_are_not_tried_after_a_failure(tmp_path, monkeypatch):
 
 def test_linear_growth_is_told_from_exponential_growth():
     steps = [1, 10, 50, 200, 1000]
-    linear = updates_report.growth(steps, [1e6 + 5e3 * n for n in steps])
+    linear = updates.growth(steps, [1e6 + 5e3 * n for n in steps])
     assert linear.per_step == pytest.approx(5e3)
     assert linear.start == pytest.approx(1e6)
     assert linear.misfit < 1e-9
     assert linear.power == pytest.approx(1)
-    exponential = updates_report.growth(steps, [1e6 * 1.01**n for n in steps])
+    exponential = updates.growth(steps, [1e6 * 1.01**n for n in steps])
     assert exponential.misfit > 0.5
-    assert updates_report.growth([5], [1.0]) is None
+    assert updates.growth([5], [1.0]) is None
 
 
 @pytest.mark.slow
@@ -124,15 +124,15 @@ def test_the_report_of_a_smoke_run_has_every_table(smoke):
 
 @pytest.mark.slow
 def test_a_second_run_computes_nothing(smoke, monkeypatch):
-    monkeypatch.setattr(updates_report, "run_child", lambda *_, **__: pytest.fail("computed again"))
+    monkeypatch.setattr(processes, "run", lambda *_, **__: pytest.fail("computed again"))
     assert call("--results", str(smoke.parent)).exit_code == 0
 
 
 def test_missing_packages_are_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(updates, "find_spec", lambda _: None)
+    monkeypatch.setattr(lines, "find_spec", lambda _: None)
     monkeypatch.setattr(resident, "cells", lambda *_: [])
     settings = Settings(Preset.SMOKE, ResultStore(tmp_path), None, torch.device("cpu"))
-    updates_report.run(settings)
+    updates.run(settings)
     text = (tmp_path / "report.md").read_text()
     assert "| higher (MAML) | not installed | not installed |" in text
     assert "higher (MAML): the package is not installed" in text

@@ -11,11 +11,9 @@ from benchmarks import __main__ as cli
 from benchmarks.harness import processes, strict_json
 from benchmarks.harness.registry import Preset
 from benchmarks.peers import contenders as c
-from benchmarks.peers import measure, problems, stiff
-from benchmarks.peers.contenders import CONTENDERS
-from benchmarks.peers.measure import Aim
+from benchmarks.peers import measure, problems
+from benchmarks.peers.contenders import CONTENDERS, SIZES, Limits, Point
 from benchmarks.peers.problems import MAP, Contender, Outcome, Runner
-from benchmarks.peers.sizes import SIZES, Limits, Point
 from odeopt.testing import relative_error
 
 COMPILED = {
@@ -26,18 +24,13 @@ COMPILED = {
 """Exact contenders that are compiled, here recorded only."""
 
 
-def setup_of(problem, tasks, steps, device, dtype=torch.float64):
-    return Aim(problem, tasks, steps, str(device)).setup(dtype)
+def setup_of(problem, tasks, steps, device):
+    return Point(problem, steps, tasks, dtype="float64").setup(device)
 
 
 def recorded(function, inputs):
     """In place of compilation."""
-
-    def run(*tensors):
-        found = function(*tensors)
-        return [found] if isinstance(found, torch.Tensor) else list(found)
-
-    return run
+    return function
 
 
 def refuse(setup, setting):
@@ -81,8 +74,8 @@ def test_contenders_for_the_flow_approach_its_gradient(device):
     setup = setup_of("mlp", 2, 50, device)
     found, own = measure.compute_targets(setup)
     assert own < 1e-6
-    flows = c.flow(odeopt.DiscreteAdjoint, odeopt.RK4, None)
-    hermite = c.flow(lambda: odeopt.ContinuousAdjoint(odeopt.RK4()), odeopt.RK4, None)
+    flows = c.flow(odeopt.DiscreteAdjoint(), None)
+    hermite = c.flow(odeopt.ContinuousAdjoint(odeopt.RK4()), None)
     settings = [(flows, 8), (hermite, 8)]
     if CONTENDERS[c.TORCHDIFFEQ].installed:
         settings.append((CONTENDERS[c.TORCHDIFFEQ].make, 1e-6))
@@ -113,7 +106,7 @@ def test_bare_kernels_are_called_as_often_as_there_are_steps_and_no_more(monkeyp
 def test_a_kernel_that_is_compiled_wrongly_is_refused(monkeypatch):
     monkeypatch.setattr(torch._inductor, "compile", lambda graph, inputs: lambda x: [x + 1e-3])
     with pytest.raises(RuntimeError, match="the compiled kernel is off by"):
-        c.compiled(lambda x: 2 * x / 2, [torch.ones(3)])
+        c.compiled(lambda x: [2 * x / 2], [torch.ones(3)])
 
 
 def test_presets_name_contenders_that_there_are():
@@ -174,7 +167,7 @@ def test_the_report_of_a_smoke_run(inside, tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore")
 def test_who_fails_or_is_slow_or_missing_is_said_and_the_others_go_on(inside, monkeypatch):
     def fine(setup, setting):
-        return Runner(1, lambda count: Outcome(torch.ones(1185), {}))
+        return Runner(1, lambda count: Outcome(torch.ones(1185)))
 
     monkeypatch.setitem(CONTENDERS, "failing", Contender("failing", "", MAP, refuse))
     monkeypatch.setitem(CONTENDERS, "quick", Contender("quick", "", MAP, fine))
@@ -192,8 +185,8 @@ def test_who_fails_or_is_slow_or_missing_is_said_and_the_others_go_on(inside, mo
 def test_contenders_in_one_process_are_timed_in_turn(monkeypatch, device):
     monkeypatch.setitem(CONTENDERS, "failing", Contender("failing", "", MAP, refuse))
     entries = ((c.EAGER, None), ("failing", None), (c.UNROLLED, 2))
-    aim = Aim("mlp", 1, 4, str(device))
-    found = measure.measure_together(entries, aim, "float64", 3)["entries"]
+    point = Point("mlp", 4, 1, dtype="float64")
+    found = measure.measure_together(entries, point, str(device), 3)["entries"]
     assert [len(entry["seconds"]) for entry in found] == [3, 0, 3]
     assert found[0]["errors"]["A"] < 1e-8 < found[2]["errors"]["A"]  # the last in two steps
     assert found[1]["outcome"] == "NotImplementedError"
@@ -201,7 +194,7 @@ def test_contenders_in_one_process_are_timed_in_turn(monkeypatch, device):
 
 @pytest.mark.slow
 def test_a_long_horizon_has_a_radius_and_two_solvers(device):
-    found = stiff.measure(8.0, (1e-2, 1e-3), str(device), None)
+    found = measure.measure_long(8.0, (1e-2, 1e-3), str(device), None)
     assert found["stiffness"] == 8.0 * found["radius"] > 20
     assert found["reference_error"] < 1e-3
     assert found["descent"]["stored_states"] == found["descent"]["steps"]

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.harness.registry import Preset
 from benchmarks.peers import contenders as c
 from benchmarks.peers import criteria, report
-from benchmarks.peers.sizes import SIZES, Point, Stiff
+from benchmarks.peers.contenders import SIZES, Point, Stiff
 
 KEYS = {dtype: Point("mlp", 500, 5, dtype=dtype).key for dtype in ("float32", "float64")}
 

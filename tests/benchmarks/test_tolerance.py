@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from benchmarks import __main__ as cli
 from benchmarks.harness import strict_json
 from benchmarks.harness.registry import Preset
-from benchmarks.tolerance import criteria, measure, problems, report
-from benchmarks.tolerance.sizes import FAMILIES, OTHERS, SIZES
+from benchmarks.tolerance import measure, problems, report
+from benchmarks.tolerance.problems import FAMILIES, OTHERS, SIZES
 from odeopt.testing.problems import relative_error
 
 SMALL = SIZES[Preset.SMOKE]
@@ -30,9 +30,10 @@ def smoke(tmp_path_factory):
 def test_true_gradient_of_a_quadratic_is_autograd_through_its_flow():
     problem = problems.draw("quadratic", 0, SMALL)
     assert problem.quadratic is not None
-    start = problem.params.clone().requires_grad_()
+    training = problem.training
+    start = training.params.clone().requires_grad_()
     end = problem.quadratic.flow(start, problem.horizon)
-    problem.loss(end, problem.validation).backward()
+    training.loss(end, training.validation).backward()
     assert relative_error(problem.truth()[0], start.grad) < 1e-12
 
 
@@ -41,7 +42,8 @@ def test_stiffness_is_within_the_range_and_the_gradient_finite(family):
     problem = problems.draw(family, 3, SMALL)
     low, high = SMALL.stiffness
     assert low <= problem.stiffness <= high
-    value = problem.loss(problem.params, problem.train)
+    training = problem.training
+    value = training.loss(training.params, training.train)
     assert value.dtype == torch.float64
     assert value.isfinite()
     assert problem.horizon > 0
@@ -62,11 +64,11 @@ def test_search_meets_the_tolerance_and_a_tighter_one_costs_no_less():
 
 def test_verdicts_count_a_failure_and_one_warm_miss():
     row = {"tol": 0.1, "failure": "", "cold_error": 0.05, "warm_errors": [0.05, 0.2]}
-    assert criteria.met(row, "cold")
-    assert not criteria.met(row, "warm")
+    assert report.met(row, "cold")
+    assert not report.met(row, "warm")
     failed = {"tol": 0.1, "failure": "ToleranceError", "best": {"cost": 1}}
-    assert not criteria.met(failed, "cold")
-    assert criteria.ratios([failed], "cold") == [math.inf]
+    assert not report.met(failed, "cold")
+    assert report.ratios([failed], "cold") == [math.inf]
 
 
 @pytest.mark.parametrize(("dear", "expected"), [(2, "**Met**"), (3, "**Not met**")])
@@ -80,7 +82,7 @@ def test_costs_are_to_be_kept_in_most_problems_of_each_tolerance(dear, expected)
 
     first = [row(0.1, 4.0 if k < dear else 3.0) for k in range(20)]
     groups = [first, [row(0.01, 1.0) for _ in range(30)]]
-    tolerance, cost, both, every, *warm = criteria.criteria(groups)
+    tolerance, cost, both, every, *warm = report.criteria(groups)
     assert cost.startswith(f"- {expected}: cold cost at most 3 times")
     assert both.startswith(f"- {expected}: the tolerance met at that cost")
     assert every.startswith("- **Not met**")
