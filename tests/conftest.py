@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, settings
 pytest.register_assert_rewrite("support")
 torch.set_num_threads(1)  # parallel test processes would wait for each other's threads
 
+collect_ignore = ["plugin_package"]  # looking for tests in it would register what it brings
+
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 _COMMON = {

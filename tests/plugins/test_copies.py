@@ -86,7 +86,7 @@ def test_the_gradient(kind, checkpoints, tasks, device):
     same(*found)
 
 
-@pytest.mark.parametrize("tasks", slow_but(TASKS, 3))
+@pytest.mark.parametrize("tasks", slow_but(TASKS, None))
 @pytest.mark.parametrize("kind", GRIDS)
 def test_compiled(kind, tasks, device):
     problem = smooth_problem(device, tasks)

@@ -179,6 +179,7 @@ def test_settled_calls_cost_the_plain_gradient_and_few_are_estimated(device):
     assert all(1.3 * plain < spent <= 2.6 * plain for spent in estimated)  # a pair
 
 
+@pytest.mark.slow
 def test_asking_for_the_estimate_gives_one_of_this_call(device):
     opt, grid = from_tolerance(flow(device), 1e-3), TimeGrid.from_lr(0.05, 60)
     before = on_smooth(opt, grid, device).error
