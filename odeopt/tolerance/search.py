@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from odeopt.gradient.error_estimate import scaled
@@ -70,11 +70,13 @@ class _Candidate:
         fineness: of the setting that is measured next; None before the first.
         too_coarse: the finest setting that did not meet the tolerance.
         over: whether nothing cheaper is expected of it.
+        tried: what was measured already.
     """
 
     fineness: float | None = None
     too_coarse: float = 0.0
     over: bool = False
+    tried: set[float] = field(default_factory=set[float])
 
 
 class Search:
@@ -124,6 +126,8 @@ class Search:
         """Use what a pair has shown to meet the tolerance, and plan what to measure next."""
         kept = self._better_of(pair)
         method = kept.setting.method
+        if kept.setting != pair.coarse:
+            self._note_too_coarse(pair.coarse)
         if method not in self.measured or kept.cost < self.measured[method].cost:
             self.measured[method] = kept
         if self.working is None or kept.cost < self.working.cost:
@@ -132,8 +136,7 @@ class Search:
 
     def reject(self, setting: Setting, error: float = math.inf) -> None:
         """Take note of a setting that does not meet the tolerance; its error may be infinite."""
-        candidate = self._candidates[setting.method]
-        candidate.too_coarse = max(candidate.too_coarse, setting.fineness)
+        self._note_too_coarse(setting)
         self._plan(setting, error)
 
     def finer(self, setting: Setting, error: float) -> Setting:
@@ -150,12 +153,15 @@ class Search:
         settings = {
             name: self._next(name, known, self.working)
             for name, known in self._candidates.items()
-            if not known.over
+            if not known.over and known.fineness not in known.tried
         }
         for name, setting in settings.items():
             self._candidates[name].over = setting is None
         open_ones = [setting for setting in settings.values() if setting is not None]
-        return min(open_ones, key=_cost, default=None)
+        chosen = min(open_ones, key=_cost, default=None)
+        if chosen is not None:
+            self._candidates[chosen.method].tried.add(chosen.fineness)
+        return chosen
 
     def _next(self, name: str, known: _Candidate, working: Measured) -> Setting | None:
         """What is measured next of a method; None if it cannot be cheaper."""
@@ -168,6 +174,10 @@ class Search:
         fineness = known.fineness or math.floor(FIRST * working.cost / (2 * solver.stages))
         setting = Setting(name, float(max(1, fineness)))
         return setting if _cost(setting) <= WORTHWHILE * working.cost else None
+
+    def _note_too_coarse(self, setting: Setting) -> None:
+        known = self._candidates[setting.method]
+        known.too_coarse = max(known.too_coarse, setting.fineness)
 
     def _plan(self, setting: Setting, error: float) -> None:
         """What is measured next of a method, after an error of one of its settings."""

@@ -1,8 +1,11 @@
 """Which settings are measured, and which is kept: decisions without any solves."""
 
 import math
+import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from odeopt.engine.stats import Stats
 from odeopt.gradient.result import ErrorEstimate
@@ -68,6 +71,37 @@ def test_the_cheapest_of_all_methods_is_found_and_then_nothing_is_measured(searc
     assert measured <= 15
 
 
+@given(
+    seed=st.integers(0, 10**6), cost=st.integers(20, 2000), tol=st.sampled_from([1e-1, 1e-2, 1e-3])
+)
+def test_measuring_comes_to_an_end_whatever_the_errors_are(seed, cost, tol):
+    """Errors are random, as far as those of finer settings are smaller; costs never grow."""
+    draw = random.Random(seed)
+    search = Search(tol, "stabilized-rk", FIXED)
+    coarse = search.first
+    costs = cost, round(draw.uniform(1, 3) * cost)
+    search.accept(Pair(coarse, coarse.partner(1), error(0.7 * tol), draw.random() * tol, costs))
+    used = [search.working.cost]
+    for _ in range(60):
+        setting = search.proposal()
+        if setting is None:
+            break
+        fine, own = setting.partner(1), tol * 10 ** draw.uniform(-4, 2)
+        if draw.random() < 0.2:
+            search.reject(setting)
+        elif search.meets(own):
+            spent = round(draw.uniform(0.2, 1.5) * used[-1])
+            change = tol * 10 ** draw.uniform(-4, 2)
+            search.accept(Pair(setting, fine, error(own), change, (spent, spent + 3)))
+        else:
+            search.reject(setting, own)
+        used.append(search.working.cost)
+        assert size(search.working.error) <= ENOUGH * tol
+    else:
+        raise AssertionError("it goes on for ever")
+    assert used == sorted(used, reverse=True)
+
+
 def test_the_coarser_of_a_pair_is_kept_where_it_does(search):
     search.accept(pair("euler", 10.0, 0.2 * TOL, 0.3 * TOL, 20))
     assert search.working.setting == Setting("euler", 10.0)
@@ -122,7 +156,7 @@ def test_what_was_too_coarse_is_not_measured_again():
 def test_the_robust_method_gets_coarser_only_while_it_is_in_use(search):
     for name in FIXED:
         search.reject(Setting(name, 1000.0))
-    search.accept(pair("stabilized-rk", 100.0, 0.05 * TOL, 0.01 * TOL, 80))
+    search.accept(pair("stabilized-rk", 400.0, 0.05 * TOL, 0.01 * TOL, 80))
     assert search.proposal().method == "stabilized-rk"
     search.accept(pair("euler", 20.0, 0.7 * TOL, 0.01 * TOL, 40))
     assert search.proposal() is None or search.proposal().method != "stabilized-rk"
