@@ -57,7 +57,7 @@ SIZES = {
     Preset.SMOKE: Sizes(
         ("quadratic", "cosmixture code"), 2, (1e-1, 1e-2), 3, 2, (2.0, 4.0), 8, "trace"
     ),
-    Preset.QUICK: Sizes(OTHERS, 21, TOLERANCES[:3], 29, 10, (8.0, 150.0), 25, "trace"),
+    Preset.QUICK: Sizes(OTHERS, 14, TOLERANCES[:3], 29, 10, (8.0, 150.0), 25, "trace"),
     Preset.PAPER: Sizes(
         (*FAMILIES, *OTHERS), 104, TOLERANCES, 29, 10, (2.0, 500.0), 50, "inductor"
     ),
