@@ -115,15 +115,13 @@ def steepening(params, batch):
 
 
 @pytest.mark.slow
-def test_steps_that_became_unstable_on_the_way_are_not_differentiated(device):
+def test_curvature_that_grows_on_the_way_is_no_obstacle(device):
     start, grid = torch.tensor([0.5, 0.2], device=device), TimeGrid.uniform(2.0, 1)
-    opt = from_tolerance(GradientFlow(steepening), 0.1)
-    res = opt.value_and_grad(on_end)(start, None, grid, None)
-    assert "Euler" in opt.describe()
-    assert res.stats.gradient_evaluations > res.stats.hvps + 10
     fine = ODEOptimizer(GradientFlow(steepening), RK4()).value_and_grad(on_end)
-    exact = fine(start, None, TimeGrid.uniform(2.0, 1000), None)
-    assert relative_error(res.grads.params, exact.grads.params) <= 0.1
+    exact = fine(start, None, TimeGrid.uniform(2.0, 1000), None).grads.params
+    call = from_tolerance(GradientFlow(steepening), 0.1).value_and_grad(on_end)
+    for _ in range(8):
+        assert relative_error(call(start, None, grid, None).grads.params, exact) <= 0.1
 
 
 def on_end(params, batch):
@@ -145,7 +143,7 @@ def test_stiff_problems_get_the_stabilised_solver(device):
     problem, start, direction = stiff(1000.0)
     opt = from_tolerance(GradientFlow(problem.loss), 1e-2)
     center, start, direction = (x.to(device) for x in (problem.center, start, direction))
-    for _ in range(2):
+    for _ in range(12):
         res = opt.value_and_grad(along)(start, center, TimeGrid.uniform(5.0, 2), direction)
     assert relative_error(res.grads.params, problem.flow_adjoint(direction, 5.0)) <= 1e-2
     assert "StabilizedRK" in opt.describe()
