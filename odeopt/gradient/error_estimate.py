@@ -179,7 +179,12 @@ def richardson(fine: Result, coarse: Result, decay: Decay, largest_gap: float) -
 
 
 def relative_change(result: Result, other: Result) -> float:
-    """The difference of two gradients in units of the first, the larger of params and hparams."""
+    """The difference of two gradients in units of the first, the larger of params and hparams.
+
+    It is infinite where other tasks have failed, so that they are means over others.
+    """
+    if not torch.equal(result.status, other.status):
+        return math.inf
     return max(
         _gap(result.grads.params, other.grads.params),
         _gap(result.grads.hparams, other.grads.hparams),

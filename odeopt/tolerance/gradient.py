@@ -13,12 +13,11 @@ from odeopt.engine.stats import Stats
 from odeopt.errors import (
     CompatibilityError,
     DivergenceError,
-    OdeoptError,
     StabilityError,
     StepLimitError,
     ToleranceError,
 )
-from odeopt.gradient.error_estimate import Decay, largest_gap, relative_change, richardson
+from odeopt.gradient.error_estimate import Decay, largest_gap, relative_change, richardson, scaled
 from odeopt.gradient.result import ErrorEstimate, Result
 from odeopt.gradient.value_and_grad import ValueAndGrad
 from odeopt.grid import TimeGrid
@@ -71,42 +70,42 @@ class TunedValueAndGrad(ValueAndGrad):
         assert self.tuning is not None, "given by value_and_grad"
         if not isinstance(grid, TimeGrid) or grid.steps == 0:  # pyright: ignore[reportUnnecessaryIsInstance]
             return super().counted(stats, params, batch, grid, outer_batch, hparams, state)
-        search = self.tuning.search(grid, self.tasks)
-        solves = _Solves(self, self.tuning, (params, batch, grid, outer_batch, hparams, state))
-        try:
-            return solves.answer(self._call(search, solves, grid), stats)
-        except ToleranceError:
-            self.tuning.forget(grid, self.tasks)
-            raise
+        inputs = (params, batch, grid, outer_batch, hparams, state)
+        solves = _Solves(self, self.tuning, inputs, stats)
+        result = self._call(self.tuning.search(grid, self.tasks), solves)
+        spent = replace(
+            result.stats, gradient_evaluations=stats.gradient_evaluations, hvps=stats.hvps
+        )
+        return replace(result, stats=spent)
 
-    def _call(self, search: Search, solves: _Solves, grid: TimeGrid) -> Result:
+    def _call(self, search: Search, solves: _Solves) -> Result:
         working = search.working
         if working is None:
-            return self._first(search, solves, grid)
+            return self._first(search, solves)
         try:
             if search.due or self.judges:
-                judged = solves.judged(working.setting, working.setting.partner(spans(grid)))
+                judged = solves.judged(working.setting, solves.partner(working.setting))
                 if search.audit(judged.pair.error):
                     return judged.result
             else:
                 search.count()
                 result = replace(solves.run(working.setting), error=working.error)
-                _measure(search, solves, result, spans(grid))
+                _measure(search, solves, result, working.error)
                 return result
         except FAILURES:
             pass  # another problem than those that the setting was measured on
         search.restart()
-        return self._first(search, solves, grid)
+        return self._first(search, solves)
 
-    def _first(self, search: Search, solves: _Solves, grid: TimeGrid) -> Result:
+    def _first(self, search: Search, solves: _Solves) -> Result:
         """Pairs that get finer until one meets the tolerance."""
-        coarse, fine = search.first, search.first.partner(spans(grid))
+        coarse, fine = search.first, solves.partner(search.first)
         trouble, last = None, math.inf
         for _ in range(ATTEMPTS):
             try:
                 judged = solves.judged(coarse, fine)
             except FAILURES as error:
-                trouble, coarse, fine = error, fine, fine.partner(spans(grid))
+                trouble, coarse, fine = error, fine, solves.partner(fine)
                 continue
             error = size(judged.pair.error)
             if search.meets(error):
@@ -117,7 +116,7 @@ class TunedValueAndGrad(ValueAndGrad):
             coarse, fine, last = fine, search.finer(fine, error), error
         raise self._missed(fine, f"{ATTEMPTS} settings were tried") from trouble
 
-    def _missed(self, setting: Setting, reason: str) -> OdeoptError:
+    def _missed(self, setting: Setting, reason: str) -> ToleranceError:
         assert self.tuning is not None, "given by value_and_grad"
         return ToleranceError(
             "the error in the gradient did not come down to the tolerance"
@@ -127,7 +126,7 @@ class TunedValueAndGrad(ValueAndGrad):
         )
 
 
-def _measure(search: Search, solves: _Solves, result: Result, parts: int) -> None:
+def _measure(search: Search, solves: _Solves, result: Result, known: ErrorEstimate) -> None:
     """Measure one setting that could be cheaper, beside the result of the one that is used.
 
     Its error is at least its distance from that result, less the error of that.
@@ -136,17 +135,14 @@ def _measure(search: Search, solves: _Solves, result: Result, parts: int) -> Non
     if setting is None:
         return
     try:
-        judged = solves.judged(setting, setting.partner(parts))
+        judged = solves.judged(setting, solves.partner(setting))
     except FAILURES:
         return search.reject(setting)
-    pair, known = judged.pair, result.error
-    assert known is not None, "given by the caller"
-    apart = relative_change(result, judged.result) - size(known)
-    if apart > size(pair.error):
-        pair = pair._replace(error=replace(pair.error, params=apart))
-    if search.meets(size(pair.error)):
-        return search.accept(pair)
-    return search.reject(setting, size(pair.error))
+    pair, apart = judged.pair, relative_change(result, judged.result) - size(known)
+    error = max(size(pair.error), apart)
+    if not search.meets(error):
+        return search.reject(setting, error)
+    return search.accept(pair._replace(error=scaled(pair.error, error / size(pair.error))))
 
 
 class _Judged(NamedTuple):
@@ -157,13 +153,16 @@ class _Judged(NamedTuple):
 
 
 class _Solves:
-    """The solves of one call, each made once, and what they cost together."""
+    """The solves of one call, each made once; what each costs is added to `stats`."""
 
-    def __init__(self, owner: TunedValueAndGrad, tuning: Tuning, inputs: Any) -> None:
-        self._owner, self._tuning = owner, tuning
+    def __init__(self, owner: TunedValueAndGrad, tuning: Tuning, inputs: Any, stats: Stats) -> None:
+        self._owner, self._tuning, self._stats = owner, tuning, stats
         self._params, self._batch, self._grid, *self._rest = inputs
         self._results: dict[Setting, tuple[list[int], Result]] = {}
-        self._spent = Stats()
+
+    def partner(self, setting: Setting) -> Setting:
+        """The finer one of a pair."""
+        return setting.partner(spans(self._grid))
 
     def run(self, setting: Setting) -> Result:
         """The result with a setting."""
@@ -177,15 +176,6 @@ class _Solves:
         error, change = _compare(result, other, Decay(fine.solver.order, factor))
         pair = Pair(coarse, fine, error, change, (_cost(other), _cost(result)))
         return _Judged(replace(result, error=error), pair)
-
-    def answer(self, result: Result, stats: Stats) -> Result:
-        """The result with all that was spent, which is counted."""
-        stats.gradient_evaluations += self._spent.gradient_evaluations
-        stats.hvps += self._spent.hvps
-        spent = replace(
-            result.stats, gradient_evaluations=stats.gradient_evaluations, hvps=stats.hvps
-        )
-        return replace(result, stats=spent)
 
     def _solved(self, setting: Setting, parts: list[int]) -> tuple[list[int], Result]:
         if setting not in self._results:
@@ -202,8 +192,8 @@ class _Solves:
         try:
             result = path.counted(stats, self._params, self._batch, grid, *self._rest)
         finally:
-            self._spent.gradient_evaluations += stats.gradient_evaluations
-            self._spent.hvps += stats.hvps
+            self._stats.gradient_evaluations += stats.gradient_evaluations
+            self._stats.hvps += stats.hvps
         dt = gather_dt(result.grads.dt, grid, self._grid)
         return replace(result, grads=replace(result.grads, dt=dt))
 
@@ -220,5 +210,6 @@ def _compare(fine: Result, coarse: Result, decay: Decay) -> tuple[ErrorEstimate,
     """
     longer, least = max(decay.doubled, 1.0), torch.finfo(fine.value.dtype).eps
     error = richardson(fine, coarse, decay, largest_gap(decay.order) / longer)
-    raised = replace(error, params=max(error.params, least), gap=error.gap * longer)
+    known = least if torch.equal(fine.status, coarse.status) else math.inf
+    raised = replace(error, params=max(error.params, known), gap=error.gap * longer)
     return raised, error.gap

@@ -69,13 +69,11 @@ class _Candidate:
     Attributes:
         fineness: of the setting that is measured next; None before the first.
         too_coarse: the finest setting that did not meet the tolerance.
-        over: whether nothing cheaper is expected of it.
         tried: what was measured already.
     """
 
     fineness: float | None = None
     too_coarse: float = 0.0
-    over: bool = False
     tried: set[float] = field(default_factory=set[float])
 
 
@@ -140,7 +138,12 @@ class Search:
         self._plan(setting, error)
 
     def finer(self, setting: Setting, error: float) -> Setting:
-        """What is expected to meet the tolerance, after an error that was too large."""
+        """What is expected to meet the tolerance, after an error that was too large.
+
+        Where the error is not known it is the partner, which is a little finer.
+        """
+        if not math.isfinite(error):
+            return setting.partner(1)
         gain = min(error / (AIM * self._tol), FURTHEST)
         return setting.at(setting.fineness * max(gain ** (1 / setting.power), SOMEWHAT))
 
@@ -150,15 +153,12 @@ class Search:
         Its own method is made cheaper first, then the methods whose next setting costs least.
         """
         assert self.working is not None, "there is one after the first call"
-        settings = {
-            name: self._next(name, known, self.working)
+        settings = [
+            self._next(name, known, self.working)
             for name, known in self._candidates.items()
-            if not known.over and known.fineness not in known.tried
-        }
-        for name, setting in settings.items():
-            self._candidates[name].over = setting is None
-        open_ones = [setting for setting in settings.values() if setting is not None]
-        chosen = min(open_ones, key=_cost, default=None)
+            if known.fineness not in known.tried
+        ]
+        chosen = min(filter(None, settings), key=_cost, default=None)
         if chosen is not None:
             self._candidates[chosen.method].tried.add(chosen.fineness)
         return chosen

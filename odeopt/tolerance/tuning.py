@@ -38,17 +38,16 @@ class Tuning:
 
     def search(self, grid: TimeGrid, tasks: bool) -> Search:
         """What is known of solves over such a horizon."""
-        return self._searches.setdefault(_kind(grid, tasks), self._begin())
-
-    def forget(self, grid: TimeGrid, tasks: bool) -> None:
-        """Begin anew with the next solve over such a horizon."""
-        self._searches.pop(_kind(grid, tasks), None)
+        kind = _kind(grid, tasks)
+        if kind not in self._searches:
+            self._searches[kind] = self._begin()
+        return self._searches[kind]
 
     def choices(self, setting: Setting) -> Choices:
         """The choices of a setting; kernels are compiled once per method."""
-        compiler = None
-        if self._compile is not None:
-            compiler = self._compilers.setdefault(setting.method, Compiler(self._compile))
+        compiler = self._compilers.get(setting.method)
+        if compiler is None and self._compile is not None:
+            compiler = self._compilers[setting.method] = Compiler(self._compile)
         return Choices(
             self._field, setting.solver, DiscreteAdjoint(), Every(1), self._safety, compiler,
             self._watched,

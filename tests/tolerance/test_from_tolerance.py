@@ -22,6 +22,7 @@ from odeopt import (
     ToleranceError,
     from_tolerance,
 )
+from odeopt.engine.stats import Stats
 from odeopt.testing.problems import Quadratic, relative_error, smooth_problem
 from odeopt.tolerance.search import AUDIT
 
@@ -259,6 +260,36 @@ def test_what_cannot_be_reached_is_said(device):
     path = from_tolerance(flow(device), 1e-9).value_and_grad(problem.loss)
     with pytest.raises(ToleranceError, match=r"1e-09.*float32"):
         path(params, batch, TimeGrid.uniform(0.3, 10), outer_batch)
+
+
+def quartic(params, batch):
+    return batch * params.pow(4).sum() / 4
+
+
+def test_no_setting_is_taken_with_which_other_tasks_fail(device):
+    """One task in twenty is stiff: long steps of gradient descent overflow in it alone."""
+    stiffness = torch.tensor([0.05] * 19 + [40.0], device=device)
+    start, grid = torch.full((1,), 3.0, device=device), TimeGrid.uniform(1.0, 1)
+    opt = from_tolerance(GradientFlow(quartic), 0.1)
+    call = opt.value_and_grad(on_end, tasks=True, on_failure="skip")
+    for _ in range(10):
+        res = call(start, stiffness, grid, stiffness)
+        assert not res.status.any()
+    coarse = ODEOptimizer(GradientFlow(quartic)).value_and_grad(on_end, True, "skip")
+    assert coarse(start, stiffness, TimeGrid.uniform(1.0, 6), stiffness).status[-1] != 0
+
+
+def test_what_a_call_that_fails_has_cost_is_counted(device):
+    problem, stats = smooth_problem(device), Stats()
+
+    def not_finite(params, batch):
+        return torch.log(-problem.loss(params, batch))
+
+    call = from_tolerance(flow(device), 0.1).value_and_grad(not_finite)
+    grid = TimeGrid.uniform(1.0, 1)
+    with pytest.raises(ToleranceError):
+        call.counted(stats, problem.params, problem.batch, grid, problem.outer_batch)
+    assert stats.gradient_evaluations > 0
 
 
 @pytest.mark.parametrize("tol", [0, 1, -1e-3, 2.0, True, "small", float("nan")])

@@ -166,8 +166,10 @@ def test_a_finer_setting_is_finer_however_near_the_error_is():
     search = Search(TOL, "adaptive", ())
     setting = search.finer(Setting("adaptive", 100.0), 1.01 * ENOUGH * TOL)
     assert setting.fineness >= 130
-    far = search.finer(Setting("adaptive", 100.0), math.inf)
+    far = search.finer(Setting("adaptive", 100.0), 1e9)
     assert far.fineness == pytest.approx(100 * 1e3 ** (1 / RTOL_POWER))
+    unknown = search.finer(Setting("adaptive", 100.0), math.inf)
+    assert unknown == Setting("adaptive", 100.0).partner(1)
 
 
 def test_an_audit_comes_after_so_many_calls_and_says_whether_the_setting_does(search):
