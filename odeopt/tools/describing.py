@@ -132,8 +132,9 @@ class _Describer:
         if isinstance(value, Tensor):
             return self._tensor(value, where)
         if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
-            raw = np.ascontiguousarray(value).tobytes()
-            content = hashlib.sha256(raw).hexdigest() if self.contents else ""
+            content = ""
+            if self.contents:
+                content = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
             return f"array({value.dtype!r}, {value.shape}, {content})"
         if isinstance(value, type | types.ModuleType | torch.device):
             return _named(value)

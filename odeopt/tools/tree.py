@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from typing import Any, cast
 
@@ -60,12 +60,8 @@ def map_tensors(fn: Callable[[Tensor], Any], tree: PyTree) -> PyTree:
 
 def assembler(spec: Any) -> Callable[[Iterator[Any]], PyTree]:
     """Makes trees of a spec from an iterator over their leaves, fast for the usual containers."""
-    count = spec.num_leaves
     if spec.is_leaf():
         return next
-    if count == 0:
-        empty = pytree.tree_unflatten([], spec)
-        return lambda leaves: empty
     if spec.type is tuple:
         make: Callable[[list[Any]], Any] = tuple
     elif spec.type is list:
@@ -75,6 +71,7 @@ def assembler(spec: Any) -> Callable[[Iterator[Any]], PyTree]:
     elif spec.type is namedtuple:
         make = spec.context._make
     else:
+        count = spec.num_leaves
         return lambda leaves: pytree.tree_unflatten([next(leaves) for _ in range(count)], spec)
     parts = [assembler(child) for child in spec.children()]
     return lambda leaves: make([part(leaves) for part in parts])
@@ -142,8 +139,15 @@ def is_differentiable(leaf: object) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
+class _Value:
+    """A value that is copied and described by its fields, whatever it has cached."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {part.name: getattr(self, part.name) for part in fields(cast("Any", self))}
+
+
 @dataclass(frozen=True)
-class Ravel:
+class Ravel(_Value):
     """How a tree of tensors becomes one vector of length `size`, and back."""
 
     spec: Any
@@ -212,7 +216,7 @@ def layout_of(tree: PyTree) -> Ravel:
 
 
 @dataclass(frozen=True)
-class Partition:
+class Partition(_Value):
     """A tree split into differentiable tensors, other tensors and everything else."""
 
     spec: Any

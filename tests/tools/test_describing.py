@@ -273,3 +273,8 @@ def test_what_cannot_be_described_is_refused_or_known_by_its_type(value, message
         describe(holder, "the field")
     assert "method settings()" in str(caught.value)
     assert describe_leniently(holder) == describe_leniently(holder)
+
+
+def test_contents_that_are_not_wanted_are_not_looked_at(monkeypatch):
+    monkeypatch.setattr(np, "ascontiguousarray", None)
+    assert describe_with_captures([np.arange(4), np.ones(3)], contents=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import OrderedDict, UserDict, namedtuple
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 import odeopt
 from odeopt import InputError
 from odeopt.tools import tree
+from odeopt.tools.describing import describe_leniently
 
 Pair = namedtuple("Pair", ["left", "right"])
 
@@ -291,3 +293,27 @@ def test_parameters_in_nodes_without_names_are_moved(device):
     res = call(Nameless(0 * x, x), x, odeopt.TimeGrid.from_lr(0.1, 3), x)
     assert isinstance(res.grads.params, Nameless)
     torch.testing.assert_close(res.grads.params.second, 2 * 0.8**6 * x)
+
+
+@pytest.mark.parametrize("empty", [{}, [], (), OrderedDict(), Box()])
+def test_empty_containers_are_made_anew(empty):
+    leaves, spec = pytree.tree_flatten({"x": torch.zeros(2), "memo": empty})
+    assemble = tree.assembler(spec)
+    first, second = (assemble(iter(leaves))["memo"] for _ in range(2))
+    assert type(first) is type(empty)
+    assert len(first) == 0
+    assert first is not second or isinstance(empty, tuple)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch warns as it unpickles one
+def test_layouts_are_what_they_were_after_they_have_been_used():
+    made = {"x": torch.zeros(2), "n": 3}
+    flat, layout = tree.ravel({"x": made["x"]}, "params")
+    partition, diff, data = tree.partition(made)
+    before = [describe_leniently(value) for value in (layout, partition)]
+    layout.flatten(layout.unflatten(flat), "params")
+    partition.merge(diff, data)
+    assert [describe_leniently(value) for value in (layout, partition)] == before
+    for value in (layout, partition):
+        assert pickle.loads(pickle.dumps(value)) == value
+    assert_same(pickle.loads(pickle.dumps(layout)).unflatten(flat), layout.unflatten(flat))

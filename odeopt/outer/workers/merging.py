@@ -196,8 +196,9 @@ def _compute(share: Share, rank: int, compute: Callable[[Share], Part], own: _Ow
     _check_rows(part.rows, share)
     own.part = part
     ok = int((part.rows["status"] == Status.OK).sum())
+    # not views of what they are like: a view is sent with all that it is a part of
     means = tree.map_tensors(lambda leaf: leaf.new_empty(0, *leaf.shape).cpu(), part.means)
-    rows = tree.map_tensors(lambda leaf: leaf[:0].cpu(), part.rows)
+    rows = tree.map_tensors(lambda leaf: leaf.new_empty(0, *leaf.shape[1:]).cpu(), part.rows)
     return _Head(ok, part.stats, (means, rows))
 
 

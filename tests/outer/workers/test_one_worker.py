@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,9 +11,10 @@ from hypothesis import strategies as st
 from support import distributed as cases
 
 import odeopt
+from odeopt.engine.stats import Stats
 from odeopt.outer.workers import Share
 from odeopt.outer.workers.agreement import Failure, shorten, texts
-from odeopt.outer.workers.merging import _Head, merge
+from odeopt.outer.workers.merging import Part, _compute, _Head, _Own, merge
 
 
 def loss(params, batch):
@@ -104,3 +107,13 @@ def test_the_worker_that_failed_is_named():
     ]:
         with pytest.raises(kind, match=message):
             merge(TwoWorkers(), "a sum", tasks, compute, torch.device("cpu"))
+
+
+def test_what_is_told_before_the_numbers_is_small_however_large_they_are():
+    rows = {"status": torch.zeros(4, dtype=torch.int64), "batch": torch.ones(4, 50_000)}
+
+    def compute(share):
+        return Part({"params": torch.ones(50_000)}, rows, Stats())
+
+    head = _compute(Share.of(0, 1, 4), 0, compute, _Own())
+    assert len(pickle.dumps(head)) < 5_000
