@@ -133,8 +133,10 @@ def _check_observed(adjoint: Adjoint, problem: SmoothProblem) -> None:
 def _check_replay(adjoint: Adjoint, problem: SmoothProblem) -> None:
     kept = _gradients(adjoint, problem, checkpoints=Every(1))
     replayed = _gradients(adjoint, problem, checkpoints=Binomial(3))
-    same = map(torch.equal, tree.tensors(kept), tree.tensors(replayed))
-    assert all(same), "the gradient depends on which states are kept and which are replayed"
+    pairs = zip(tree.tensors(kept), tree.tensors(replayed), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs), (
+        "the gradient depends on which states are kept and which are replayed"
+    )
 
 
 def _check_convergence(adjoint: Adjoint, problem: SmoothProblem) -> None:

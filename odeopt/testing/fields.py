@@ -47,7 +47,9 @@ def _check_velocity(field: Field, problem: SmoothProblem, hparams: PyTree) -> No
     def velocity(batch: PyTree, y: PyTree = state) -> PyTree:
         return field.velocity(t, y, consts, hparams, batch)
 
-    first, again = (layout.flatten(velocity(problem.batch), "velocity") for _ in range(2))
+    own, fresh = field.init(problem.params, hparams)
+    slopes = velocity(problem.batch), field.velocity(t, own, fresh, hparams, problem.batch)
+    first, again = (layout.flatten(slope, "velocity") for slope in slopes)
     assert bool(torch.isfinite(first).all()), "the velocity is not finite"
     assert torch.equal(first, again), "the velocity differs when it is evaluated again"
     check_vmap(velocity, smooth_problem(like.device, tasks=3).batch, 1e-12, "the velocity")

@@ -15,7 +15,14 @@ from odeopt.inner.rule import UpdateRule
 from odeopt.inner.stream import Stream
 from odeopt.optimizer import ODEOptimizer
 from odeopt.testing.fields import ROUNDING
-from odeopt.testing.problems import CallCounter, SmoothProblem, check_close, smooth_problem, task
+from odeopt.testing.problems import (
+    CallCounter,
+    SmoothProblem,
+    check_close,
+    number,
+    smooth_problem,
+    task,
+)
 from odeopt.tools import tree
 from odeopt.tools.types import Loss, PyTree
 
@@ -64,8 +71,8 @@ def unroll(
 
 
 def _check_update(rule: UpdateRule, state: PyTree, consts: PyTree, problem: SmoothProblem) -> None:
-    number = problem.batch[0].new_tensor
-    args = (number(2.0), number(0.1), state, consts, None, problem.batch)
+    like = problem.batch[0]
+    args = (number(2.0, like), number(0.1, like), state, consts, None, problem.batch)
     layout = tree.layout_of(state)
     first = layout.flatten(rule.update(*args), "the updated state")
     again = layout.flatten(rule.update(*args), "the updated state")
@@ -75,9 +82,9 @@ def _check_update(rule: UpdateRule, state: PyTree, consts: PyTree, problem: Smoo
 
 def _check_cost(make: Callable[[Loss], UpdateRule], problem: SmoothProblem) -> None:
     counted = CallCounter(problem.loss)
-    rule, number = make(counted), problem.batch[0].new_tensor
+    rule, like = make(counted), problem.batch[0]
     state, consts = rule.init(problem.params, None)
-    rule.update(number(0.0), number(0.1), state, consts, None, problem.batch)
+    rule.update(number(0.0, like), number(0.1, like), state, consts, None, problem.batch)
     assert counted.calls <= 1, (
         f"an update evaluates the loss {counted.calls} times, but counts as one gradient: take a"
         " value and its gradient together (torch.func.grad_and_value), or make what needs several"

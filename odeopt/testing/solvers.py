@@ -234,7 +234,7 @@ def _with_tolerance(solver: Controlled, tolerance: float, first: float | None = 
 
 
 def _listed(numbers: Iterable[float]) -> str:
-    return ", ".join(f"{number:.1e}" for number in numbers)
+    return ", ".join(f"{each:.1e}" for each in numbers)
 
 
 def _attempt(solver: ErrorControlled, stepping: Stepping, dt: float, y0: Tensor) -> Attempt:

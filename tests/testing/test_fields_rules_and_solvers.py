@@ -43,6 +43,26 @@ def test_a_readout_may_round_but_not_be_off(device):
         check_field(Off, device)
 
 
+class Drifting(odeopt.Field):
+    """Its start has a constant that changes a little from call to call."""
+
+    def __init__(self, loss):
+        self.flow, self.calls = odeopt.GradientFlow(loss), 0
+
+    def init(self, params, hparams):
+        self.calls += 1
+        return params, torch.tensor(1 + 1e-14 * self.calls)
+
+    def velocity(self, t, state, consts, hparams, batch):
+        slope = self.flow.velocity(t, state, (), hparams, batch)
+        return tree.map_tensors(lambda x: x * consts, slope)
+
+
+def test_a_field_whose_start_is_not_the_same_again_is_told(device):
+    with pytest.raises(AssertionError, match="differs when it is evaluated again"):
+        check_field(Drifting, device)
+
+
 class Descent(odeopt.UpdateRule):
     """Gradient descent on a stretched scale, with as many gradients as it is told."""
 

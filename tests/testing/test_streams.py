@@ -42,6 +42,24 @@ def test_a_right_stream_conforms(device, stream):
     check_stream(stream, device=device)
 
 
+class Handle:
+    """A thing that batches carry along, and that notes its use in itself."""
+
+    def __init__(self):
+        self.used = 0
+
+    def __call__(self, k):
+        self.used += 1
+        return {"x": number(k), "handle": self}
+
+    def settings(self):
+        return {}
+
+
+def test_a_leaf_that_is_the_same_object_may_change(device):
+    check_stream(Stream(Handle()), device=device)
+
+
 def test_the_last_batch_is_looked_at():
     asked = []
     check_stream(Stream(lambda k: asked.append(k) or number(k), length=50), steps=3)
