@@ -24,14 +24,19 @@ class Guard:
         self._module = module
         self._before = self._look()
 
-    def check(self, *, between_steps: bool) -> None:
-        """Raise `InputError` if a parameter was changed or, between steps, anything they depend on.
+    def check_parameters(self) -> None:
+        """Raise `InputError` if a parameter was changed."""
+        if _marks(self._module.parameters()) != self._before[_MOVED]:
+            raise InputError(_MOVED)
 
-        These are the modes of its parts (train, eval), its buffers, and which parameters require
-        grad.
+    def check(self) -> None:
+        """Raise `InputError` if anything was changed that a step depends on.
+
+        Beside the parameters these are the modes of the module's parts (train, eval), its buffers,
+        and which parameters require grad.
         """
         for message, now in self._look().items():
-            if now != self._before[message] and (between_steps or message is _MOVED):
+            if now != self._before[message]:
                 raise InputError(message)
 
     def _look(self) -> dict[str, object]:
@@ -185,7 +190,7 @@ class UnusedParameters:
                 " recorded loop it has a gradient of zero. Leave such parameters out of the"
                 " optimizer, or put them into a group without weight_decay.",
                 OdeoptWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
 
 

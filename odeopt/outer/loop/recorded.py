@@ -248,7 +248,7 @@ class RecordedLoop:
             OdeoptError: see `odeopt.errors`; each message says what to do.
         """
         check_loss(outer_loss)
-        self._guard.check(between_steps=False)
+        self._guard.check_parameters()
         if any(leaf.requires_grad for leaf in tree.tensors(outer_batch)):
             raise CapturedTensorError(
                 "outer_batch holds a tensor that requires grad: its gradient would be lost. Pass"
@@ -376,7 +376,7 @@ class RecordedLoop:
         check_loss(loss)
         if not self._open:
             raise InputError("the loop has been left: make its steps inside the with block.")
-        self._guard.check(between_steps=True)
+        self._guard.check()
         check_hooks(self._module, self._optimizer)
         check_settings(self._optimizer, self._settings)
 

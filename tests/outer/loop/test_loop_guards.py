@@ -177,8 +177,10 @@ def test_parameters_that_move_without_a_gradient_are_told(problem, name):
     with odeopt.RecordedLoop(problem.model, make(problem.model.parameters())) as inner:
         for loss in losses[:-1]:
             inner.step(loss, problem.batches[0])
-        with pytest.warns(odeopt.OdeoptWarning, match=r"does not depend on .*2\.weight.* leaves"):
+        told = pytest.warns(odeopt.OdeoptWarning, match=r"does not depend on .*2\.weight.* leaves")
+        with told as warnings:
             inner.step(losses[-1], problem.batches[0])
+        assert [warning.filename for warning in warnings] == [__file__]
         inner.step(losses[-1], problem.batches[0])  # told once
     inner.backward(problem.mse, problem.outer)
 
