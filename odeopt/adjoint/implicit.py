@@ -66,10 +66,10 @@ class ConjugateGradient(LinearSolver):
         for _ in range(self.steps):
             image = matvec(direction)
             curvature, before = torch.dot(direction, image), torch.dot(residual, residual)
-            length = _quotient(before, curvature, curvature > 0)
+            length = _quotient(before, curvature)
             v = v + length * direction
             residual = residual - length * image
-            share = _quotient(torch.dot(residual, residual), before, before > 0)
+            share = _quotient(torch.dot(residual, residual), before)
             direction = residual + share * direction
         return v
 
@@ -108,8 +108,9 @@ class Neumann(LinearSolver):
         return v
 
 
-def _quotient(numerator: Tensor, denominator: Tensor, allowed: Tensor) -> Tensor:
-    """Numerator over denominator where that is allowed, else 0."""
+def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """Numerator over denominator where that is positive, else 0."""
+    allowed = denominator > 0
     safe = torch.where(allowed, denominator, torch.ones_like(denominator))
     return torch.where(allowed, numerator / safe, torch.zeros_like(numerator))
 

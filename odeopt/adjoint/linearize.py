@@ -145,6 +145,6 @@ class _ForwardOverReverse(Linearization):
     def pullback(self, cotangent: Tensor) -> Cotangents:
         restore_random_state(self._random)
         derivative: Any = torch.func.jvp(self._gradients, (self._y,), (cotangent,))
-        (velocity, _, _), (g_y, g_t, g_theta) = derivative
-        self._value = -velocity
+        (gradient, _, _), (g_y, g_t, g_theta) = derivative
+        self._value = -gradient
         return Cotangents(-g_t, -g_y, Theta(*(tuple(-leaf for leaf in part) for part in g_theta)))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from odeopt.errors import InputError
+from odeopt.tools.arguments import check_integer
 
 
 class Status(IntEnum):
@@ -59,11 +60,7 @@ class Safety:
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and value > 0):
                 raise InputError(f"Safety.{name} is {value!r}; expected a positive number or None.")
-        count = self.power_iterations
-        if isinstance(count, bool) or not isinstance(count, int) or count < 0:  # pyright: ignore
-            raise InputError(
-                f"Safety.power_iterations is {count!r}; expected an integer of at least 0."
-            )
+        check_integer(self.power_iterations, "Safety.power_iterations", at_least=0)
 
     @classmethod
     def off(cls) -> Safety:

@@ -70,10 +70,8 @@ class LeafwiseRule(GradientRule):
         }
 
 
-def check_option(
-    value: Option, what: str, at_least: float = 0.0, below: float = float("inf")
-) -> Option:
-    """The option, if its numbers are in [at_least, below).
+def check_option(value: Option, what: str, below: float = float("inf")) -> None:
+    """Refuse an option whose numbers are not in [0, below).
 
     Raises:
         InputError: if one is not, or is not a number.
@@ -81,14 +79,11 @@ def check_option(
     """
     if isinstance(value, Mapping | list | tuple):
         for part in tree.leaves(value):
-            check_option(part, what, at_least, below)
-        return value
+            check_option(part, what, below)
+        return
     check_selector(value, what)
-    if isinstance(value, bool) or (
-        isinstance(value, int | float) and not at_least <= value < below
-    ):
-        raise InputError(f"{what} is {value!r}; expected a number in [{at_least:g}, {below:g}).")
-    return value
+    if isinstance(value, bool) or (isinstance(value, int | float) and not 0 <= value < below):
+        raise InputError(f"{what} is {value!r}; expected a number in [0, {below:g}).")
 
 
 def _for_leaves(option: Option, hparams: PyTree, params: PyTree, what: str) -> list[Any]:

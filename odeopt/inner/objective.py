@@ -44,6 +44,8 @@ class Objective:
         """The gradient, with weight decay added as `torch.optim.SGD` adds it (bit for bit)."""
         gradient = torch.func.grad(lambda u: self._loss(u, hparams, batch))(params)
         decay = select(self.weight_decay, hparams, "weight_decay")
+        if is_zero(decay):
+            return gradient
         return tree.pytree.tree_map(lambda g, u: add_scaled(g, u, decay), gradient, params)
 
     def _loss(self, params: PyTree, hparams: PyTree, batch: PyTree) -> Tensor:

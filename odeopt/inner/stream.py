@@ -136,15 +136,13 @@ def _entry(leaf: Any, indices: Tensor) -> Any:
 class _Sampler:
     """The examples of step k."""
 
-    def __init__(self, examples: int, batch_size: int, seed: int | None, shuffle: bool) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int):  # pyright: ignore
-            raise InputError(f"batch_size is {batch_size!r}; expected an integer.")
-        if not 1 <= batch_size <= examples:
+    def __init__(self, examples: int, batch_size: int, seed: int, shuffle: bool) -> None:
+        if check_integer(batch_size, "batch_size") > examples:
             raise InputError(
                 f"batch_size is {batch_size}; expected 1 to {examples}, the number of examples."
             )
         self._examples, self._size, self._shuffle = examples, batch_size, shuffle
-        self._seed = 0 if seed is None else check_integer(seed, "seed", at_least=0)
+        self._seed = check_integer(seed, "seed", at_least=0)
         self._known = (-1, torch.empty(0))  # one pair, so that threads read both or neither
 
     def __call__(self, k: int) -> Tensor:

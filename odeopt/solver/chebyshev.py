@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -107,8 +107,8 @@ def step(s: int, velocity: Velocity, t: Tensor, dt: Tensor, y: Tensor, slope: Te
 
     Shapes: t and dt [], y [d]; or t and dt [tasks], y [tasks, d].
     """
-    *stages, last = coefficients(s).stages
-    before, now = _displacements(s, stages, velocity, t, dt, y, slope)
+    last = coefficients(s).stages[-1]
+    before, now = _displacements(s, velocity, t, dt, y, slope)
     ahead = velocity(t + last.c * dt, y + now)
     return y + _next(last, before, now, dt[..., None] * ahead, dt[..., None] * slope)
 
@@ -124,20 +124,21 @@ def pull(
     $\ell_0 = h f'(y)^\top(\sum_j \tilde\gamma_j p_j + \tilde\mu_1 p_1)$, and
     $\lambda_0 = \lambda + \sum_j \ell_j$.
     """
-    first, (*stages, last) = coefficients(s).first, coefficients(s).stages
+    method = coefficients(s)
+    last = method.stages[-1]
     length, points = dt[..., None], [linearize(t, y)]
 
     def velocity(t: Tensor, y: Tensor) -> Tensor:
         points.append(linearize(t, y))
         return points[-1].value
 
-    d_before, d_last = _displacements(s, stages, velocity, t, dt, y, points[0].value)
+    d_before, d_last = _displacements(s, velocity, t, dt, y, points[0].value)
     points.append(linearize(t + last.c * dt, y + d_last))
     now, before = lam, torch.zeros_like(lam)  # cotangents of D_j and D_{j-1}
     g_slope, total = torch.zeros_like(lam), lam
     g_t, g_dt = torch.zeros_like(t), torch.zeros_like(dt)
     pulled: list[Cotangents] = []
-    for stage, point in zip((last, *reversed(stages)), reversed(points[1:]), strict=True):
+    for stage, point in zip(reversed(method.stages), reversed(points[1:]), strict=True):
         seed = stage.mu_slope * now
         cotangents = point.pullback(length * seed)
         pulled.append(cotangents)
@@ -145,7 +146,7 @@ def pull(
         g_dt = g_dt + (seed * point.value).sum(-1) + stage.c * cotangents.t
         g_slope = g_slope + stage.gamma_slope * now
         now, before = before + stage.mu * now + cotangents.y, stage.nu * now
-    seed = g_slope + first * now
+    seed = g_slope + method.first * now
     cotangents = points[0].pullback(length * seed)
     g_dt = g_dt + (seed * points[0].value).sum(-1)
     theta = add_thetas([*(each.theta for each in pulled), cotangents.theta])
@@ -155,14 +156,13 @@ def pull(
 
 
 def _displacements(
-    s: int, stages: Sequence[Stage], velocity: Velocity, t: Tensor, dt: Tensor, y: Tensor,
-    slope: Tensor,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """D of the last two of these stages, with the velocity at each but the last of them."""
-    length = dt[..., None]
+    s: int, velocity: Velocity, t: Tensor, dt: Tensor, y: Tensor, slope: Tensor
+) -> tuple[Tensor, Tensor]:
+    """D of the last two stages before the end, with the velocity at each but the last of them."""
+    method, length = coefficients(s), dt[..., None]
     rise = length * slope
-    before, now = torch.zeros_like(y), coefficients(s).first * rise
-    for stage in stages:
+    before, now = torch.zeros_like(y), method.first * rise
+    for stage in method.stages[:-1]:
         push = length * velocity(t + stage.c * dt, y + now)
         before, now = now, _next(stage, before, now, push, rise)
     return before, now

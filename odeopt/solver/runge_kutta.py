@@ -58,6 +58,7 @@ class ExplicitRungeKutta(StepSolver):
         self.order = tableau.order
         self.stages = tableau.stages
         self.stability_limit = tableau.stability_limit
+        self._times = tableau.c
 
     @override
     def step(self, velocity: Velocity, t: Tensor, dt: Tensor, y: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ class ExplicitRungeKutta(StepSolver):
             pulled[i] = cotangents = points[i].pullback(seed).scale(dt)
             total = total + cotangents.y
             g_t = g_t + cotangents.t
-            g_dt = g_dt + torch.dot(seed, points[i].value) + self.tableau.c[i] * cotangents.t
+            g_dt = g_dt + torch.dot(seed, points[i].value) + self._times[i] * cotangents.t
         theta = add_thetas([cotangents.theta for cotangents in pulled.values()])
         slopes.append(points[-1].value)  # last, where a product brings it along
         weights, some = self.tableau.b[: self.stages], [spread(slope) for slope in slopes]
@@ -102,7 +103,7 @@ class ExplicitRungeKutta(StepSolver):
         self, i: int, t: Tensor, dt: Tensor, y: Tensor, slopes: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Time and state of stage i, from the slopes at the stages before."""
-        c = self.tableau.c[i]
+        c = self._times[i]
         return t if c == 0 else t + c * dt, add_slopes(y, dt, self.tableau.a[i], slopes)
 
 

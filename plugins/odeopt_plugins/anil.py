@@ -12,7 +12,14 @@ import odeopt
 from odeopt.tools import tree
 from odeopt.tools.arguments import call_loss
 from odeopt.tools.types import PyTree
-from odeopt_plugins.common import Around, Loss, Settings, inner_loop, known_settings
+from odeopt_plugins.common import (
+    Around,
+    Loss,
+    Settings,
+    for_each_task,
+    inner_loop,
+    known_settings,
+)
 
 
 @final
@@ -77,8 +84,7 @@ class ANIL(Around):
     def adapt(self, params: PyTree, train: PyTree, hparams: PyTree = None) -> PyTree:
         head = super().adapt(params, train, hparams)
         tasks = tree.tensors(head)[0].shape[0]
-        all_tasks = tree.map_tensors(lambda leaf: leaf.detach().expand(tasks, *leaf.shape), params)
-        return {**all_tasks, **head}
+        return {**for_each_task(params, tasks), **head}
 
 
 def _of_parts(loss: Loss) -> Loss:

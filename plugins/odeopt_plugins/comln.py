@@ -16,7 +16,14 @@ from odeopt.outer.method import TaskBatch, TaskData, as_task_batch
 from odeopt.solver import Solver
 from odeopt.tools import tree
 from odeopt.tools.types import PyTree
-from odeopt_plugins.common import Settings, check_values, known_settings, mean_over, optimizer
+from odeopt_plugins.common import (
+    Settings,
+    check_values,
+    for_each_task,
+    known_settings,
+    mean_over,
+    optimizer,
+)
 
 Features = Callable[[PyTree, PyTree], Tensor]
 """`features(params, batch) -> [M, F]`, the inputs of the last layer."""
@@ -197,7 +204,7 @@ class COMLN(odeopt.Method):
             weights = layer.weights - s.mT @ layer.features
         shapes = {name: params[name].shape for name in self._names if name is not None}
         tasks = weights.shape[0]
-        adapted = tree.map_tensors(lambda leaf: leaf.detach().expand(tasks, *leaf.shape), params)
+        adapted = for_each_task(params, tasks)
         if bias is None:
             return {**adapted, weight: weights.reshape(tasks, *shapes[weight])}
         return {

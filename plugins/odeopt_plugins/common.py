@@ -16,6 +16,7 @@ import odeopt
 from odeopt.errors import AllFailed
 from odeopt.gradient.value_and_grad import OnFailure
 from odeopt.outer.method import TaskData
+from odeopt.tools import tree
 from odeopt.tools.keywords import Keywords, keywords_of
 from odeopt.tools.types import PyTree
 
@@ -40,6 +41,11 @@ class Settings(TypedDict, total=False):
     on_failure: OnFailure
     safety: odeopt.Safety | None
     horizon: odeopt.TaskHorizon | None
+
+
+def for_each_task(params: PyTree, tasks: int) -> PyTree:
+    """The same parameters for each task, with a leading dimension; views without a history."""
+    return tree.map_tensors(lambda leaf: leaf.detach().expand(tasks, *leaf.shape), params)
 
 
 def known_settings(method: Callable[P, R]) -> Callable[P, R]:
