@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from statistics import fmean
 
@@ -211,6 +213,11 @@ def test_training_goes_on_from_its_checkpoint(tmp_path):
     assert [value for _, value in parts.record["curve"]] == [
         value for _, value in whole.record["curve"]
     ]
+
+
+def test_what_only_compares_gradients_does_not_load_the_paired_test():
+    code = "import sys, benchmarks.comparison; assert 'scipy.stats' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.slow
