@@ -21,7 +21,7 @@ from benchmarks.comparison import LEVEL, p_value_above
 from benchmarks.harness import strict_json
 from benchmarks.harness.registry import Preset
 from benchmarks.methods import Inner
-from benchmarks.problems import classification, models
+from benchmarks.problems import models
 from benchmarks.problems.functions import ALPINE, FUNCTIONS, Regression
 from benchmarks.problems.models import Problem
 from benchmarks.regression import SIZES, Setting
@@ -160,15 +160,6 @@ def test_wrong_settings_of_the_protocol_are_refused():
         Regression("sine", "code", 5)
     with pytest.raises(ValueError, match="shots is 0"):
         Regression("alpine", "code", 0)
-
-
-def test_digits_for_training_and_for_the_test_are_different_images():
-    train, test = (
-        classification.task(3, part=part).train.x.flatten(1) for part in ("train", "test")
-    )
-    whole = classification.images().x.flatten(1)
-    for batch, rows in ((train, whole[:1200]), (test, whole[1200:])):
-        assert all((rows == image).all(1).any() for image in batch)
 
 
 def problem():
