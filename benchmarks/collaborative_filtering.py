@@ -22,9 +22,9 @@ from benchmarks.harness import markdown, outline, plots
 from benchmarks.harness.outline import Cell, Cells
 from benchmarks.harness.plots import Curve, Labels
 from benchmarks.harness.registry import Preset, Settings
-from benchmarks.methods import LABELS, TENTH, Problem
+from benchmarks.methods import LABELS, TENTH
 from benchmarks.problems import models, published, ratings
-from benchmarks.problems.models import Parameters
+from benchmarks.problems.models import Parameters, Problem
 from benchmarks.problems.ratings import SOURCES, MetaTest, RatingBatch, RatingPool, RatingTasks
 from benchmarks.problems.tasks import move
 

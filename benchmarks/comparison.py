@@ -6,16 +6,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from scipy import stats  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
+
+from odeopt.testing import relative_error
 
 LEVEL = 0.05
 """Below this a difference is called significant."""
-
-
-def distance(gradient: Tensor, target: Tensor) -> float:
-    """The relative L2 error of a vector."""
-    return ((gradient - target).norm() / target.norm()).item()
 
 
 def cosine(gradient: Tensor, target: Tensor) -> float:
@@ -26,7 +22,7 @@ def cosine(gradient: Tensor, target: Tensor) -> float:
 def of_order_four(gradient: Callable[[int], Tensor], steps: int) -> tuple[Tensor, float]:
     """A gradient, by its number of steps, and its own error, which half the steps tell."""
     fine, coarse = gradient(steps), gradient(steps // 2)
-    return fine, distance(coarse, fine) / 15
+    return fine, relative_error(coarse, fine) / 15
 
 
 def p_value_above(first: Sequence[float], second: Sequence[float]) -> float:
@@ -35,6 +31,9 @@ def p_value_above(first: Sequence[float], second: Sequence[float]) -> float:
     One-sided Wilcoxon signed-rank test over tasks; 1 where they are equal everywhere, or where a
     value is not finite in the second only.
     """
+    # here, so that processes that measure do not load it
+    from scipy import stats  # noqa: PLC0415  # pyright: ignore[reportMissingTypeStubs]
+
     a, b = np.asarray(first), np.asarray(second)
     known = np.isfinite(a) & np.isfinite(b)
     difference = (a - b)[known]

@@ -93,9 +93,8 @@ def adapt_by_descent(
 
 
 def adapt_by_adam(
-    problem: Problem, params: Parameters, support: Batch, epochs: int, every: int,
-    lr: float = 1e-3, weight_decay: float = 1e-6,
-) -> list[Parameters]:  # fmt: skip
+    problem: Problem, params: Parameters, support: Batch, epochs: int, every: int
+) -> list[Parameters]:
     """Parameters of each task after 0, every, 2 every, ... steps of Adam on all its data.
 
     Tasks are stacked: Adam treats every entry by itself, so that they do not mix.
@@ -105,7 +104,7 @@ def adapt_by_adam(
         return {name: leaf.detach().clone() for name, leaf in leaves.items()}
 
     leaves = {k: x.requires_grad_() for k, x in spread(params, support.x.shape[0]).items()}
-    optimizer = torch.optim.Adam(list(leaves.values()), lr=lr, weight_decay=weight_decay)
+    optimizer = torch.optim.Adam(list(leaves.values()), lr=1e-3, weight_decay=1e-6)
     losses = torch.func.vmap(problem.loss)
     states = [snapshot()]
     for epoch in range(1, epochs + 1):

@@ -24,10 +24,10 @@ from benchmarks.harness import markdown, outline, plots
 from benchmarks.harness.outline import Cell, Cells
 from benchmarks.harness.plots import Curve, Labels
 from benchmarks.harness.registry import Preset, Settings
-from benchmarks.methods import LABELS, Problem
+from benchmarks.methods import LABELS
 from benchmarks.problems import functions, models
 from benchmarks.problems.functions import Regression
-from benchmarks.problems.models import Parameters
+from benchmarks.problems.models import Parameters, Problem
 from benchmarks.problems.published import FIGURE_2
 from benchmarks.problems.tasks import Batch, move
 from odeopt.outer.run_folder import CHECKPOINT, Checkpoint

@@ -124,12 +124,12 @@ class Starts:
         gradients = torch.autograd.grad(losses.sum(), list(states.values()))
         return StartGradients(torch.cat([leaf.flatten(1) for leaf in gradients], dim=1), sol.stats)
 
-    def _flow(self, t1: float, steps: int | None = None) -> tuple[Tensor, float]:
+    def _flow(self, t1: float) -> tuple[Tensor, float]:
         """The gradient of the flow by RK4 and its exact adjoint, and its own error.
 
         The error is that of order 4, from the same with half the steps; the worst start counts.
         """
-        steps = steps or reference_steps(self.case, t1)
+        steps = reference_steps(self.case, t1)
         flow = odeopt.GradientFlow(self.case.problem.loss)
         opt = odeopt.ODEOptimizer(flow, odeopt.RK4(), compile="trace")
         fine = self.gradients(opt, odeopt.TimeGrid.uniform(t1, steps)).gradients

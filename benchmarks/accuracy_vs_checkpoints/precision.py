@@ -17,12 +17,13 @@ from torch import Tensor
 
 import odeopt
 from benchmarks.accuracy_vs_checkpoints.cases import Case, Sizes, cosmixture_case, digits_cases
-from benchmarks.comparison import cosine, distance
+from benchmarks.comparison import cosine
 from benchmarks.harness import markdown, plots
 from benchmarks.harness.costs import once
 from benchmarks.harness.outline import Cell, Cells
 from benchmarks.harness.registry import Preset, Settings
-from odeopt.tools.tree import ravel
+from odeopt.testing import relative_error
+from odeopt.tools import tree
 
 T1 = 5.0
 DESCENT = 500
@@ -123,11 +124,7 @@ def _targets(case: Case, device: torch.device) -> dict[str, Tensor]:
         "descent": _descent("", adjoint, every),
         "flow": Configuration("", 512, odeopt.RK4(), adjoint, every),
     }
-    return {name: _flat(_call(case, one, device)()) for name, one in exact.items()}
-
-
-def _flat(result: odeopt.Result) -> Tensor:
-    return ravel(result.grads.params, "gradient")[0]
+    return {name: tree.flat(_call(case, one, device)().grads.params) for name, one in exact.items()}
 
 
 def _compute(
@@ -141,11 +138,11 @@ def _compute(
         result = call()
     except odeopt.OdeoptError as error:
         return {**cell, "guard": f"{type(error).__name__}: {error}"}
-    gradient, stats = _flat(result), result.stats
+    gradient, stats = tree.flat(result.grads.params), result.stats
     return {
         **cell,
         "guard": "",
-        **{f"error {name}": distance(gradient, target) for name, target in aims.items()},
+        **{f"error {name}": relative_error(gradient, target) for name, target in aims.items()},
         **{f"cosine {name}": cosine(gradient, target) for name, target in aims.items()},
         "stored_bytes": stats.stored_bytes,
         "stored_states": stats.stored_states,

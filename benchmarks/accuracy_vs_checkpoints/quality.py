@@ -22,7 +22,7 @@ from torch.func import grad, hessian
 
 import odeopt
 from benchmarks import methods
-from benchmarks.comparison import cosine, distance, of_order_four
+from benchmarks.comparison import cosine, of_order_four
 from benchmarks.cost.lines import LINES, LR, Line, method_of
 from benchmarks.harness import costs, markdown, outline, plots
 from benchmarks.harness.outline import Cell, Cells
@@ -30,7 +30,8 @@ from benchmarks.harness.registry import Preset, Settings
 from benchmarks.problems import classification, functions, models
 from benchmarks.problems.models import Parameters, Problem
 from benchmarks.problems.tasks import Task, each, move
-from odeopt.tools.tree import ravel
+from odeopt.testing import relative_error
+from odeopt.tools.tree import flat, ravel
 
 
 @dataclass(frozen=True)
@@ -144,11 +145,6 @@ WORDS = {
     "anil": "its own, float64", "meta-sgd": "its own, float64",
 }  # fmt: skip
 """The kinds of targets in words."""
-
-
-def flat(params: object) -> Tensor:
-    """A gradient as one vector."""
-    return ravel(params, "gradient")[0]
 
 
 def _flat_gradient(method: odeopt.Method, sources: Inputs) -> Tensor:
@@ -278,7 +274,7 @@ def _numbers(
     return {
         **{
             side: {
-                "error": distance(gradient, target.gradient),
+                "error": relative_error(gradient, target.gradient),
                 "cosine": cosine(gradient, target.gradient),
                 "norm_ratio": (gradient.norm() / target.gradient.norm()).item(),
                 "reference_error": target.error,

@@ -7,10 +7,10 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 import odeopt
+from odeopt.tools import tree
 from odeopt.tools.types import PyTree
 
 Candidate = TypeVar("Candidate")
@@ -18,10 +18,11 @@ Candidate = TypeVar("Candidate")
 LONGEST = 1.0
 """Gradients are cut to this norm: those of a training at the edge of stability are huge."""
 
-RULE = (
-    f"Gradients longer than {LONGEST:g} are cut to that norm; after a training that diverges, or"
-    " whose gradient does, the descent goes on from the best so far in steps half as large."
+RETURN = (
+    "after a training that diverges, or whose gradient does, the descent goes on from the best so"
+    " far in steps half as large."
 )
+RULE = f"Gradients longer than {LONGEST:g} are cut to that norm; {RETURN}"
 """The same for reports."""
 
 
@@ -54,7 +55,7 @@ def descend(
     start: PyTree, evaluate: Callable[[Any, int], Evaluation], updates: int, size: float,
     wasted: int, clip: float | None = LONGEST,
 ) -> Descent:  # fmt: skip
-    """Adam, with the cuts and returns of `RULE`.
+    """Adam, with the cuts and returns of `RULE`, or the returns only.
 
     Args:
         start: The variables, a pytree.
@@ -65,43 +66,51 @@ def descend(
         clip: The norm that gradients are cut to; None to leave them.
     """
     trainings = _Trainings(start, evaluate)
+    now = start
     while len(trainings.values) < updates:
         adam = partial(torch.optim.Adam, lr=size)
         loop = odeopt.outer.OuterLoop(
-            trainings, {"variables": trainings.best}, adam, clip=clip, show_progress=False
+            trainings, {"variables": now}, adam, clip=clip, show_progress=False
         )
         try:
             loop.fit(updates - len(trainings.values))
+            now = _copy(loop.learned["variables"])
         except odeopt.DivergenceError:
-            trainings.values.append(float("inf"))
+            trainings.values[-1] = float("inf")
             trainings.spent += wasted
             size /= 2
-        trainings.path.append(_copy(loop.learned["variables"]))
-    return Descent(trainings.best, trainings.values, trainings.spent, trainings.path[1:])
+            now = trainings.best
+    # an update begins where the one before it has ended
+    path = [*trainings.begun, now][1:]
+    return Descent(trainings.best, trainings.values, trainings.spent, path)
 
 
-_copy = partial(pytree.tree_map, torch.clone)
+_copy = partial(tree.map_tensors, torch.clone)
 
 
 class _Trainings(odeopt.outer.OuterObjective):
     """The outer loss as a function of the variables, with what was seen of it."""
 
     def __init__(self, start: PyTree, evaluate: Callable[[Any, int], Evaluation]) -> None:
-        self.best, self.lowest = start, float("inf")
         self.values: list[float] = []
-        self.path: list[Any] = []
+        self.begun: list[Any] = []  # the variables before each update
         self.spent = 0
-        self._evaluate = evaluate
+        self._start, self._evaluate = start, evaluate
+
+    @property
+    def best(self) -> PyTree:
+        """The variables of the lowest value; the first where there is none."""
+        seen = zip(self.values, self.begun, strict=True)
+        return min(seen, key=lambda one: one[0], default=(0.0, self._start))[1]
 
     @override
     def gradient(self, learned: Mapping[str, Any], drawn: None) -> odeopt.outer.OuterGradient:
-        now = _copy(learned["variables"])
-        self.path.append(now)
-        training = self._evaluate(now, len(self.values))
-        self.values.append(training.value)
+        now, update = _copy(learned["variables"]), len(self.values)
+        self.begun.append(now)
+        self.values.append(float("inf"))  # until the training has gone well
+        training = self._evaluate(now, update)
+        self.values[update] = training.value
         self.spent += training.spent
-        if training.value < self.lowest:
-            self.best, self.lowest = now, training.value
         return odeopt.outer.OuterGradient(training.value, {"variables": training.gradient})
 
 

@@ -88,12 +88,10 @@ def _lines() -> Iterator[Line]:
 LINES = {line.name: line for line in _lines()}
 
 
-def inputs(
-    tasks: int, shots: int, device: torch.device, dtype: torch.dtype = torch.float32
-) -> Inputs:
+def inputs(tasks: int, shots: int, device: torch.device) -> Inputs:
     """The first tasks of the protocol "code" and a random initialisation."""
     drawn = functions.COSMIXTURE.tasks(range(tasks), "code", shots)
-    return move(Inputs(functions.MODEL.init(0), drawn), device, dtype)
+    return move(Inputs(functions.MODEL.init(0), drawn), device, torch.float32)
 
 
 def make_update(line: Line, steps: int, own: Inputs) -> Update:

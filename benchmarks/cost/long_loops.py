@@ -343,8 +343,8 @@ def cells(settings: Settings, sizes: Sizes) -> list[Cell]:
             for point in points:
                 own = key(line, point)
                 compute = partial(child, measure, line, point, sizes, device)
-                chosen.setdefault(own, Cell(own, compute, smaller))
-                smaller = {own: own}
+                chosen.setdefault(own, Cell(own, compute, dict(smaller)))
+                smaller[own] = own
     alone = partial(child, measure_kernels, sizes, device)
     return [*chosen.values(), Cell(key(ITSELF, sizes.itself), alone)]
 

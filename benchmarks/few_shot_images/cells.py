@@ -13,7 +13,6 @@ from torch import Tensor
 
 import odeopt
 from benchmarks import budget, meta_training, methods
-from benchmarks.comparison import distance
 from benchmarks.few_shot_images.sizes import (
     Contender,
     Kinks,
@@ -31,7 +30,8 @@ from benchmarks.problems.few_shot import Feed
 from benchmarks.problems.models import Parameters, Problem
 from benchmarks.problems.tasks import Batch, move, stack
 from odeopt.solver import Solver
-from odeopt.tools.tree import ravel
+from odeopt.testing import relative_error
+from odeopt.tools.tree import flat, ravel
 
 DTYPE = torch.float32
 SEED = 0
@@ -222,7 +222,7 @@ def _kinks(settings: Settings, setting: Setting, sizes: Kinks, activation: str) 
         return odeopt.InnerLoop(opt, own.loss, odeopt.TimeGrid.uniform(horizon, steps))
 
     def gradient(method: odeopt.Method) -> Tensor:
-        return ravel(method(params, batch).grads.params, "gradient")[0]
+        return flat(method(params, batch).grads.params)
 
     def a_maml(states: int) -> Tensor:
         """On so many states, with a tight forward solve; NaN where it is refused."""
@@ -250,8 +250,8 @@ def _kinks(settings: Settings, setting: Setting, sizes: Kinks, activation: str) 
         return {
             "horizon": horizon,
             "descent_steps": few,
-            "descent": distance(gradient(flow(odeopt.Euler(), few)), best),
-            "coarser": [distance(one, best) for one in coarser],
-            "a_maml": [distance(a_maml(states), best) for states in (few, steps[-1])],
+            "descent": relative_error(gradient(flow(odeopt.Euler(), few)), best),
+            "coarser": [relative_error(one, best) for one in coarser],
+            "a_maml": [relative_error(a_maml(states), best) for states in (few, steps[-1])],
             "differences": [mismatch(best, width) for width in WIDTHS],
         }

@@ -12,9 +12,9 @@ from torch import Generator
 
 from benchmarks import methods
 from benchmarks.harness.registry import Preset
-from benchmarks.methods import Problem
 from benchmarks.problems import models, picture_data
 from benchmarks.problems.few_shot import Episodes, Handling, TaskShape
+from benchmarks.problems.models import Problem
 from benchmarks.problems.picture_data import ClassSplit, Pictures
 
 OMNIGLOT, MINI_IMAGENET = "omniglot", "mini-imagenet"
@@ -255,11 +255,11 @@ def load(data: str, folder: Path | None) -> tuple[Pictures, ClassSplit | None]:
     return picture_data.omniglot(folder), None
 
 
-def made_up(classes: int = 14, per_class: int = 6) -> Pictures:
-    """A random pattern for each class, and noise on it."""
+def made_up() -> Pictures:
+    """A random pattern for each of 14 classes, and noise on it in each of 6 pictures."""
     source = Generator().manual_seed(0)
-    patterns = 200 * (torch.rand(classes, 1, 1, 28, 28, generator=source) < 0.3)
-    noise = torch.randint(56, (classes, per_class, 1, 28, 28), generator=source)
+    patterns = 200 * (torch.rand(14, 1, 1, 28, 28, generator=source) < 0.3)
+    noise = torch.randint(56, (14, 6, 1, 28, 28), generator=source)
     return picture_data.stored((patterns + noise).to(torch.uint8))
 
 

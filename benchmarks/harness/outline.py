@@ -88,8 +88,11 @@ def compute(
             "sizes": repr(sizes),
         }
     )
-    values = run_cells(name, cells, settings.store, mark, settings.only, gaps)
-    return Run(name, circumstances, values, len(cells))
+    values = run_cells(name, cells, settings.store, mark, settings.only)
+    run = Run(name, circumstances, values, len(cells))
+    if not gaps:
+        run.check_complete()
+    return run
 
 
 def write(settings: Settings, title: str, run: Run, sections: Sequence[str]) -> None:
@@ -147,9 +150,8 @@ def _device_name(device: torch.device) -> str:
 
 
 def run_cells(
-    title: str, cells: Sequence[Cell], store: ResultStore, fingerprint: str, only: str,
-    gaps: bool = False,
-) -> Cells:  # fmt: skip
+    title: str, cells: Sequence[Cell], store: ResultStore, fingerprint: str, only: str
+) -> Cells:
     """Compute the cells that are not stored yet, storing each as soon as it is done.
 
     Args:
@@ -159,15 +161,14 @@ def run_cells(
         fingerprint: What the results depend on besides their keys (`store.fingerprint`).
         only: Compute cells whose key contains this text only, "" for all; several processes may
             so share the work and the store.
-        gaps: Whether cells may be missing that `only` left out.
 
     Returns:
-        The value of each cell by its key, in the order of `cells`.
+        The value of each cell by its key, in the order of `cells`, without those that `only` left
+        out and that are not stored.
 
     Raises:
         UnknownCellError: No key contains `only`; the message lists the keys.
         KeyboardInterrupt: The user stopped the run; the cells done so far stay stored.
-        IncompleteError: Cells are missing that `only` left out, and `gaps` is false.
     """
     keys = [cell.key for cell in cells]
     repeated = sorted({key for key in keys if keys.count(key) > 1})
@@ -190,8 +191,6 @@ def run_cells(
             "run the same command again to resume",
         )
         raise
-    if not gaps and len(values) < len(cells):
-        raise IncompleteError(len(values), len(cells))
     return {key: values[key] for key in keys if key in values}
 
 
@@ -217,7 +216,7 @@ def _compute_missing(
             if cell.key in values:
                 continue
             progress.update(bar, cell=cell.key)
-            value = _not_tried(cell, values) or cell.compute()
+            value = _not_tried(cell, store, fingerprint) or cell.compute()
             values[cell.key] = store.put(cell.key, fingerprint, value)
             progress.advance(bar)
             done += 1
@@ -225,10 +224,13 @@ def _compute_missing(
                 _say(console, f"{title}: {done}/{len(cells)} {cell.key}")
 
 
-def _not_tried(cell: Cell, values: Cells) -> dict[str, Any] | None:
-    """The result of a cell of which a smaller one had no numbers."""
+def _not_tried(cell: Cell, store: ResultStore, fingerprint: str) -> dict[str, Any] | None:
+    """The result of a cell of which a smaller one had no numbers.
+
+    The store is asked, since another process may have computed that one meanwhile.
+    """
     for key, what in cell.smaller.items():
-        outcome = values.get(key, {}).get("outcome")
+        outcome = (store.get(key, fingerprint) or {}).get("outcome")
         if outcome in (processes.DID_NOT_FIT, processes.DID_NOT_FINISH):
             return {"outcome": processes.NOT_TRIED, "message": f"{what} {outcome}"}
     return None

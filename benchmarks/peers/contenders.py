@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -225,9 +225,60 @@ def vmap_unrolled(setup: Setup, setting: float | None) -> Runner:
     return Runner(steps, run)
 
 
+@dataclass(frozen=True)
+class _Loop:
+    """Gradient descent on all tasks at once, and the adjoint recursion, by three functions."""
+
+    start: Tensor  # of all tasks, [tasks, d]
+    train: Batch  # of all tasks
+    lr: Tensor
+    step: Callable[..., Sequence[Tensor]]  # of the rate, states and batches
+    pull: Callable[..., Sequence[Tensor]]  # of the rate, states, their adjoints and batches
+    # `end(steps, states)` is the gradient of the validation loss after so many steps
+    end: Callable[[int, Tensor], Tensor]
+
+    @torch.no_grad()
+    def run(self, count: int) -> Outcome:
+        """So many steps, whose states are kept in a list, and their pullbacks."""
+        lr, train, step, pull, kept = self.lr, self.train, self.step, self.pull, [self.start]
+        for _ in range(count):
+            kept.append(step(lr, kept[-1], *train)[0])
+        lam = self.end(count, kept.pop())
+        while kept:
+            lam, _ = pull(lr, kept.pop(), lam, *train)
+        return Outcome(lam.sum(0))
+
+
+def _loop(problem: Problem, lr: float) -> _Loop:
+    """With functions that are vmapped over tasks."""
+    flat, layout = problem.raveled()
+    start = flat.expand(problem.count, -1).contiguous()
+
+    def slope(y: Tensor, x: Tensor, targets: Tensor) -> Tensor:
+        return grad(lambda u: problem.loss(layout.unflatten(u), Batch(x, targets)))(y)
+
+    def step(dt: Tensor, y: Tensor, x: Tensor, targets: Tensor) -> tuple[Tensor]:
+        return (y - dt * slope(y, x, targets),)
+
+    def pull(
+        dt: Tensor, y: Tensor, lam: Tensor, x: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        value, pullback = vjp(lambda u: slope(u, x, targets), y)[:2]
+        return lam - dt * pullback(lam)[0], -(lam * value).sum()
+
+    def end(_: int, y: Tensor) -> Tensor:
+        return vmap(slope)(y, *problem.tasks.validation) / problem.count
+
+    return _Loop(
+        start, problem.tasks.train, torch.tensor(lr, dtype=start.dtype, device=problem.device),
+        vmap(step, in_dims=(None, 0, 0, 0)), vmap(pull, in_dims=(None, 0, 0, 0, 0)), end,
+    )  # fmt: skip
+
+
 def vmap_adjoint(setup: Setup, setting: float | None) -> Runner:
     """States kept in a list, then the adjoint recursion; each vmapped over tasks."""
-    return _adjoint_loop(setup, setting, bare=False)
+    steps, lr = _steps(setup, setting)
+    return Runner(steps, _loop(setup.problem, lr).run)
 
 
 def kernels(setup: Setup, setting: float | None) -> Runner:
@@ -236,51 +287,18 @@ def kernels(setup: Setup, setting: float | None) -> Runner:
     The gradient of the validation loss, with which the way back begins, is computed once for
     each number of steps and kept.
     """
-    return _adjoint_loop(setup, setting, bare=True)
+    steps, lr = _steps(setup, setting)
+    loop = _loop(setup.problem, lr)
+    inputs, ends = [loop.lr, loop.start, *loop.train], dict[int, Tensor]()
+    step = compiled(loop.step, inputs)
+    pull = compiled(loop.pull, [*inputs[:2], torch.ones_like(loop.start), *loop.train])
 
+    def end(count: int, y: Tensor) -> Tensor:
+        if count not in ends:
+            ends[count] = loop.end(count, y)
+        return ends[count]
 
-def _adjoint_loop(setup: Setup, setting: float | None, bare: bool) -> Runner:
-    problem, (steps, lr) = setup.problem, _steps(setup, setting)
-    (flat, layout), (x, targets) = problem.raveled(), problem.tasks.train
-    start = flat.expand(problem.count, -1).contiguous()
-    dt = torch.tensor(lr, dtype=start.dtype, device=problem.device)
-
-    def slope(y: Tensor, x: Tensor, targets: Tensor) -> Tensor:
-        return grad(lambda u: problem.loss(layout.unflatten(u), Batch(x, targets)))(y)
-
-    def one_step(dt: Tensor, y: Tensor, x: Tensor, targets: Tensor) -> tuple[Tensor]:
-        return (y - dt * slope(y, x, targets),)
-
-    def transpose(
-        dt: Tensor, y: Tensor, lam: Tensor, x: Tensor, targets: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        value, pullback = vjp(lambda u: slope(u, x, targets), y)[:2]
-        return lam - dt * pullback(lam)[0], -(lam * value).sum()
-
-    step: Callable[..., Sequence[Tensor]] = vmap(one_step, in_dims=(None, 0, 0, 0))
-    pull: Callable[..., Sequence[Tensor]] = vmap(transpose, in_dims=(None, 0, 0, 0, 0))
-    if bare:
-        step = compiled(step, [dt, start, x, targets])
-        pull = compiled(pull, [dt, start, torch.ones_like(start), x, targets])
-    ends: dict[int, Tensor] = {}
-
-    @torch.no_grad()
-    def run(count: int) -> Outcome:
-        kept = [start]
-        for _ in range(count):
-            kept.append(step(dt, kept[-1], x, targets)[0])
-        end, lam = kept.pop(), ends.get(count)
-        if lam is None:
-            lam = vmap(slope)(end, *problem.tasks.validation) / problem.count
-        if bare:
-            ends[count] = lam
-        else:
-            del end  # as a loop by hand frees it
-        while kept:
-            lam, _ = pull(dt, kept.pop(), lam, x, targets)
-        return Outcome(lam.sum(0))
-
-    return Runner(steps, run)
+    return Runner(steps, replace(loop, step=step, pull=pull, end=end).run)
 
 
 def compiled(function: Callable[..., Sequence[Tensor]], inputs: list[Tensor]) -> Compiled:

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.func import grad, vjp
 
 import odeopt
-from benchmarks.comparison import distance
+from benchmarks.comparison import of_order_four
 from benchmarks.harness import costs, processes
 from benchmarks.harness.costs import once
 from benchmarks.peers import contenders, problems
@@ -34,6 +34,7 @@ from benchmarks.peers.contenders import CONTENDERS, Limits, Point, by_odeopt
 from benchmarks.peers.problems import FLOW, MAP, Outcome, Problem, Runner, Setup
 from benchmarks.problems import functions
 from benchmarks.problems.tasks import each, move, stack
+from odeopt.testing import relative_error
 
 TRACED = 200
 """RK4 steps from which tracing the kernels of the reference pays."""
@@ -49,7 +50,7 @@ Targets = dict[str, Tensor]
 def errors(targets: Targets, gradient: Tensor) -> dict[str, float]:
     """The relative error to each target."""
     own = gradient.detach().double().cpu()
-    return {name: distance(own, target) for name, target in targets.items()}
+    return {name: relative_error(own, target) for name, target in targets.items()}
 
 
 def compute_targets(setup: Setup) -> tuple[Targets, float]:
@@ -60,18 +61,18 @@ def compute_targets(setup: Setup) -> tuple[Targets, float]:
     """
     exact = contenders.vmap_adjoint(setup, None)
     steps = 2 * max(1, round(setup.t1 / setup.problem.reference_step / 2))
-    fine, coarse = flow(setup, (steps, steps // 2), "trace" if steps >= TRACED else None)
-    targets = {MAP: exact.run(exact.steps).gradient.cpu(), FLOW: fine.cpu()}
-    return targets, distance(coarse, fine) / 15
+    run = flow(setup, steps, "trace" if steps >= TRACED else None)
+    of_flow, error = of_order_four(run, steps)
+    return {MAP: exact.run(exact.steps).gradient.cpu(), FLOW: of_flow.cpu()}, error
 
 
-def flow(setup: Setup, counts: Sequence[int], compile: str | None) -> list[Tensor]:
-    """The gradient of the flow by RK4, once for each number of steps."""
+def flow(setup: Setup, most: int, compile: str | None) -> Callable[[int], Tensor]:
+    """The gradient of the flow by RK4, by the number of steps, which is `most` or less."""
     run = by_odeopt(
         setup.problem, partial(odeopt.TimeGrid.uniform, setup.t1), solver=odeopt.RK4(),
-        checkpoints=odeopt.Binomial(min(max(counts), MOST_STATES)), compile=compile,
+        checkpoints=odeopt.Binomial(min(most, MOST_STATES)), compile=compile,
     )  # fmt: skip
-    return [run(steps).gradient for steps in counts]
+    return lambda steps: run(steps).gradient
 
 
 def write_targets(point: Point, device: str, path: str) -> dict[str, Any]:
@@ -279,12 +280,12 @@ def measure_long(
     own = long_problem(torch.device(device))
     rho = radius(own, t1)
     setup = Setup(own, t1, math.ceil(MARGIN * rho * t1 / 2))
-    steps = math.ceil(4 / 3 * rho * t1 / LIMIT), math.ceil(rho * t1 / LIMIT)
-    fine, coarse = flow(setup, steps, compile)
+    many, fewer = math.ceil(4 / 3 * rho * t1 / LIMIT), math.ceil(rho * t1 / LIMIT)
+    fine, coarse = map(flow(setup, many, compile), (many, fewer))
     order_four = (4 / 3) ** 4 - 1
     return {
         "outcome": "", "radius": rho, "stiffness": rho * t1,
-        "reference_error": distance(coarse, fine) / order_four,
+        "reference_error": relative_error(coarse, fine) / order_four,
         "descent": _solved(setup, odeopt.Euler(), setup.steps, fine, compile),
         "stabilised": [
             {"rtol": rtol, **_solved(setup, odeopt.StabilizedRK(rtol, rtol * 1e-2), 1, fine, None)}
@@ -330,7 +331,7 @@ def _solved(
     assert stats is not None, "odeopt counts"
     return {
         "failure": "", "steps": stats.steps, "seconds": seconds,
-        "error": distance(gradient, target),
+        "error": relative_error(gradient, target),
         "evaluations": stats.gradient_evaluations + stats.hvps,
         "stored_states": stats.stored_states,
     }  # fmt: skip

@@ -82,13 +82,11 @@ def mlp(widths: Sequence[int]) -> Model:
     return _model(shapes, _as_torch, features)
 
 
-def conv_net(outputs: int = 5, channels: tuple[int, int] = (8, 16)) -> Model:
+def conv_net(outputs: int) -> Model:
     """Two 3x3 convolutions of stride 2 with tanh, then a linear head, for [n, 1, 8, 8] inputs.
 
-    The maps have 4x4 and 2x2 pixels; with 5 outputs and the default channels there are 1573
-    parameters.
+    The 8 and 16 maps have 4x4 and 2x2 pixels; with 5 outputs there are 1573 parameters.
     """
-    first, second = channels
 
     def features(parameters: Parameters, x: Tensor) -> Tensor:
         for name in ("conv0", "conv1"):
@@ -96,8 +94,8 @@ def conv_net(outputs: int = 5, channels: tuple[int, int] = (8, 16)) -> Model:
             x = torch.tanh(functional.conv2d(x, weight, bias, stride=2, padding=1))
         return x.flatten(-3)
 
-    shapes = {"conv0": (first, 1, 3, 3), "conv1": (second, first, 3, 3)}
-    return _model(shapes | {"head": (outputs, 4 * second)}, _as_torch, features)
+    shapes = {"conv0": (8, 1, 3, 3), "conv1": (16, 8, 3, 3), "head": (outputs, 4 * 16)}
+    return _model(shapes, _as_torch, features)
 
 
 def count(parameters: Parameters) -> int:

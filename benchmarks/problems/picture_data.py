@@ -121,7 +121,7 @@ def encoded(rows: Sequence[Sequence[Entry]], read: Callable[[Entry], bytes], siz
     @cache
     def pixels(row: int, column: int) -> np.ndarray:
         name = f"picture {column} of class {row}"
-        return _decode(read(rows[row][column]), name, size)
+        return _decode(lambda: read(rows[row][column]), name, size)
 
     def take(classes: Tensor, which: Tensor) -> Tensor:
         places = zip(classes.flatten().tolist(), which.flatten().tolist(), strict=True)
@@ -131,8 +131,8 @@ def encoded(rows: Sequence[Sequence[Entry]], read: Callable[[Entry], bytes], siz
     return Pictures(len(rows), lengths.pop(), (3, size, size), take)
 
 
-def _decode(content: bytes, name: str, size: int) -> np.ndarray:
-    """The pixels of a picture, [3, size, size]."""
+def _decode(read: Callable[[], bytes], name: str, size: int) -> np.ndarray:
+    """The pixels of a picture, [3, size, size], whose content is read."""
     try:
         from PIL import Image, UnidentifiedImageError  # noqa: PLC0415
     except ImportError as error:
@@ -140,7 +140,7 @@ def _decode(content: bytes, name: str, size: int) -> np.ndarray:
             "these pictures are encoded: install Pillow, which the extra `bench` brings."
         ) from error
     try:
-        image = Image.open(io.BytesIO(content)).convert("RGB")
+        image = Image.open(io.BytesIO(read())).convert("RGB")
     except (UnidentifiedImageError, OSError) as error:
         raise BrokenDataError(f"{name} cannot be decoded.") from error
     if image.size != (size, size):

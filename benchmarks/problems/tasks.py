@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from odeopt.tools.tree import map_tensors
+
 Tree = TypeVar("Tree")
 
 
@@ -32,7 +34,7 @@ def move(tree: Tree, device: torch.device, dtype: torch.dtype) -> Tree:
     def moved(leaf: Tensor) -> Tensor:
         return leaf.to(device, dtype) if leaf.is_floating_point() else leaf.to(device)
 
-    return pytree.tree_map_only(Tensor, moved, tree)
+    return map_tensors(moved, tree)
 
 
 def stack(trees: Sequence[Tree]) -> Tree:

@@ -192,9 +192,7 @@ def _network(family: str, seed: int, shots: int) -> Training:
         task = functions.FAMILIES[name].task(seed, protocol or "code", shots)
         model, output_loss = functions.MODEL, models.half_mean_square
 
-    def loss(params: Any, batch: Any) -> Tensor:
-        return output_loss(model.apply(params, batch.x), batch.y)
-
+    loss = models.Problem(model, output_loss).loss
     return Training(loss, model.init(seed), task.train, task.validation)
 
 

@@ -42,7 +42,7 @@ def test_the_deterministic_column_of_table_4_is_reproduced(t1, states, printed, 
 )
 def test_table_5_is_beaten_by_the_order_of_the_method(states, method, factor, device):
     begin = cases.Starts(cosmixture_case(), range(20), device)
-    target = begin.flow(0.5, 64)[0]
+    target = begin.flow(0.5)[0]
     opt = cases.flow_optimizer(begin.case, method, odeopt.Density(states))
     found = begin.gradients(opt, odeopt.TimeGrid.uniform(0.5, states))
     printed = published.TABLE_5[0.5][published.TABLE_5_STATES.index(states)].mean
@@ -55,7 +55,7 @@ def twenty_starts():
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     begin = cases.Starts(cosmixture_case(), range(20), torch.device("cpu"))
-    target, own = begin.flow(5.0, 256)
+    target, own = begin.flow(5.0)
     assert own < 1e-6
 
     def errors(method, nodes):

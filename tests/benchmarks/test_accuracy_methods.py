@@ -14,6 +14,7 @@ from benchmarks import methods
 from benchmarks.accuracy_vs_checkpoints import quality
 from benchmarks.harness import strict_json
 from benchmarks.harness.registry import Preset
+from odeopt.tools.tree import flat
 
 SMALL = quality.SIZES[Preset.SMOKE]
 ENTRIES = {entry.label: entry for entry in quality.entries()}
@@ -64,7 +65,7 @@ def unrolled(given, t1, steps, strength):
             u = moved(u, h, (1 / 6, a), (1 / 3, b), (1 / 3, c), (1 / 6, d))
         values.append(given.problem.loss(u, validation) + pull(u))
     found = torch.autograd.grad(torch.stack(values).mean(), list(start.values()))
-    return quality.flat(dict(zip(start, found, strict=True)))
+    return flat(dict(zip(start, found, strict=True)))
 
 
 @pytest.mark.parametrize(("kind", "strength"), [("flow", 0.0), ("regularised flow", 1.0)])

@@ -41,6 +41,7 @@ def test_the_report_of_a_smoke_run(smoke):
     for row in (*cleaning.REFERENCE_SETS, "weights learned", "small-loss selection, tuned"):
         assert f"| {row}" in text
     assert "has the higher AUC" in text
+    assert "Gradients are not cut;\nafter a training that diverges" in text
     assert (smoke / "auc.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -84,11 +84,10 @@ def test_larger_ones_are_not_tried_after_a_failure(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "run", lambda *_, **__: pytest.fail("tried"))
     settings = Settings(Preset.SMOKE, ResultStore(tmp_path), None, CPU)
     quick = long_loops.SIZES[Preset.QUICK]
-    first, second, third = long_loops.cells(settings, quick)[:3]
-    cells = [replace(first, compute=lambda: {"outcome": "did not fit"}), second]
-    found = outline.run_cells("", cells, settings.store, "", "")[second.key]
-    assert found == {"outcome": "not tried", "message": f"{first.key} did not fit"}
-    assert third.smaller == {second.key: second.key}
+    first, *larger = long_loops.cells(settings, quick)[:3]
+    cells = [replace(first, compute=lambda: {"outcome": "did not fit"}), *larger]
+    _, second, third = outline.run_cells("", cells, settings.store, "", "").values()
+    assert second == third == {"outcome": "not tried", "message": f"{first.key} did not fit"}
 
 
 def test_a_point_of_both_lines_is_measured_once(tmp_path):

@@ -15,6 +15,7 @@ from benchmarks.cost.lines import LINES
 from benchmarks.harness import outline, processes, strict_json
 from benchmarks.harness.registry import Preset, Settings
 from benchmarks.harness.store import ResultStore
+from benchmarks.problems.tasks import move
 
 SMALL = updates.SIZES[Preset.SMOKE]
 TINY = replace(SMALL, tasks=2, shots=4, repeats=1, memory_gib=16.0, seconds=30.0)
@@ -39,7 +40,7 @@ def smoke(tmp_path_factory):
 @pytest.mark.parametrize("name", ["higher", "torchopt"])
 def test_every_exact_maml_gives_the_same_gradient(name, device):
     pytest.importorskip(name)
-    given = lines.inputs(2, 6, device, torch.float64)
+    given = move(lines.inputs(2, 6, device), device, torch.float64)
     expected = lines.make_update(LINES["maml"], 5, given).run()
     update = lines.make_update(LINES[name], 5, given)
     for _ in range(2):  # a second run starts anew

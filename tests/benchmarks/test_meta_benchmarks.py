@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from statistics import fmean
 
@@ -19,7 +21,7 @@ from benchmarks.comparison import LEVEL, p_value_above
 from benchmarks.harness import strict_json
 from benchmarks.harness.registry import Preset
 from benchmarks.methods import Inner
-from benchmarks.problems import classification, models
+from benchmarks.problems import models
 from benchmarks.problems.functions import ALPINE, FUNCTIONS, Regression
 from benchmarks.problems.models import Problem
 from benchmarks.regression import SIZES, Setting
@@ -160,15 +162,6 @@ def test_wrong_settings_of_the_protocol_are_refused():
         Regression("alpine", "code", 0)
 
 
-def test_digits_for_training_and_for_the_test_are_different_images():
-    train, test = (
-        classification.task(3, part=part).train.x.flatten(1) for part in ("train", "test")
-    )
-    whole = classification.images().x.flatten(1)
-    for batch, rows in ((train, whole[:1200]), (test, whole[1200:])):
-        assert all((rows == image).all(1).any() for image in batch)
-
-
 def problem():
     return Problem(models.mlp([2, 6, 1]), models.half_mean_square)
 
@@ -211,6 +204,11 @@ def test_training_goes_on_from_its_checkpoint(tmp_path):
     assert [value for _, value in parts.record["curve"]] == [
         value for _, value in whole.record["curve"]
     ]
+
+
+def test_what_only_compares_gradients_does_not_load_the_paired_test():
+    code = "import sys, benchmarks.comparison; assert 'scipy.stats' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.slow

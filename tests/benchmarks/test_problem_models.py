@@ -87,7 +87,7 @@ def test_second_derivatives_of_a_batch_of_tasks(model, prepare):
 def test_the_models_map_over_parameters():
     for model, x in (
         (models.mlp([64, 8, 5]), torch.rand(3, 64)),
-        (models.conv_net(), torch.rand(3, 1, 8, 8)),
+        (models.conv_net(5), torch.rand(3, 1, 8, 8)),
     ):
         each = [model.init(seed) for seed in range(2)]
         stacked = {name: torch.stack([p[name] for p in each]) for name in each[0]}

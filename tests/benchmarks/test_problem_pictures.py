@@ -7,6 +7,7 @@ import io
 import threading
 import zipfile
 from dataclasses import astuple, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,6 +136,13 @@ def test_files_that_hold_something_else(tmp_path):
     nothing = torch.zeros(1, dtype=torch.int64)
     with pytest.raises(BrokenDataError, match="cannot be decoded"):
         encoded([[""]], lambda _: b"no picture", 84).take(nothing, nothing)
+
+
+def test_a_file_that_can_no_longer_be_read(tmp_path):
+    nothing = torch.zeros(1, dtype=torch.int64)
+    pictures = encoded([[tmp_path / "gone.jpg"]], Path.read_bytes, 84)
+    with pytest.raises(BrokenDataError, match="picture 0 of class 0 cannot be decoded"):
+        pictures.take(nothing, nothing)
 
 
 def test_a_folder_that_lacks_pictures(tmp_path):
