@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from odeopt.errors import CompatibilityError, InputError
 from odeopt.solver.dynamics import Cotangents, Data, FlatField, Linearization, Theta
+from odeopt.tools import autodiff
 from odeopt.tools.keywords import KnownKeywords
 from odeopt.tools.seeds import random_state, restore_random_state
 
@@ -48,9 +49,10 @@ def check_differentiation(value: object) -> Differentiation:
 
 @final
 class ReverseMode(Differentiation):
-    r"""$f_y^\top\lambda$ by `torch.func.vjp`; for gradient fields, reverse over reverse.
+    r"""$f_y^\top\lambda$ by reverse mode; for gradient fields, reverse over reverse.
 
-    The default; it works for every field.
+    The default; it works for every field. It is made by plain autograd, and by `torch.func.vjp`
+    over tasks, inside transforms, and where kernels are recorded.
 
     Cost: the first product about 2.7 gradients in eager torch and a further one at the same point
     about 1.7, since the graph of the gradient is kept.
@@ -68,7 +70,7 @@ class ReverseMode(Differentiation):
         def velocity(t: Tensor, y: Tensor, theta: Theta) -> Tensor:
             return field.velocity(t, y, theta, data)
 
-        return _Reverse(*torch.func.vjp(velocity, t, y, theta)[:2])
+        return _Reverse(*autodiff.vjp(velocity, t, y, theta))
 
 
 @final

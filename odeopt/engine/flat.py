@@ -23,7 +23,7 @@ from odeopt.solver.dynamics import (
     Theta,
     add_thetas,
 )
-from odeopt.tools import tree
+from odeopt.tools import autodiff, tree
 from odeopt.tools.seeds import random_state, restore_random_state
 from odeopt.tools.tree import Partition, Ravel
 from odeopt.tools.types import PyTree
@@ -90,8 +90,7 @@ class BoundRule(FlatRule):
         def updated(lr: Tensor, y: Tensor, theta: Theta) -> Tensor:
             return self.update(k, lr, y, theta, data)
 
-        linearized: Any = torch.func.vjp(updated, lr, y, theta)
-        y1, pullback = linearized
+        y1, pullback = autodiff.vjp(updated, lr, y, theta)
         g_lr, g_y, g_theta = pullback(lam)
         return StepGradient(g_y, torch.zeros_like(k), g_lr, g_theta, reached(y1))
 
@@ -128,8 +127,7 @@ class BoundGradientRule(BoundRule):
             )
             return self.layout.state.flatten(after, "the updated state")
 
-        linearized: Any = torch.func.vjp(advanced, lr, y, grads, theta.shared)
-        y1, pullback = linearized
+        y1, pullback = autodiff.vjp(advanced, lr, y, grads, theta.shared)
         g_lr, g_y, g_grads, g_shared = pullback(lam)
         total = Theta(g_shared, tuple(torch.zeros_like(leaf) for leaf in theta.batch))
         for product in products:
@@ -179,7 +177,7 @@ class _PieceField(FlatField):
 
     @override
     def velocity(self, t: Tensor, y: Tensor, theta: Theta, data: Data) -> Tensor:
-        return torch.neg(torch.func.grad(self.potential, argnums=1)(t, y, theta, data))
+        return torch.neg(autodiff.gradient(lambda u: self._share(t, u, theta, data), y))
 
     @property
     @override

@@ -81,11 +81,12 @@ class LossWatch:
         no_grad: whether a part was kept from differentiation by `torch.no_grad`.
         data: whether `.data` was taken of something that is being differentiated.
         random: whether random numbers were drawn.
+        hook: whether a hook was put on a tensor.
     """
 
     def __init__(self) -> None:
         self.kinks: dict[str, None] = {}
-        self.lowered = self.no_grad = self.data = self.random = False
+        self.lowered = self.no_grad = self.data = self.random = self.hook = False
         self._modes = _Operations(self), _Functions(self)
 
     def __enter__(self) -> Self:
@@ -143,6 +144,8 @@ class _Functions(TorchFunctionMode):
             self._watch.no_grad = True
         if func == torch.Tensor.data.__get__ and requires_grad(args[0]):  # pyright: ignore
             self._watch.data = True
+        if func == torch.Tensor.register_hook:
+            self._watch.hook = True
         return func(*args, **(kwargs or {}))
 
 
@@ -178,6 +181,8 @@ def check_watched(
             f"the loss uses torch.no_grad, which {type(differentiation).__name__} does not see:"
             " use ReverseMode(), or .detach() in the loss."
         )
+    if watch.hook:
+        warnings.warn(_HOOK, OdeoptWarning, stacklevel=3)
     if watch.kinks and follows_flow:
         message = _KINKS.format(kinks=", ".join(watch.kinks))
         warnings.warn(message, OdeoptWarning, stacklevel=3)
@@ -206,6 +211,12 @@ def unchanged(tensors: Sequence[Tensor]) -> Generator[None]:
         )
 
 
+_HOOK = (
+    "the loss puts a hook on a tensor, which torch calls in the second backward pass as well: if it"
+    " changes gradients, the result is what backpropagation through the unrolled loop gives, and"
+    " not the derivative of the steps. What is to be done to gradients goes into"
+    " gradient_transform=, or into a torch.autograd.Function."
+)
 _KINKS = (
     "the loss has kinks ({kinks}), where the velocity of the flow jumps: its true gradient then"
     " has parts that no adjoint sees, however small the steps are (16 % of it in one measurement)."

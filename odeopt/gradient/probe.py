@@ -17,6 +17,7 @@ from odeopt.inner.base import InnerOptimizer
 from odeopt.solver.dynamics import Data, Theta
 from odeopt.tools import tree
 from odeopt.tools.arguments import noting_losses
+from odeopt.tools.autodiff import transforms_only
 from odeopt.tools.captured import check_not_scripted
 from odeopt.tools.seeds import same_random_state, seeded, taking_turns
 from odeopt.tools.transforms import any_requires_grad, captures, inside_transform, requires_grad
@@ -55,6 +56,8 @@ def probe(choices: Choices, problem: Problem) -> None:
         check_watched(watch, choices.adjoint.differentiation, choices.follows_flow)
     if requires_grad(value) or any(captures(loss) for loss in losses):
         raise CapturedTensorError(_CAPTURED.format(what="the loss (or velocity)"))
+    if watch is not None and not losses:
+        evaluate.check_linearizes()
     check_dependent(losses)
     drew = not same_random_state(before, after) and evaluate.draws()
     compared = False
@@ -91,9 +94,16 @@ class _Evaluation:
         self._field = inner
 
     def __call__(self) -> Tensor:
-        y = self._args[2]
-        with nullcontext() if self._seed is None else seeded(self._seed, y.device):
-            return self._evaluate(*self._args)
+        return self._seeded(*self._args)
+
+    def check_linearizes(self) -> None:
+        """Raise `CompatibilityError` if it leaves torch, as a transform around it notices."""
+        t, lr, y, theta, data = self._args
+
+        def value(y: Tensor) -> Tensor:
+            return self._seeded(t, lr, y, theta, data)
+
+        torch.func.vjp(value, y)
 
     def at_end(self, y: Tensor) -> Tensor:
         """The same at the end of the grid."""
@@ -119,11 +129,16 @@ class _Evaluation:
         key = self._dynamics.layout, self._field.captured()
         return compiler.check_unchanged(key, self._evaluate, self._args, value)
 
+    def _seeded(self, t: Tensor, lr: Tensor, y: Tensor, theta: Theta, data: Data) -> Tensor:
+        with nullcontext() if self._seed is None else seeded(self._seed, y.device):
+            return self._evaluate(t, lr, y, theta, data)
+
     @evaluation()
     def _evaluate(self, t: Tensor, lr: Tensor, y: Tensor, theta: Theta, data: Data) -> Tensor:
-        if isinstance(self._dynamics, BoundRule):
-            return self._dynamics.update(torch.zeros_like(t), lr, y, theta, data)
-        return self._dynamics.velocity(t, y, theta, data)
+        with transforms_only():
+            if isinstance(self._dynamics, BoundRule):
+                return self._dynamics.update(torch.zeros_like(t), lr, y, theta, data)
+            return self._dynamics.velocity(t, y, theta, data)
 
 
 def ends_of_velocity(choices: Choices, problem: Problem, y_end: Tensor) -> Tensor | None:

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from odeopt.errors import CompatibilityError, InputError
 from odeopt.inner.base import Binder, Bound, InnerOptimizer
-from odeopt.tools import tree
+from odeopt.tools import autodiff, tree
 from odeopt.tools.arguments import takes
 from odeopt.tools.types import PyTree
 
@@ -57,7 +57,7 @@ class GradientField(Field):
     def velocity(
         self, t: Tensor, state: PyTree, consts: PyTree, hparams: PyTree, batch: PyTree
     ) -> PyTree:
-        gradient = torch.func.grad(lambda y: self.potential(t, y, consts, hparams, batch))(state)
+        gradient = autodiff.gradient(lambda y: self.potential(t, y, consts, hparams, batch), state)
         return tree.map_tensors(torch.neg, gradient)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from odeopt.errors import InputError
-from odeopt.tools import tree
+from odeopt.tools import autodiff, tree
 from odeopt.tools.arguments import Selector, call_loss, check_scalar, check_selector, select
 from odeopt.tools.types import Loss, PyTree
 
@@ -42,7 +42,7 @@ class Objective:
 
     def gradient(self, params: PyTree, hparams: PyTree, batch: PyTree) -> PyTree:
         """The gradient, with weight decay added as `torch.optim.SGD` adds it (bit for bit)."""
-        gradient = torch.func.grad(lambda u: self._loss(u, hparams, batch))(params)
+        gradient = autodiff.gradient(lambda u: self._loss(u, hparams, batch), params)
         decay = select(self.weight_decay, hparams, "weight_decay")
         if is_zero(decay):
             return gradient

@@ -12,7 +12,7 @@ from typing_extensions import override
 from odeopt.errors import CapturedTensorError, InputError
 from odeopt.inner.base import Binder, Bound, InnerOptimizer
 from odeopt.inner.clipping import GradientTransform
-from odeopt.tools import tree
+from odeopt.tools import autodiff, tree
 from odeopt.tools.arguments import call_loss, check_integer, check_scalar
 from odeopt.tools.types import Loss, PyTree
 
@@ -158,7 +158,7 @@ class GradientRule(UpdateRule):
         def value(params: PyTree) -> tuple[Tensor, PyTree]:
             return self.value(params, hparams, piece, buffers)
 
-        grads, after = torch.func.grad(value, has_aux=True)(params)
+        grads, after = autodiff.gradient(value, params, has_aux=True)
         return grads, tree.map_tensors(Tensor.detach, after)
 
     def value(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from odeopt.errors import CompatibilityError
 from odeopt.solver.dynamics import Data, Differentiate, FlatField, Linearization, Theta
+from odeopt.tools import autodiff
 from odeopt.tools.keywords import KnownKeywords
 from odeopt.tools.types import Velocity
 
@@ -186,7 +187,7 @@ class StepSolver(Solver):
             field, data = stepping.field, stepping.data
             return self.step(lambda s, u: field.velocity(s, u, theta, data), t, dt, y)
 
-        linearized: Any = torch.func.vjp(stepped, t, dt, y0, stepping.theta)
+        linearized = autodiff.vjp(stepped, t, dt, y0, stepping.theta)
         y1, pullback = linearized
         g_t, g_dt, g_y, g_theta = pullback(lam)
         return StepGradient(g_y, g_t, g_dt, g_theta, reached(y1))

@@ -71,6 +71,11 @@ def check_not_in_forward_mode(value: PyTree, what: str) -> None:
         )
 
 
+def is_transforming() -> bool:
+    """Whether a `torch.func` transform is active."""
+    return _functorch.peek_interpreter_stack() is not None
+
+
 def inside_transform(tensors: Sequence[Tensor]) -> bool:
     """Whether any tensor belongs to a `torch.func` transform such as vmap."""
     return any(_functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)

@@ -25,7 +25,7 @@ class Watched(StepSolver):
 
     def step(self, velocity, t, dt, y):
         after = y + dt * velocity(t, y)
-        if not torch._C._functorch.is_functorch_wrapped_tensor(after):
+        if not (torch._C._functorch.is_functorch_wrapped_tensor(after) or after.requires_grad):
             self.made += 1
             self.alive.add(self.made)
             weakref.finalize(after, self.alive.discard, self.made)

@@ -1,0 +1,115 @@
+"""Gradients and vector-Jacobian products, by plain autograd wherever that can record them.
+
+`torch.func` wraps each tensor for each operation, which costs as much as the operations of a small
+model themselves. It is needed inside its own transforms (`vmap` over tasks, or one around a solve),
+while a graph is traced, and in inference mode. Both give the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+from odeopt.tools import tree
+from odeopt.tools.transforms import inside_transform, is_transforming
+from odeopt.tools.types import PyTree
+
+_transforms_only: ContextVar[bool] = ContextVar("_transforms_only", default=False)
+
+
+@contextmanager
+def transforms_only() -> Generator[None]:
+    """A block in which `torch.func` is used, whose levels tell what a loss has captured."""
+    token = _transforms_only.set(True)
+    try:
+        yield
+    finally:
+        _transforms_only.reset(token)
+
+
+def gradient(fn: Callable[[PyTree], Any], at: PyTree, has_aux: bool = False) -> Any:
+    """The gradient of a scalar function of a tree; with `has_aux` of its first result.
+
+    It can be differentiated where gradients are enabled. Cost: one gradient.
+
+    Args:
+        fn: a function of the tree alone; whatever else it uses is taken for constant.
+        at: a tree of floating-point tensors.
+        has_aux: whether fn returns (scalar, anything).
+
+    Returns:
+        a tree like `at`; with `has_aux`, the pair of this and the second result.
+    """
+    leaves, spec = tree.pytree.tree_flatten(at)
+    differentiable = torch.is_grad_enabled()
+    alone = differentiable and not any(leaf.requires_grad for leaf in leaves)
+    if alone or not _records(leaves):  # alone, its graph would hold what nobody differentiates
+        return torch.func.grad(fn, has_aux=has_aux)(at)
+    with torch.enable_grad():
+        inputs = [_input(leaf, differentiable) for leaf in leaves]
+        result = fn(tree.pytree.tree_unflatten(inputs, spec))
+        value, aux = result if has_aux else (result, None)
+        grads = _pull(value, inputs, None, create_graph=differentiable)
+    slope = tree.pytree.tree_unflatten(grads, spec)
+    return (slope, aux) if has_aux else slope
+
+
+def vjp(fn: Callable[..., Tensor], *at: PyTree) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    """The value of a function, and its vector-Jacobian product, as often as it is asked for.
+
+    Args:
+        fn: a function of trees of floating-point tensors that returns a tensor.
+        at: these trees.
+
+    Returns:
+        the value, and a function from a cotangent to a tuple of trees like `at`.
+    """
+    leaves, spec = tree.pytree.tree_flatten(at)
+    if not _records(leaves):
+        linearized: Any = torch.func.vjp(fn, *at)
+        return linearized[0], linearized[1]
+    with torch.enable_grad():
+        inputs = [_input(leaf, differentiable=False) for leaf in leaves]
+        value = fn(*tree.pytree.tree_unflatten(inputs, spec))
+
+    def pullback(cotangent: Tensor) -> Any:
+        grads = _pull(value, inputs, cotangent, retain_graph=True)
+        return tree.pytree.tree_unflatten(grads, spec)
+
+    return value.detach(), pullback
+
+
+def _records(leaves: list[Tensor]) -> bool:
+    """Whether plain autograd can record what is done with these tensors."""
+    return not (
+        _transforms_only.get()
+        or is_transforming()
+        or torch.is_inference_mode_enabled()
+        or get_proxy_mode() is not None
+        or inside_transform(leaves)
+        or any(leaf.is_inference() for leaf in leaves)
+    )
+
+
+def _input(leaf: Tensor, differentiable: bool) -> Tensor:
+    """A tensor to differentiate at, on which nothing else that is captured depends."""
+    if differentiable and leaf.requires_grad:
+        return leaf.view_as(leaf)
+    return leaf.detach().requires_grad_()
+
+
+def _pull(
+    value: Tensor, inputs: list[Tensor], cotangent: Tensor | None, **how: bool
+) -> tuple[Tensor, ...]:
+    """The gradients w.r.t. inputs; zeros for those on which the value does not depend."""
+    if not value.requires_grad:
+        return tuple(torch.zeros_like(leaf) for leaf in inputs)
+    return torch.autograd.grad(
+        value, inputs, cotangent, allow_unused=True, materialize_grads=True, **how
+    )
