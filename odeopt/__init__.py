@@ -12,7 +12,16 @@ from odeopt.adjoint import (
     ReverseMode,
     TruncatedAdjoint,
 )
-from odeopt.checkpoint import Binomial, Density, Every, Graded, MemoryBudget, Online
+from odeopt.checkpoint import (
+    Binomial,
+    Density,
+    Every,
+    Graded,
+    Graphs,
+    MemoryBudget,
+    Online,
+    set_memory_budget,
+)
 from odeopt.checkpoint.plan import Plan
 from odeopt.checkpoint.store import Device, Disk, Host
 from odeopt.engine.safety import Safety, Status
@@ -133,6 +142,7 @@ __all__ = [
     "GradientFlow",
     "GradientRule",
     "Grads",
+    "Graphs",
     "HeavyBall",
     "Host",
     "ImplicitAdjoint",
@@ -194,6 +204,7 @@ __all__ = [
     "from_module",
     "from_tolerance",
     "release_memory",
+    "set_memory_budget",
     "spread",
     "tensorboard",
 ]

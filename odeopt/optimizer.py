@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from odeopt.adjoint.base import Adjoint
+from odeopt.adjoint.base import Adjoint, LocalAdjoint
 from odeopt.adjoint.discrete import DiscreteAdjoint
 from odeopt.checkpoint.base import CheckpointSchedule
+from odeopt.checkpoint.graphs import Graphs
 from odeopt.checkpoint.uniform import Every
 from odeopt.engine.choices import Choices
 from odeopt.engine.compile.compiler import Compiler
@@ -57,7 +58,8 @@ class ODEOptimizer:
         solver: how a field is run forward; `Euler()` by default, which on gradient flow is
             gradient descent. An update rule takes none.
         adjoint: how it is differentiated; `DiscreteAdjoint()`, the exact gradient, by default.
-        checkpoints: what is kept in between; `Every(1)`, every state, by default.
+        checkpoints: what is kept in between; by default `Graphs()`, as much as memory allows,
+            with an adjoint that differentiates the steps as they were made, else `Every(1)`.
         safety: limits beyond which a gradient is refused.
         compile: None; or a name in `BACKENDS`: "trace" runs the kernels as recorded graphs,
             "inductor" compiles those graphs, which takes seconds per kernel, once per shape, and
@@ -81,11 +83,13 @@ class ODEOptimizer:
         inner = as_field(field)
         makes_steps = isinstance(inner, UpdateRule)
         default = partial(RuleSteps, inner.pull_gradients) if makes_steps else Euler
+        chosen: Adjoint = _instance(adjoint, Adjoint, "adjoint", DiscreteAdjoint)
+        kept = Graphs if isinstance(chosen, LocalAdjoint) and chosen.pulls_steps else Every
         self._choices = Choices(
             inner,
             _instance(solver, Solver, "solver", default),
-            _instance(adjoint, Adjoint, "adjoint", DiscreteAdjoint),
-            _instance(checkpoints, CheckpointSchedule, "checkpoints", Every),
+            chosen,
+            _instance(checkpoints, CheckpointSchedule, "checkpoints", kept),
             _instance(safety, Safety, "safety", Safety),
             Compiler(compile) if isinstance(compile, str) else compile,
         )

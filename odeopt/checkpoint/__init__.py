@@ -14,6 +14,7 @@ from odeopt.checkpoint.base import (
 from odeopt.checkpoint.binomial import Binomial
 from odeopt.checkpoint.budget import MemoryBudget
 from odeopt.checkpoint.graded import Graded
+from odeopt.checkpoint.graphs import Graphs, set_memory_budget
 from odeopt.checkpoint.online import Online
 from odeopt.checkpoint.uniform import Density, Every
 
@@ -27,10 +28,12 @@ __all__ = [
     "ForwardStream",
     "Free",
     "Graded",
+    "Graphs",
     "MemoryBudget",
     "Online",
     "Progress",
     "Pull",
     "Restore",
     "Store",
+    "set_memory_budget",
 ]

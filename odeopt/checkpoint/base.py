@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from odeopt.checkpoint.plan import Plan
@@ -93,10 +94,26 @@ class CheckpointSchedule(KnownKeywords, ABC):
     tiers: tuple[Tier, ...] = (Device(),)
     """Where kept states are; `Store` says in which of them."""
 
+    def on(self, device: torch.device) -> CheckpointSchedule:
+        """The schedule to use for states on a device."""
+        del device
+        return self
+
     def fit(self, state_bytes: int, steps: int | None) -> CheckpointSchedule:
         """The schedule to use for states of a size, and for a number of steps if it is known."""
         del state_bytes, steps
         return self
+
+    def graphs(self, graph_bytes: int, state_bytes: int, steps: int) -> int:
+        """Of how many steps the graphs may be kept at one time, beside the states.
+
+        Args:
+            graph_bytes: the size of one.
+            state_bytes: the size of a state.
+            steps: the number of steps that are pulled.
+        """
+        del graph_bytes, state_bytes, steps
+        return 0
 
     def coarser(self) -> CheckpointSchedule:
         """The schedule for half as many steps, with half as many nodes."""

@@ -67,7 +67,7 @@ class Choices:
 
     def fit(self, y0: Tensor, steps: int | None) -> Choices:
         """The choices for states like y0 and, if it is known, that many steps to be pulled."""
-        fitted = self.checkpoints.fit(y0.numel() * y0.element_size(), steps)
+        fitted = self.checkpoints.on(y0.device).fit(y0.numel() * y0.element_size(), steps)
         return replace(self, checkpoints=fitted)
 
     @property

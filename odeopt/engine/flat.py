@@ -14,7 +14,7 @@ from typing_extensions import override
 from odeopt.inner.base import InnerOptimizer
 from odeopt.inner.field import Field, GradientField
 from odeopt.inner.rule import GradientRule, UpdateRule
-from odeopt.solver.base import FlatRule, StepGradient, reached
+from odeopt.solver.base import FlatRule, RecordedStep, StepGradient, reached
 from odeopt.solver.dynamics import (
     Cotangents,
     Data,
@@ -29,8 +29,6 @@ from odeopt.tools.tree import Partition, Ravel
 from odeopt.tools.types import PyTree
 
 Potential = Callable[[Tensor, Tensor, Theta, Data], Tensor]
-
-_Point = tuple[Tensor, Tensor, Theta, Data]
 
 
 class Layout(NamedTuple):
@@ -85,14 +83,26 @@ class BoundRule(FlatRule):
         self, differentiate: Differentiate, k: Tensor, lr: Tensor, y: Tensor, lam: Tensor,
         theta: Theta, data: Data,
     ) -> StepGradient:  # fmt: skip
+        y1, pullback = self.record(differentiate, k, lr, y, theta, data)
+        return pullback(lam)._replace(end=reached(y1))
+
+    @override
+    def record(
+        self, differentiate: Differentiate, k: Tensor, lr: Tensor, y: Tensor, theta: Theta,
+        data: Data,
+    ) -> RecordedStep:  # fmt: skip
         del differentiate  # there is no gradient of its own to differentiate
 
         def updated(lr: Tensor, y: Tensor, theta: Theta) -> Tensor:
             return self.update(k, lr, y, theta, data)
 
-        y1, pullback = autodiff.vjp(updated, lr, y, theta)
-        g_lr, g_y, g_theta = pullback(lam)
-        return StepGradient(g_y, torch.zeros_like(k), g_lr, g_theta, reached(y1))
+        y1, linearized = autodiff.vjp(updated, lr, y, theta)
+
+        def pullback(lam: Tensor) -> StepGradient:
+            g_lr, g_y, g_theta = linearized(lam)
+            return StepGradient(g_y, torch.zeros_like(k), g_lr, g_theta)
+
+        return RecordedStep(y1, pullback)
 
 
 class BoundGradientRule(BoundRule):
@@ -111,46 +121,68 @@ class BoundGradientRule(BoundRule):
         self, differentiate: Differentiate, k: Tensor, lr: Tensor, y: Tensor, lam: Tensor,
         theta: Theta, data: Data,
     ) -> StepGradient:  # fmt: skip
+        """The end is compared without the buffers, on which no derivative depends."""
+        at = _Step(k, lr, y, theta, data)
         state = self.layout.unpack(y, theta, data)[0]
-        params = tree.layout_of(state.params)
-        at = (k, y[: params.size], theta, data)
-        if self._gradient_rule.micro_batches == 1:
-            point = differentiate(self._piece_field(params, state.buffers, 0), *at)
-            grads, products = torch.neg(point.value), [point.pullback]
-        else:
-            grads, products = self._by_piece(differentiate, params, y, at)
+        y1, pullback = self._apply(at, state.buffers, self._linearize(differentiate, at))
+        known = sum(leaf.numel() for leaf in tree.tensors((state.params, state.slots)))
+        return pullback(lam)._replace(end=reached(y1[:known]))
+
+    @override
+    def record(
+        self, differentiate: Differentiate, k: Tensor, lr: Tensor, y: Tensor, theta: Theta,
+        data: Data,
+    ) -> RecordedStep:  # fmt: skip
+        at = _Step(k, lr, y, theta, data)
+        gradient = self._linearize(differentiate, at)
+        buffers = tree.map_tensors(Tensor.detach, gradient.buffers())
+        return self._apply(at, buffers, gradient)
+
+    def _apply(self, at: _Step, buffers: PyTree, gradient: _Gradient) -> RecordedStep:
+        """The rule applied to a gradient, which is pulled after it."""
+        k, lr, y, theta, data = at
+        params = self._params(at)
 
         def advanced(lr: Tensor, y: Tensor, g: Tensor, shared: tuple[Tensor, ...]) -> Tensor:
             now, _, hparams, _ = self.layout.unpack(y, theta._replace(shared=shared), data)
-            after = self._gradient_rule.advance(
-                k, lr, params.unflatten(g), now, state.buffers, hparams
-            )
+            after = self._gradient_rule.advance(k, lr, params.unflatten(g), now, buffers, hparams)
             return self.layout.state.flatten(after, "the updated state")
 
-        y1, pullback = autodiff.vjp(advanced, lr, y, grads, theta.shared)
-        g_lr, g_y, g_grads, g_shared = pullback(lam)
-        total = Theta(g_shared, tuple(torch.zeros_like(leaf) for leaf in theta.batch))
-        for product in products:
-            pulled = product(-g_grads)
-            g_y = torch.cat([g_y[: params.size] + pulled.y, g_y[params.size :]])
-            total = add_thetas([total, pulled.theta])
-        known = sum(leaf.numel() for leaf in tree.tensors((state.params, state.slots)))
-        return StepGradient(g_y, torch.zeros_like(k), g_lr, total, reached(y1[:known]))
+        y1, linearized = autodiff.vjp(advanced, lr, y, gradient.value, theta.shared)
 
-    def _by_piece(
-        self, differentiate: Differentiate, params: Ravel, y: Tensor, at: _Point
-    ) -> tuple[Tensor, list[Callable[[Tensor], Cotangents]]]:
+        def pullback(lam: Tensor) -> StepGradient:
+            g_lr, g_y, g_grads, g_shared = linearized(lam)
+            total = Theta(g_shared, tuple(torch.zeros_like(leaf) for leaf in theta.batch))
+            for product in gradient.products:
+                pulled = product(-g_grads)
+                g_y = torch.cat([g_y[: params.size] + pulled.y, g_y[params.size :]])
+                total = add_thetas([total, pulled.theta])
+            return StepGradient(g_y, torch.zeros_like(k), g_lr, total)
+
+        return RecordedStep(y1, pullback)
+
+    def _linearize(self, differentiate: Differentiate, at: _Step) -> _Gradient:
+        if self._gradient_rule.micro_batches > 1:
+            return self._linearize_pieces(differentiate, at)
+        k, _, y, theta, data = at
+        params, state = self._params(at), self.layout.unpack(y, theta, data)[0]
+        field = self._piece_field(params, state.buffers, 0)
+        point = differentiate(field, k, y[: params.size], theta, data)
+        return _Gradient(torch.neg(point.value), [point.pullback], lambda: field.after)
+
+    def _linearize_pieces(self, differentiate: Differentiate, at: _Step) -> _Gradient:
         """The whole gradient, and each piece's Hessian-vector product.
 
         A piece meets the same buffers and random numbers twice; its graph is freed on return.
         """
-        state, _, hparams, batch = self.layout.unpack(y, *at[2:])
+        k, _, y, theta, data = at
+        params, (state, _, hparams, batch) = self._params(at), self.layout.unpack(y, theta, data)
         buffers, total = state.buffers, torch.zeros_like(y[: params.size])
         products: list[Callable[[Tensor], Cotangents]] = []
 
         def product(field: _PieceField, random: Any, cotangent: Tensor) -> Cotangents:
             restore_random_state(random)
-            return differentiate(field, *at).pullback(cotangent)
+            return differentiate(field, k, y[: params.size], theta, data).pullback(cotangent)
 
         for index, piece in enumerate(self._gradient_rule.pieces(batch)):
             field = self._piece_field(params, buffers, index)
@@ -159,21 +191,49 @@ class BoundGradientRule(BoundRule):
                 state.params, hparams, piece, buffers
             )
             total = total + params.flatten(grads, "the gradient")
-        return total, products
+        return _Gradient(total, products, lambda: buffers)
+
+    def _params(self, at: _Step) -> Ravel:
+        return tree.layout_of(self.layout.unpack(at.y, at.theta, at.data)[0].params)
 
     def _piece_field(self, params: Ravel, buffers: PyTree, index: int) -> _PieceField:
         return _PieceField(self._gradient_rule, self.layout, params, buffers, index)
 
 
-@dataclass(frozen=True, eq=False)
+class _Step(NamedTuple):
+    """Where a step is made."""
+
+    k: Tensor
+    lr: Tensor
+    y: Tensor
+    theta: Theta
+    data: Data
+
+
+class _Gradient(NamedTuple):
+    """A gradient of the loss w.r.t. flat parameters, with its derivatives."""
+
+    value: Tensor
+    products: list[Callable[[Tensor], Cotangents]]
+    """Of minus the gradient, piece by piece."""
+    buffers: Callable[[], PyTree]
+    """The buffers after it, which may belong to a transform that has ended; asked for outside."""
+
+
+@dataclass(eq=False)
 class _PieceField(FlatField):
-    """Minus the gradient of one piece's share in the loss, on flat parameters."""
+    """Minus the gradient of one piece's share in the loss, on flat parameters.
+
+    Attributes:
+        after: the buffers after the last evaluation.
+    """
 
     rule: GradientRule
     layout: Layout
     params: Ravel
     buffers: PyTree
     index: int
+    after: PyTree = None
 
     @override
     def velocity(self, t: Tensor, y: Tensor, theta: Theta, data: Data) -> Tensor:
@@ -189,7 +249,9 @@ class _PieceField(FlatField):
         _, hparams = self.layout.shared.merge(theta.shared, data.shared)
         batch = self.layout.batch.merge(theta.batch, data.batch)
         piece = self.rule.pieces(batch)[self.index]
-        return self.rule.value(self.params.unflatten(u), hparams, piece, self.buffers)[0]
+        at = self.params.unflatten(u), hparams, piece, self.buffers
+        value, self.after = self.rule.value(*at)
+        return value
 
 
 def bind(inner: InnerOptimizer, layout: Layout) -> BoundField | BoundRule:

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from odeopt.adjoint.base import Cost, Interval, LocalAdjoint, Pulled
+from odeopt.adjoint.base import Cost, Diagnostics, Interval, LocalAdjoint, Pulled
 from odeopt.adjoint.discrete import as_pulled
 from odeopt.adjoint.linearize import Differentiation, ReverseMode
 from odeopt.engine.compile.compiler import CompiledKernel, Compiler
 from odeopt.engine.flat import BoundField, BoundRule
 from odeopt.engine.stats import Stats
+from odeopt.engine.tape import Pullback, Tape
 from odeopt.engine.watch import evaluation
 from odeopt.errors import InputError
 from odeopt.inner.stream import Stream
-from odeopt.solver.base import Solver, Stepping, StepSolver
+from odeopt.solver.base import RecordedStep, Solver, Stepping, StepSolver
 from odeopt.solver.dynamics import Cotangents, Data, FlatField, Linearization, Theta
 from odeopt.solver.error_control import Attempt, ErrorControlled
 from odeopt.tools import tree
@@ -136,6 +137,10 @@ class Kernels:
     captured: tuple[Any, ...] = ()
     """What the loss captures, on which compiled kernels depend."""
     stats: Stats = field(default_factory=Stats)
+    tape: Tape | None = None
+    """Where steps are recorded as they are made; None if they are not."""
+    differentiation: Differentiation = _NO_DERIVATIVE
+    """What recorded steps are differentiated with."""
 
     def at(self, method: int | None) -> Kernels:
         """The kernels of steps with a method of the solver, see `Solver.made_with`."""
@@ -202,7 +207,25 @@ class Kernels:
         def kernel(t: Tensor, dt: Tensor, y: Tensor, theta: Theta, data: Data) -> Tensor:
             return solver.advance(self.stepping(_NO_DERIVATIVE, theta, data), t, dt, y)
 
-        return self._at_steps(self._bind("step", kernel))
+        return self._recording(self._at_steps(self._bind("step", kernel)))
+
+    def _recording(self, step: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The steps that the tape wants are made with their graphs, all others by `step`."""
+        tape, solver = self.tape, self.step_solver
+        if tape is None or not solver.records:
+            return step
+
+        def kernel(t: Tensor, dt: Tensor, y: Tensor, theta: Theta, data: Data) -> RecordedStep:
+            return solver.record(self.stepping(self.differentiation, theta, data), t, dt, y)
+
+        recorded = self._at_steps(self._bind("record", kernel))
+
+        def step_or_record(k: int, t: Tensor, dt: Tensor, y: Tensor) -> Tensor:
+            if not tape.wants(k):
+                return step(k, t, dt, y)
+            return tape.record(k, lambda: recorded(k, t, dt, y))
+
+        return step_or_record
 
     def pull(self, adjoint: LocalAdjoint) -> Callable[[int, Interval, Tensor], PullResult]:
         """`(k, interval, lam) -> PullResult`, for an interval that begins with step k."""
@@ -218,7 +241,28 @@ class Kernels:
             return PullResult.of(adjoint.pull(self.solver, stepping, interval, lam))
 
         bound = self._at_steps(self._bind("pull", kernel))
-        return lambda k, interval, lam: bound(k, *interval, lam)
+        tape = self.tape
+        if tape is None:
+            return lambda k, interval, lam: bound(k, *interval, lam)
+        from_graph = self._at_steps(self._pull_graph)
+
+        def pull(k: int, interval: Interval, lam: Tensor) -> PullResult:
+            pullback = tape.take(k)
+            if pullback is None:
+                return bound(k, *interval, lam)
+            return from_graph(k, pullback, interval, lam)
+
+        return pull
+
+    @evaluation()
+    def _pull_graph(
+        self, pullback: Pullback, interval: Interval, lam: Tensor, data: Data | None = None
+    ) -> PullResult:
+        """The pull of a step through the graph that it was made with, so that there is no gap."""
+        del data  # the graph has it
+        step, zero = pullback(lam), torch.zeros_like(interval.dt)
+        diagnostics = Diagnostics(zero, zero)
+        return PullResult.of(Pulled(step.lam, step.t, step.dt, step.theta, diagnostics))
 
     def cost(self, adjoint: LocalAdjoint) -> Cost:
         """Of one pull; by stage, the stages are made again before they are transposed."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,11 +27,13 @@ from odeopt.engine.kernels import Kernels, Scalars, StepInputs
 from odeopt.engine.problem import Problem
 from odeopt.engine.stats import Stats
 from odeopt.engine.steppers import FixedStepper, GridStepper, Refinement, SettledStepper, Stepper
+from odeopt.engine.tape import Tape
 from odeopt.engine.watch import refuse_autocast
 from odeopt.errors import CompatibilityError, NondeterminismError
 from odeopt.solver.base import GridSolver, Stepping
 from odeopt.solver.dynamics import Data, Theta
 from odeopt.solver.error_control import ErrorControlled
+from odeopt.tools.autodiff import can_record
 from odeopt.tools.transforms import inside_transform
 
 
@@ -80,7 +83,7 @@ def run_forward(
             f"store={elsewhere} copies states, whose values torch.func.vmap hides: use tasks=True"
             " instead of vmap, or keep them on the device."
         )
-    kernels, journal = make_kernels(choices, problem, stats), None
+    kernels, journal = _with_tape(choices, make_kernels(choices, problem, stats), problem), None
     with ExitStack() as on_error:
         if choices.journal is not None and problem.grid.steps > 0:
             identity = identify(choices, problem, kernels)
@@ -110,6 +113,7 @@ def _begin_or_resume(
         kept = on_error.enter_context(Kept(stats, choices.checkpoints.tiers, opened))
     if journal is not None:
         journal.recover(kept)
+    _begin_tape(choices, kernels, problem.y0, stepper.length, first)
     trajectory = Trajectory(problem.y0, problem.y0, kept, first)
     if saved is not None:
         trajectory = Trajectory.resumed(saved, kept, first)
@@ -123,6 +127,29 @@ def _begin_or_resume(
     if local:
         stats.plan = choices.checkpoints.plan(stepper.length - first)
     return Run(choices, problem, kernels, stepper, trajectory, kept_at_end, journal)
+
+
+def _with_tape(choices: Choices, kernels: Kernels, problem: Problem) -> Kernels:
+    """The kernels with a tape, where steps can be recorded and the schedule keeps graphs."""
+    adjoint = choices.adjoint
+    exact = isinstance(adjoint, LocalAdjoint) and adjoint.pulls_steps
+    eager = kernels.compiler is None and kernels.tasks is None
+    if not (exact and eager and choices.checkpoints.graphs(0, 0, 1)):
+        return kernels
+    differentiation, tensors = adjoint.differentiation, problem.tensors()
+    if differentiation.value_cost or not can_record(tensors):
+        return kernels
+    tape = Tape(tensors, kernels.stats)
+    return replace(kernels, tape=tape, differentiation=differentiation)
+
+
+def _begin_tape(
+    choices: Choices, kernels: Kernels, state: Tensor, length: int | None, first: int
+) -> None:
+    if kernels.tape is not None and length is not None:
+        nbytes, steps = state.nbytes, length - first
+        capacity = partial(choices.checkpoints.graphs, state_bytes=nbytes, steps=steps)
+        kernels.tape.begin(length - 1, capacity)
 
 
 def _first_step(stepper: Stepper, adjoint: LocalAdjoint) -> int:
@@ -216,6 +243,7 @@ def _run_local(
     sweep = BackwardSweep(
         run.stepper, run.trajectory, adjoint, pull, cotangents, stats, run.journal
     )
+    _begin_tape(choices, kernels, lam, run.stepper.length, run.trajectory.first)
     steps = run.stepper.length - run.trajectory.first
     actions = backward_actions(choices.checkpoints, adjoint, run.kept_at_end, steps)
     swept, trace = sweep.run(actions, lam), sweep.trace

@@ -17,6 +17,8 @@ class Stats:
             evaluation with which each call checks its inputs is not counted.
         hvps: vector-Jacobian products of the velocity (Hessian-vector products).
         replayed_steps: steps made again in the backward sweep.
+        recorded_steps: steps that were pulled through the graph they were made with.
+        graph_bytes: the most bytes of such graphs at one time, as far as they were measured.
         stored_states: the most states kept at one time.
         stored_bytes: their size (of all tasks together).
         device_bytes: the most bytes of kept states on the device at one time.
@@ -32,6 +34,8 @@ class Stats:
     gradient_evaluations: int = 0
     hvps: int = 0
     replayed_steps: int = 0
+    recorded_steps: int = 0
+    graph_bytes: int = 0
     stored_states: int = 0
     stored_bytes: int = 0
     device_bytes: int = 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,6 +68,15 @@ class StepGradient(NamedTuple):
     where the forward sweep came to. Without it the step is made again for that."""
 
 
+class RecordedStep(NamedTuple):
+    """A step that was made with its graph, so that pulling it costs the products alone."""
+
+    end: Tensor
+    """The state after the step, shape [d]; the same bits as without a graph."""
+    pullback: Callable[[Tensor], StepGradient]
+    """`pullback(lam)`: as `StepSolver.pull` gives it, but that nothing is said about the end."""
+
+
 class FlatRule(ABC):
     """An update rule on flat states."""
 
@@ -81,6 +90,13 @@ class FlatRule(ABC):
         theta: Theta, data: Data,
     ) -> StepGradient:  # fmt: skip
         """The exact gradient of <lam, update>."""
+
+    @abstractmethod
+    def record(
+        self, differentiate: Differentiate, k: Tensor, lr: Tensor, y: Tensor, theta: Theta,
+        data: Data,
+    ) -> RecordedStep:  # fmt: skip
+        """The update with its graph."""
 
 
 class Stepping(NamedTuple):
@@ -149,6 +165,10 @@ class StepSolver(Solver):
     """Whether it is compiled stage by stage, since whole steps would be too much. Then `step`,
     `attempt` and `pull` work on all tasks at once, and `pull` uses `stepping.linearize` alone."""
 
+    records: bool = True
+    """Whether `record` keeps the graph of a step. False in a subclass that overrides `pull` alone,
+    whose own pull is then called."""
+
     moves_at_zero: bool = False
     """Whether a step of zero length may change the state; else a task waits with such steps."""
 
@@ -180,17 +200,34 @@ class StepSolver(Solver):
         r"""The exact gradient of $\langle\lambda, \text{step}(t, dt, y_0)\rangle$.
 
         The default differentiates `step` with reverse mode; it costs one Hessian-vector product
-        per stage. Override it where a recurrence does better.
+        per stage. Override it, and `record`, where a recurrence does better.
+        """
+        y1, pullback = StepSolver.record(self, stepping, t, dt, y0)
+        return pullback(lam)._replace(end=reached(y1))
+
+    def record(self, stepping: Stepping, t: Tensor, dt: Tensor, y0: Tensor) -> RecordedStep:
+        """The step with its graph, which lives as long as the result.
+
+        Asked for by the eager engine where there are no tasks, so that the graph is one of plain
+        autograd.
         """
 
         def stepped(t: Tensor, dt: Tensor, y: Tensor, theta: Theta) -> Tensor:
             field, data = stepping.field, stepping.data
             return self.step(lambda s, u: field.velocity(s, u, theta, data), t, dt, y)
 
-        linearized = autodiff.vjp(stepped, t, dt, y0, stepping.theta)
-        y1, pullback = linearized
-        g_t, g_dt, g_y, g_theta = pullback(lam)
-        return StepGradient(g_y, g_t, g_dt, g_theta, reached(y1))
+        y1, linearized = autodiff.vjp(stepped, t, dt, y0, stepping.theta)
+
+        def pullback(lam: Tensor) -> StepGradient:
+            g_t, g_dt, g_y, g_theta = linearized(lam)
+            return StepGradient(g_y, g_t, g_dt, g_theta)
+
+        return RecordedStep(y1, pullback)
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "pull" in vars(cls) and "record" not in vars(cls):
+            cls.records = False
 
 
 class GridSolver(Solver):
@@ -237,6 +274,11 @@ class RuleSteps(StepSolver):
     ) -> StepGradient:
         differentiate, theta, data = stepping.differentiate, stepping.theta, stepping.data
         return _rule_of(stepping).pull(differentiate, t, dt, y0, lam, theta, data)
+
+    @override
+    def record(self, stepping: Stepping, t: Tensor, dt: Tensor, y0: Tensor) -> RecordedStep:
+        differentiate, theta, data = stepping.differentiate, stepping.theta, stepping.data
+        return _rule_of(stepping).record(differentiate, t, dt, y0, theta, data)
 
 
 def _rule_of(stepping: Stepping) -> FlatRule:

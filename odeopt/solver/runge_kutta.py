@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from odeopt.errors import CompatibilityError
 from odeopt.registry import SOLVERS
-from odeopt.solver.base import Reached, StepGradient, Stepping, StepSolver, spread
+from odeopt.solver.base import Reached, RecordedStep, StepGradient, Stepping, StepSolver, spread
 from odeopt.solver.dynamics import Cotangents, Linearization, add_thetas
 from odeopt.solver.error_control import Attempt, ErrorControlled, PIController, Tolerances
 from odeopt.tools.types import Velocity
@@ -76,12 +76,33 @@ class ExplicitRungeKutta(StepSolver):
         $G_i = b_i\lambda_1 + \sum_{j>i} a_{ji}\ell_j,\; \ell_i = dt\, f'(Y_i)^\top G_i,\;
         \lambda_0 = \lambda_1 + \sum_i \ell_i$ (Hager 2000; Sanz-Serna 2016, arXiv 1503.04021).
         """
+        points, slopes = self._linearize(stepping, t, dt, y0)
+        step = self._transpose(points, dt, lam)
+        slopes.append(points[-1].value)  # last, where a product brings it along
+        weights, some = self.tableau.b[: self.stages], [spread(slope) for slope in slopes]
+        end = Reached(add_slopes(spread(y0), dt, weights, some), len(y0))
+        return step._replace(end=end)
+
+    @override
+    def record(self, stepping: Stepping, t: Tensor, dt: Tensor, y0: Tensor) -> RecordedStep:
+        points, slopes = self._linearize(stepping, t, dt, y0)
+        slopes.append(points[-1].value)
+        y1 = add_slopes(y0, dt, self.tableau.b[: self.stages], slopes)
+        return RecordedStep(y1, functools.partial(self._transpose, points, dt))
+
+    def _linearize(
+        self, stepping: Stepping, t: Tensor, dt: Tensor, y0: Tensor
+    ) -> tuple[list[Linearization], list[Tensor]]:
+        """The velocity at each stage with its graph, and its values but for the last."""
         points: list[Linearization] = []
         slopes: list[Tensor] = []
         for i in range(self.stages):
             points.append(stepping.linearize(*self._stage(i, t, dt, y0, slopes)))
             if len(points) < self.stages:
                 slopes.append(points[-1].value)
+        return points, slopes
+
+    def _transpose(self, points: list[Linearization], dt: Tensor, lam: Tensor) -> StepGradient:
         pulled: dict[int, Cotangents] = {}
         total, g_t, g_dt = lam, torch.zeros_like(dt), torch.zeros_like(dt)
         for i in reversed(range(self.stages)):
@@ -94,10 +115,7 @@ class ExplicitRungeKutta(StepSolver):
             g_t = g_t + cotangents.t
             g_dt = g_dt + torch.dot(seed, points[i].value) + self._times[i] * cotangents.t
         theta = add_thetas([cotangents.theta for cotangents in pulled.values()])
-        slopes.append(points[-1].value)  # last, where a product brings it along
-        weights, some = self.tableau.b[: self.stages], [spread(slope) for slope in slopes]
-        end = Reached(add_slopes(spread(y0), dt, weights, some), len(y0))
-        return StepGradient(total, g_t, g_dt, theta, end)
+        return StepGradient(total, g_t, g_dt, theta)
 
     def _stage(
         self, i: int, t: Tensor, dt: Tensor, y: Tensor, slopes: Sequence[Tensor]

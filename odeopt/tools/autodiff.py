@@ -7,7 +7,7 @@ while a graph is traced, and in inference mode. Both give the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -49,7 +49,7 @@ def gradient(fn: Callable[[PyTree], Any], at: PyTree, has_aux: bool = False) -> 
     leaves, spec = tree.pytree.tree_flatten(at)
     differentiable = torch.is_grad_enabled()
     alone = differentiable and not any(leaf.requires_grad for leaf in leaves)
-    if alone or not _records(leaves):  # alone, its graph would hold what nobody differentiates
+    if alone or not can_record(leaves):  # alone, its graph would hold what nobody differentiates
         return torch.func.grad(fn, has_aux=has_aux)(at)
     with torch.enable_grad():
         inputs = [_input(leaf, differentiable) for leaf in leaves]
@@ -71,7 +71,7 @@ def vjp(fn: Callable[..., Tensor], *at: PyTree) -> tuple[Tensor, Callable[[Tenso
         the value, and a function from a cotangent to a tuple of trees like `at`.
     """
     leaves, spec = tree.pytree.tree_flatten(at)
-    if not _records(leaves):
+    if not can_record(leaves):
         linearized: Any = torch.func.vjp(fn, *at)
         return linearized[0], linearized[1]
     with torch.enable_grad():
@@ -85,7 +85,7 @@ def vjp(fn: Callable[..., Tensor], *at: PyTree) -> tuple[Tensor, Callable[[Tenso
     return value.detach(), pullback
 
 
-def _records(leaves: list[Tensor]) -> bool:
+def can_record(leaves: Sequence[Tensor]) -> bool:
     """Whether plain autograd can record what is done with these tensors."""
     return not (
         _transforms_only.get()

@@ -1,0 +1,71 @@
+"""Steps that are made with their graphs, which are kept until the steps are pulled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from odeopt.engine.stats import Stats
+from odeopt.solver.base import RecordedStep, StepGradient
+from odeopt.tools.memory import GraphSize
+
+Pullback = Callable[[Tensor], StepGradient]
+
+
+class Tape:
+    """The graphs of those steps that the backward sweep comes to next, as many as may be kept.
+
+    The first step that is recorded is measured. Steps that come too early to be kept are made
+    without a graph, in the forward sweep and in replays alike.
+
+    Args:
+        shared: tensors of the solve, which do not count as part of a graph.
+        stats: where it is noted what was kept.
+    """
+
+    def __init__(self, shared: Sequence[Tensor], stats: Stats) -> None:
+        self._shared, self._stats = shared, stats
+        self._capacity_for: Callable[[int], int] = lambda graph_bytes: 0
+        self._capacity: int | None = None
+        self._graph_bytes = 0
+        self._next = -1
+        self._graphs: dict[int, Pullback] = {}
+
+    def begin(self, last: int, capacity: Callable[[int], int]) -> None:
+        """A sweep begins after which, or in which, step `last` is pulled first.
+
+        Args:
+            last: the step.
+            capacity: how many graphs of a size in bytes may be kept.
+        """
+        self._next, self._capacity_for = last, capacity
+
+    def wants(self, k: int) -> bool:
+        """Whether step k is to be recorded when it is made now."""
+        if k > self._next or k in self._graphs:
+            return False
+        return self._capacity is None or k > self._next - self._capacity
+
+    def record(self, k: int, make: Callable[[], RecordedStep]) -> Tensor:
+        """Make step k with its graph; returns the state after it."""
+        if self._capacity is None:
+            with GraphSize(self._shared) as size:
+                step = make()
+            self._graph_bytes = size.nbytes
+            self._capacity = self._capacity_for(size.nbytes)
+            if not self.wants(k):
+                return step.end
+        else:
+            step = make()
+        self._graphs[k] = step.pullback
+        stats, now = self._stats, len(self._graphs)
+        stats.graph_bytes = max(stats.graph_bytes, now * self._graph_bytes)
+        return step.end
+
+    def take(self, k: int) -> Pullback | None:
+        """The pullback of step k, which is forgotten, if its graph was kept."""
+        self._next = k - 1
+        pullback = self._graphs.pop(k, None)
+        self._stats.recorded_steps += pullback is not None
+        return pullback
