@@ -10,6 +10,7 @@ import torch
 
 from odeopt import Binomial, Density, Every, GradientFlow, ODEOptimizer, TimeGrid, TruncatedAdjoint
 from odeopt.checkpoint.binomial import optimal_replays
+from odeopt.engine.kept import Kept
 from odeopt.solver import StepSolver
 
 
@@ -92,6 +93,14 @@ def test_every_state_is_released_as_it_is_used(no_collection, device):
     run(Halfway(), Every(1), 100, device)
     assert len(alive) == 100
     assert all(count <= 99 - k + 2 for k, count in enumerate(alive))
+
+
+def test_a_pull_releases_the_state_at_the_end_of_its_step(no_collection, monkeypatch, device):
+    """It is gone before the memory is looked at, so that each pull leaves one state less."""
+    solver, alive = Watched(), []
+    monkeypatch.setattr(Kept, "step_done", lambda kept: alive.append(len(solver.alive)))
+    run(solver, Every(1), 8, device)
+    assert alive == [1, 2, 3, 4, 5, 6, 7, 8, 7, 6, 5, 4, 3, 2, 1, 0]
 
 
 def test_truncated_holds_the_last_states_only(no_collection, device):
