@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from odeopt.engine.stats import Stats
 from odeopt.errors import CompatibilityError
 from odeopt.grid import TimeGrid
 from odeopt.solver.base import GridSolver
+from odeopt.solver.dynamics import Theta
 from odeopt.tools import tree
 
 
@@ -88,16 +89,12 @@ class Waiting:
         zero, norm = torch.zeros_like(own.dt), torch.linalg.vector_norm(lam, dim=-1)
         counts = torch.isfinite(own.dt) & self.length_counts
         still = Scalars(zero, torch.where(counts, own.dt, zero), zero, zero, zero, norm)
+        zeroed = partial(tree.zero_unless, ~self.tasks)
         return PullResult(
             self.keep(lam, pulled.lam),
-            tree.map_tensors(self._zero, pulled.theta),
+            Theta(*(tuple(map(zeroed, part)) for part in pulled.theta)),
             self.keep(torch.stack(still, dim=-1), pulled.scalars),
         )
-
-    def _zero(self, leaf: Tensor) -> Tensor:
-        """A gradient, with zero for tasks that wait."""
-        mask = self.tasks.reshape(self.tasks.shape + (1,) * (leaf.ndim - self.tasks.ndim))
-        return torch.where(mask, torch.zeros_like(leaf), leaf)
 
 
 class Waits:

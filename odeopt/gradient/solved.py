@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -277,12 +278,7 @@ def theta_gradients(
 
 
 def drop_failed(swept: Swept, ok: Tensor) -> Swept:
-    """The gradients with zeros for tasks that failed; `ok` has shape [tasks]."""
-
-    def keep(leaf: Tensor) -> Tensor:
-        mask = ok.reshape(-1, *(1,) * (leaf.ndim - 1))
-        return torch.where(mask, leaf, torch.zeros_like(leaf))
-
+    """The gradients with zeros for tasks that failed; `ok` has shape [] or [tasks]."""
     gradients = (swept.lam, swept.t, swept.dt, swept.theta)
-    lam, t, dt, theta = tree.map_tensors(keep, gradients)
+    lam, t, dt, theta = tree.map_tensors(partial(tree.zero_unless, ok), gradients)
     return swept._replace(lam=lam, t=t, dt=dt, theta=theta)

@@ -58,6 +58,12 @@ def map_tensors(fn: Callable[[Tensor], Any], tree: PyTree) -> PyTree:
     return pytree.tree_map(lambda leaf: fn(leaf) if isinstance(leaf, Tensor) else leaf, tree)
 
 
+def zero_unless(ok: Tensor, leaf: Tensor) -> Tensor:
+    """The leaf, with zeros where `ok` is false, whose shape is that of its first dimensions."""
+    mask = ok.reshape(ok.shape + (1,) * (leaf.ndim - ok.ndim))
+    return torch.where(mask, leaf, torch.zeros_like(leaf))
+
+
 def assembler(spec: Any) -> Callable[[Iterator[Any]], PyTree]:
     """Makes trees of a spec from an iterator over their leaves, fast for the usual containers."""
     if spec.is_leaf():
