@@ -335,3 +335,9 @@ def test_zero_unless_without_tasks_keeps_the_shape(device, shape):
     for ok in (True, False):
         found = tree.zero_unless(torch.tensor(ok, device=device), leaf)
         assert torch.equal(found, leaf if ok else torch.zeros_like(leaf))
+
+
+def test_a_norm_is_that_of_all_tensors_together(device):
+    found = {"x": torch.tensor([[3.0, 0.0]], device=device), "n": 7, "y": torch.tensor(4.0)}
+    assert tree.norm(found) == pytest.approx(5.0)
+    assert tree.norm({"n": 7}) == 0.0
