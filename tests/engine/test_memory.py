@@ -138,6 +138,18 @@ def test_a_freed_graph_leaves_nothing_alive(schedule, no_collection, device):
     assert not solver.alive
 
 
+def test_to_judge_a_solve_takes_no_kept_state_again(monkeypatch, device):
+    put, stored = Kept.store, []
+    monkeypatch.setattr(Kept, "store", lambda *args: stored.append(args[1]) or put(*args))
+    params = torch.linspace(-1, 1, 8, device=device).requires_grad_()
+    sol = ODEOptimizer(GradientFlow(quartic)).solve(
+        params, params.detach().abs() + 1, TimeGrid.from_lr(0.001, 8)
+    )
+    assert stored == list(range(8))
+    outer(sol.params, 0.0).backward()
+    assert stored == [*range(8), *range(8)]  # by the backward sweep
+
+
 def live_tensors():
     gc.collect()
     return sum(issubclass(type(found), torch.Tensor) for found in gc.get_objects())
