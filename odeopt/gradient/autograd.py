@@ -201,7 +201,7 @@ def _gradients(problem: Problem, swept: Swept) -> tuple[Tensor, ...]:
     return tuple(tree.tensors((swept.lam, g_times, g_dt, g_stops, theta, g_data)))
 
 
-def solve(choices: Choices, problem: Problem, skips: bool) -> Solved:
+def solve(choices: Choices, problem: Problem, skips: bool, tracked: bool) -> Solved:
     """A solve with its backward pass, if anybody will differentiate it.
 
     Else nothing is kept for it, and nothing made twice.
@@ -210,8 +210,9 @@ def solve(choices: Choices, problem: Problem, skips: bool) -> Solved:
         choices: the optimiser's choices.
         problem: the inputs.
         skips: whether tasks that fail are left out; else the first one raises.
+        tracked: what `is_tracked` says of the problem.
     """
-    if not is_tracked(problem):
+    if not tracked:
         with torch.no_grad():
             solved = Solved.forward(choices.forward_only(), problem.detach(), Stats(), skips)
             solved.check()
