@@ -24,7 +24,6 @@ from odeopt.gradient.event import StopWhen
 from odeopt.gradient.outer_loss import OuterLoss
 from odeopt.gradient.probe import probe, probe_init
 from odeopt.gradient.result import Solution
-from odeopt.gradient.solved import is_visible
 from odeopt.gradient.value_and_grad import OnFailure, ValueAndGrad, check_on_failure
 from odeopt.grid import TimeGrid
 from odeopt.inner.base import InnerOptimizer
@@ -173,15 +172,16 @@ class ODEOptimizer:
         begin = start(self._choices.field, params, hparams, requires_grad, state)
         problem = assemble(begin, batch, grid, tasks, requires_grad)
         check_not_in_forward_mode(problem.tensors(), "solve")
-        if is_tracked(problem):
+        tracked = is_tracked(problem)
+        if tracked:
             self._choices.check_autograd()
         if self._choices.safety.probe:
             with torch.no_grad():
                 probe(self._choices, problem)
-        solved = solve(self._choices, problem, skips=on_failure == "skip")
+        solved = solve(self._choices, problem, on_failure == "skip", tracked)
         *observed, final = map(problem.layout.state.unflatten, solved.states)
         params = self._choices.field.readout(final)
-        status = solved.status if is_visible(solved.status) else None
+        status = solved.status if solved.visible else None
         return Solution(params, final, observed, status, solved.run.kernels.stats)
 
 

@@ -158,14 +158,10 @@ def radius(loss: Callable[[Any, Any], Tensor], params: Any, batch: Any) -> float
         lambda leaf: torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype), params
     )
     for _ in range(POWER_STEPS):
-        size = _norm(vector)
+        size = tree.norm(vector)
         unit = tree.map_tensors(lambda leaf, size=size: leaf / size, vector)
         vector = torch.func.jvp(lambda p: slope(p, batch), (params,), (unit,))[1]
-    return _norm(vector)
-
-
-def _norm(vector: Any) -> float:
-    return math.hypot(*(leaf.norm().item() for leaf in tree.leaves(vector)))
+    return tree.norm(vector)
 
 
 def _quadratic(seed: int, stiffness: float, generator: Generator) -> Problem:

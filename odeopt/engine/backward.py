@@ -216,8 +216,8 @@ class BackwardSweep:
             lam = lam + self._cotangents[stop]
         if self._trajectory.prints:
             self.trace.prints.append(fingerprint(y))
-        interval = Interval(*self._stepper.interval(start, stop), y, self._y1)
-        pulled = self._pull(start, interval, lam)
+        t, dt = self._stepper.interval(start, stop)
+        pulled = self._pull(start, Interval(t, dt, y, self._y1), lam)  # no name keeps y1 alive
         for waits in self._waits:
             waiting = waits.between(start, stop)
             if waiting is not None:

@@ -167,6 +167,7 @@ def _sweep(
     kept, local = trajectory.kept, isinstance(choices.adjoint, LocalAdjoint)
     schedule = choices.checkpoints if local else None
     saves = stepper.saves and stepper.length is not None and not choices.checkpoints.watches
+    assert saves or journal is None or journal.forward is None, "only what saves was interrupted"
     prints = choices.replayed and isinstance(stepper, SettledStepper)
     ForwardSweep(stepper, trajectory, observe, prints, journal if saves else None).run(schedule)
     settled = stepper.settled()

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-from odeopt.errors import InputError
-from odeopt.tools.arguments import check_integer
+from odeopt.tools.arguments import check_integer, check_positive_number
 
 
 class Status(IntEnum):
@@ -57,16 +56,10 @@ class Safety:
 
     def __post_init__(self) -> None:
         for name in ("step_ratio", "defect", "growth"):
-            value = getattr(self, name)
-            if value is not None and not (_is_number(value) and value > 0):
-                raise InputError(f"Safety.{name} is {value!r}; expected a positive number or None.")
+            check_positive_number(getattr(self, name), f"Safety.{name}", or_none=True)
         check_integer(self.power_iterations, "Safety.power_iterations", at_least=0)
 
     @classmethod
     def off(cls) -> Safety:
         """No limits; what is not finite is still refused."""
         return cls(step_ratio=None, defect=None, growth=None)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

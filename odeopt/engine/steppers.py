@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from odeopt.engine.stats import Stats
 from odeopt.errors import CompatibilityError
 from odeopt.grid import TimeGrid
 from odeopt.solver.base import GridSolver
+from odeopt.solver.dynamics import Theta
 from odeopt.tools import tree
 
 
@@ -88,16 +89,12 @@ class Waiting:
         zero, norm = torch.zeros_like(own.dt), torch.linalg.vector_norm(lam, dim=-1)
         counts = torch.isfinite(own.dt) & self.length_counts
         still = Scalars(zero, torch.where(counts, own.dt, zero), zero, zero, zero, norm)
+        zeroed = partial(tree.zero_unless, ~self.tasks)
         return PullResult(
             self.keep(lam, pulled.lam),
-            tree.map_tensors(self._zero, pulled.theta),
+            Theta(*(tuple(map(zeroed, part)) for part in pulled.theta)),
             self.keep(torch.stack(still, dim=-1), pulled.scalars),
         )
-
-    def _zero(self, leaf: Tensor) -> Tensor:
-        """A gradient, with zero for tasks that wait."""
-        mask = self.tasks.reshape(self.tasks.shape + (1,) * (leaf.ndim - self.tasks.ndim))
-        return torch.where(mask, torch.zeros_like(leaf), leaf)
 
 
 class Waits:
@@ -156,17 +153,19 @@ class SettledStepper(Stepper):
 
     If a step of zero length may move something, tasks wait only where they make no more steps
     (`TimeGrid.stops`), else wherever the length is zero.
+
+    Args:
+        grid: the steps.
+        moves_at_zero: whether a step of zero length may move something.
+        made: whether each step is made, shape [steps] or [tasks, steps]; by default all up to the
+            stops of the grid.
     """
 
     refinement: Refinement | None = None
     """What the solver has put between the times of the grid; None if nothing."""
 
-    def __init__(self, grid: TimeGrid, moves_at_zero: bool) -> None:
-        self._is_made = torch.ones_like(grid.dt, dtype=torch.bool)
-        """Whether each step is made, shape [steps] or [tasks, steps]."""
-        if grid.stops is not None:
-            steps = torch.arange(grid.steps, device=grid.dt.device)
-            self._is_made = steps < grid.stops[..., None]
+    def __init__(self, grid: TimeGrid, moves_at_zero: bool, made: Tensor | None = None) -> None:
+        self._is_made = _up_to_stops(grid) if made is None else made
         self._length = grid.steps
         self.waits = Waits(~self._is_made if moves_at_zero else grid.dt == 0, not moves_at_zero)
 
@@ -202,8 +201,8 @@ class SettledStepper(Stepper):
 
     def method_at(self, k: int) -> int | None:
         """What makes step k, where the solver has a choice; see `Solver.made_with`."""
-        del k
-        return None
+        steps = self.refinement
+        return steps.methods[k] if steps is not None and steps.methods else None
 
     @override
     def settled(self) -> SettledStepper:
@@ -211,7 +210,7 @@ class SettledStepper(Stepper):
 
     @override
     def grid_index(self, k: int) -> int | None:
-        return k
+        return k if self.refinement is None else grid_index(self.refinement.parents, k)
 
 
 class FixedStepper(SettledStepper):
@@ -225,10 +224,10 @@ class FixedStepper(SettledStepper):
         stats: Stats,
         refinement: Refinement | None = None,
     ) -> None:
-        grid = grid if refinement is None else refinement.to_grid(grid)
-        super().__init__(grid, kernels.step_solver.moves_at_zero)
+        made = None
         if refinement is not None:  # a task waits for the others in steps of zero length
-            self._is_made = refinement.dt > 0
+            grid, made = refinement.to_grid(grid), refinement.dt > 0
+        super().__init__(grid, kernels.step_solver.moves_at_zero, made)
         self.refinement, self._stats, self._dtype = refinement, stats, dtype
         self._times = grid.times
         starts = _step_indices(grid) if kernels.solver.takes_rules else grid.times
@@ -260,15 +259,6 @@ class FixedStepper(SettledStepper):
             return self._starts[start], self._lengths[start]
         length = self._times[..., stop] - self._times[..., start]
         return self._starts[start], length.to(self._dtype)
-
-    @override
-    def method_at(self, k: int) -> int | None:
-        steps = self.refinement
-        return steps.methods[k] if steps is not None and steps.methods else None
-
-    @override
-    def grid_index(self, k: int) -> int | None:
-        return k if self.refinement is None else grid_index(self.refinement.parents, k)
 
 
 class GridStepper(SettledStepper):
@@ -307,6 +297,13 @@ class GridStepper(SettledStepper):
         self._places = places.tolist()
         self._stats.gradient_evaluations += evaluations
         return self._states
+
+
+def _up_to_stops(grid: TimeGrid) -> Tensor:
+    """Whether each step is made, shape [steps] or [tasks, steps]."""
+    if grid.stops is None:
+        return torch.ones_like(grid.dt, dtype=torch.bool)
+    return torch.arange(grid.steps, device=grid.dt.device) < grid.stops[..., None]
 
 
 def _apart(times: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:

@@ -70,17 +70,29 @@ class Record:
         self.first = trajectory.first
         return states
 
-    def run(self, problem: Problem, outputs: tuple[Tensor, ...]) -> Run:
-        """The finished forward sweep again, from the tensors that autograd saved."""
+    def run(
+        self, problem: Problem, outputs: tuple[Tensor, ...], kept: dict[int, int | None]
+    ) -> Run:
+        """The finished forward sweep again, from the tensors that autograd saved.
+
+        Args:
+            problem: the inputs.
+            outputs: what the forward sweep returned.
+            kept: where the kept states are that will be used, as in `places`.
+        """
         y_end, *states, prints = outputs
-        before_end, kept_states, observed = tree.pytree.tree_map(
-            lambda place: problem.y0 if place is None else states[place], self.places
-        )
-        kept = Kept(self.stats)
-        for index, state in kept_states.items():
-            kept.store(index, state)
-        rows = Rows.unstacked(prints)
-        trajectory = Trajectory(y_end, before_end, kept, self.first, observed, rows)
+
+        def state(place: int | None) -> Tensor:
+            return problem.y0 if place is None else states[place]
+
+        before_end, _, observed = self.places
+        held = Kept(self.stats)
+        for index, place in kept.items():
+            held.store(index, state(place))
+        trajectory = Trajectory(
+            y_end, state(before_end), held, self.first,
+            {step: state(place) for step, place in observed.items()}, Rows.unstacked(prints),
+        )  # fmt: skip
         return rebuild_run(self.choices, problem, trajectory, self.refinement, self.stats)
 
 
@@ -168,8 +180,8 @@ def _pull_back(
 ) -> tuple[Tensor, ...]:
     """Gradients w.r.t. the inputs of `Solve`, in their order."""
     check_ends(record.ends, record.choices, problem, outputs[0])
-    solved = Solved(record.run(problem, outputs), record.skips)
-    _, _, observed = record.places
+    _, kept, observed = record.places
+    solved = Solved(record.run(problem, outputs, kept), record.skips)
     seeds = {k: cotangents[1 + place] for k, place in observed.items() if place is not None}
     swept = solved.pull(cotangents[0], seeds, record.stats)
     if is_visible(swept.lam):
@@ -189,7 +201,7 @@ def _gradients(problem: Problem, swept: Swept) -> tuple[Tensor, ...]:
     return tuple(tree.tensors((swept.lam, g_times, g_dt, g_stops, theta, g_data)))
 
 
-def solve(choices: Choices, problem: Problem, skips: bool) -> Solved:
+def solve(choices: Choices, problem: Problem, skips: bool, tracked: bool) -> Solved:
     """A solve with its backward pass, if anybody will differentiate it.
 
     Else nothing is kept for it, and nothing made twice.
@@ -198,8 +210,9 @@ def solve(choices: Choices, problem: Problem, skips: bool) -> Solved:
         choices: the optimiser's choices.
         problem: the inputs.
         skips: whether tasks that fail are left out; else the first one raises.
+        tracked: what `is_tracked` says of the problem.
     """
-    if not is_tracked(problem):
+    if not tracked:
         with torch.no_grad():
             solved = Solved.forward(choices.forward_only(), problem.detach(), Stats(), skips)
             solved.check()
@@ -207,7 +220,7 @@ def solve(choices: Choices, problem: Problem, skips: bool) -> Solved:
     record = Record(choices, problem, Stats(), skips)
     outputs = Solve.apply(record, *problem.tensors())
     with torch.no_grad():
-        solved = Solved(record.run(problem, outputs), skips)
+        solved = Solved(record.run(problem, outputs, kept={}), skips)
         solved.check()
         return solved
 

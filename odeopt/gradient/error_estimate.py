@@ -38,12 +38,6 @@ LARGEST_DEFECT = 0.1
 FEWEST_STEPS = 4
 """Of a solve with chosen steps put together, below which their lengths differ too much."""
 
-LARGEST_GAP_OF_INTERPOLATED, LARGEST_GAP_OF_CHOSEN_STAGES = 0.01, 5e-4
-"""Of gradients of order 2 along interpolated states, and with numbers of stages that are chosen."""
-
-LARGEST_GAP_OF_CHOSEN_STEPS = 1e-6
-"""The same where chosen steps, of a fixed number of stages, are as long as is stable."""
-
 
 @dataclass(frozen=True)
 class EstimatedValueAndGrad(ValueAndGrad):
@@ -154,6 +148,13 @@ def largest_gap(order: int) -> float:
     return {1: 0.1, 2: 0.001, 3: 0.001, 4: 0.0005}.get(order, 0.00005)
 
 
+LARGEST_GAP_OF_INTERPOLATED, LARGEST_GAP_OF_CHOSEN_STAGES = 0.01, 5e-4
+"""Of gradients of order 2 along interpolated states, and with numbers of stages that are chosen."""
+
+LARGEST_GAP_OF_CHOSEN_STEPS = 1e-6
+"""The same where chosen steps, of a fixed number of stages, are as long as is stable."""
+
+
 def richardson(fine: Result, coarse: Result, decay: Decay, largest_gap: float) -> ErrorEstimate:
     """The error of a result, from another one whose error is larger by a factor.
 
@@ -202,15 +203,11 @@ def scaled(error: ErrorEstimate, factor: float) -> ErrorEstimate:
 def _gap(fine: PyTree, coarse: PyTree) -> float:
     """The difference of all tensors of two trees, in units of the first; 0 if there are none."""
     own, others = ([leaf.detach().double() for leaf in tree.tensors(x)] for x in (fine, coarse))
-    size = _norm(own)
-    gap = _norm([a - b for a, b in zip(own, others, strict=True)])
+    size = tree.norm(own)
+    gap = tree.norm([a - b for a, b in zip(own, others, strict=True)])
     if gap == 0:
         return 0.0
     return gap / size if size > 0 else math.inf
-
-
-def _norm(leaves: list[Tensor]) -> float:
-    return math.hypot(*(torch.linalg.vector_norm(leaf).item() for leaf in leaves))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -59,6 +60,11 @@ class Solved:
         own = {**own, 0: run.problem.y0, grid.steps: y_end}
         return [*(own[index] for index in grid.observe), y_end]
 
+    @cached_property
+    def visible(self) -> bool:
+        """Whether the status can be looked at; asked once, for to ask waits for the device."""
+        return is_visible(self.status)
+
     def note(self, failed: Tensor, code: Status) -> None:
         """Give tasks that were well and failed now a code."""
         self.status = torch.where((self.status == Status.OK) & failed, int(code), self.status)
@@ -74,7 +80,7 @@ class Solved:
 
         Nothing is raised where failed tasks are skipped.
         """
-        if not self._skips and is_visible(self.status):
+        if not self._skips and self.visible:
             self._raise()
 
     def check_some(self, values: Tensor | None = None) -> None:
@@ -277,12 +283,7 @@ def theta_gradients(
 
 
 def drop_failed(swept: Swept, ok: Tensor) -> Swept:
-    """The gradients with zeros for tasks that failed; `ok` has shape [tasks]."""
-
-    def keep(leaf: Tensor) -> Tensor:
-        mask = ok.reshape(-1, *(1,) * (leaf.ndim - 1))
-        return torch.where(mask, leaf, torch.zeros_like(leaf))
-
+    """The gradients with zeros for tasks that failed; `ok` has shape [] or [tasks]."""
     gradients = (swept.lam, swept.t, swept.dt, swept.theta)
-    lam, t, dt, theta = tree.map_tensors(keep, gradients)
+    lam, t, dt, theta = tree.map_tensors(partial(tree.zero_unless, ok), gradients)
     return swept._replace(lam=lam, t=t, dt=dt, theta=theta)

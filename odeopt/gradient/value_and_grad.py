@@ -220,8 +220,7 @@ class Call:
             """Over tasks that did not fail; the identity without tasks."""
             if problem.tasks is None:
                 return x
-            mask = ok.reshape(-1, *(1,) * (x.ndim - 1))
-            return torch.where(mask, x, torch.zeros_like(x)).sum(0) / ok.sum()
+            return tree.zero_unless(ok, x).sum(0) / ok.sum()
 
         theta = theta_gradients(problem, swept, mean)
         g_params, g_path = begin.pull(mean(swept.lam), theta.shared)

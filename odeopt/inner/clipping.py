@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from odeopt.errors import InputError
 from odeopt.tools import tree
+from odeopt.tools.arguments import check_positive_number
 from odeopt.tools.types import PyTree
 
 GradientTransform = Callable[[PyTree], PyTree]
@@ -30,7 +30,7 @@ def clip_by_norm(max_norm: float) -> GradientTransform:
     References:
         Pascanu et al. 2013, "On the difficulty of training recurrent neural networks".
     """
-    _check_limit(max_norm, "max_norm")
+    check_positive_number(max_norm, "max_norm")
 
     def clip(grads: PyTree) -> PyTree:
         squares = [leaf.square().sum() for leaf in tree.tensors(grads)]
@@ -50,7 +50,7 @@ def clip_by_value(max_value: float) -> GradientTransform:
     Raises:
         InputError: if c is not a positive number.
     """
-    _check_limit(max_value, "max_value")
+    check_positive_number(max_value, "max_value")
     return lambda grads: tree.map_tensors(lambda leaf: leaf.clamp(-max_value, max_value), grads)
 
 
@@ -58,8 +58,3 @@ def safe_sqrt(x: Tensor) -> Tensor:
     """The square root, with derivative 0 (not infinite) at 0."""
     positive = x > 0
     return torch.where(positive, torch.where(positive, x, torch.ones_like(x)).sqrt(), 0.0)
-
-
-def _check_limit(value: object, what: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise InputError(f"{what} is {value!r}; expected a positive number.")

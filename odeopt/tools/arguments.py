@@ -113,6 +113,19 @@ def check_integer(value: object, what: str, at_least: int = 1) -> int:
     return value
 
 
+def check_positive_number(value: object, what: str, or_none: bool = False) -> None:
+    """Raise unless the value is a positive number, which may be infinite; None passes if allowed.
+
+    Raises:
+        InputError: if it is anything else.
+    """
+    if or_none and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        expected = "a positive number or None" if or_none else "a positive number"
+        raise InputError(f"{what} is {value!r}; expected {expected}.")
+
+
 def takes(fn: Callable[..., Any], args: Sequence[Any], keywords: Mapping[str, Any]) -> bool:
     """Whether a function can be called with these arguments, as far as its signature says."""
     try:

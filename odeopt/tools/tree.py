@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -56,6 +57,17 @@ def tensors(tree: PyTree) -> list[Tensor]:
 def map_tensors(fn: Callable[[Tensor], Any], tree: PyTree) -> PyTree:
     """Apply fn to each tensor leaf and leave the others as they are."""
     return pytree.tree_map(lambda leaf: fn(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def norm(tree: PyTree) -> float:
+    """The norm of all tensors of a tree together; 0 if there are none."""
+    return math.hypot(*(torch.linalg.vector_norm(leaf).item() for leaf in tensors(tree)))
+
+
+def zero_unless(ok: Tensor, leaf: Tensor) -> Tensor:
+    """The leaf, with zeros where `ok` is false, whose shape is that of its first dimensions."""
+    mask = ok.reshape(ok.shape + (1,) * (leaf.ndim - ok.ndim))
+    return torch.where(mask, leaf, torch.zeros_like(leaf))
 
 
 def assembler(spec: Any) -> Callable[[Iterator[Any]], PyTree]:

@@ -144,5 +144,5 @@ def check_values(status: Tensor, values: Tensor, on_failure: OnFailure) -> Tenso
 
 def mean_over(status: Tensor, values: Tensor) -> Tensor:
     """The mean over tasks that did not fail, of values [tasks, ...]."""
-    ok = (status == odeopt.Status.OK).reshape(-1, *(1,) * (values.ndim - 1))
-    return torch.where(ok, values, torch.zeros_like(values)).sum(0) / ok.sum()
+    ok = status == odeopt.Status.OK
+    return tree.zero_unless(ok, values).sum(0) / ok.sum()

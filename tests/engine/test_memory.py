@@ -10,6 +10,7 @@ import torch
 
 from odeopt import Binomial, Density, Every, GradientFlow, ODEOptimizer, TimeGrid, TruncatedAdjoint
 from odeopt.checkpoint.binomial import optimal_replays
+from odeopt.engine.kept import Kept
 from odeopt.solver import StepSolver
 
 
@@ -94,6 +95,14 @@ def test_every_state_is_released_as_it_is_used(no_collection, device):
     assert all(count <= 99 - k + 2 for k, count in enumerate(alive))
 
 
+def test_a_pull_releases_the_state_at_the_end_of_its_step(no_collection, monkeypatch, device):
+    """It is gone before the memory is looked at, so that each pull leaves one state less."""
+    solver, alive = Watched(), []
+    monkeypatch.setattr(Kept, "step_done", lambda kept: alive.append(len(solver.alive)))
+    run(solver, Every(1), 8, device)
+    assert alive == [1, 2, 3, 4, 5, 6, 7, 8, 7, 6, 5, 4, 3, 2, 1, 0]
+
+
 def test_truncated_holds_the_last_states_only(no_collection, device):
     solver = Watched()
     run(solver, Every(1), 200, device, TruncatedAdjoint(10))
@@ -127,6 +136,18 @@ def test_a_freed_graph_leaves_nothing_alive(schedule, no_collection, device):
     outer(sol.params, 0.0).backward()
     del sol
     assert not solver.alive
+
+
+def test_to_judge_a_solve_takes_no_kept_state_again(monkeypatch, device):
+    put, stored = Kept.store, []
+    monkeypatch.setattr(Kept, "store", lambda *args: stored.append(args[1]) or put(*args))
+    params = torch.linspace(-1, 1, 8, device=device).requires_grad_()
+    sol = ODEOptimizer(GradientFlow(quartic)).solve(
+        params, params.detach().abs() + 1, TimeGrid.from_lr(0.001, 8)
+    )
+    assert stored == list(range(8))
+    outer(sol.params, 0.0).backward()
+    assert stored == [*range(8), *range(8)]  # by the backward sweep
 
 
 def live_tensors():

@@ -116,8 +116,8 @@ def pieces_with_one_noise(monkeypatch):
 def moving_after_the_stop(monkeypatch):
     make = SettledStepper.__init__
 
-    def never_waiting(self, grid, moves_at_zero):
-        make(self, grid, moves_at_zero)
+    def never_waiting(self, grid, moves_at_zero, made=None):
+        make(self, grid, moves_at_zero, made)
         if moves_at_zero:
             self.waits = Waits(torch.zeros_like(self._is_made), length_counts=False)
 

@@ -241,7 +241,9 @@ def test_without_limits_what_is_not_finite_is_still_refused(device, run):
 @pytest.mark.parametrize("name", ["step_ratio", "defect", "growth"])
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan])
 def test_safety_refuses_a_limit_that_is_not_positive(name, value):
-    with pytest.raises(odeopt.InputError, match=rf"Safety\.{name} is .*; expected a positive"):
+    with pytest.raises(
+        odeopt.InputError, match=rf"Safety\.{name} is .*; expected a positive number or None"
+    ):
         Safety(**{name: value})
 
 

@@ -317,3 +317,27 @@ def test_layouts_are_what_they_were_after_they_have_been_used():
     for value in (layout, partition):
         assert pickle.loads(pickle.dumps(value)) == value
     assert_same(pickle.loads(pickle.dumps(layout)).unflatten(flat), layout.unflatten(flat))
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 2), (3, 2, 4)])
+def test_zero_unless_drops_whole_tasks_even_where_they_are_nan(device, shape):
+    leaf = torch.arange(1.0, torch.Size(shape).numel() + 1, device=device).reshape(shape)
+    ok = torch.tensor([True, False, True], device=device)
+    expected = leaf.clone()
+    expected[1] = 0
+    leaf[1] = torch.nan
+    assert torch.equal(tree.zero_unless(ok, leaf), expected)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (3, 2)])
+def test_zero_unless_without_tasks_keeps_the_shape(device, shape):
+    leaf = torch.ones(shape, device=device)
+    for ok in (True, False):
+        found = tree.zero_unless(torch.tensor(ok, device=device), leaf)
+        assert torch.equal(found, leaf if ok else torch.zeros_like(leaf))
+
+
+def test_a_norm_is_that_of_all_tensors_together(device):
+    found = {"x": torch.tensor([[3.0, 0.0]], device=device), "n": 7, "y": torch.tensor(4.0)}
+    assert tree.norm(found) == pytest.approx(5.0)
+    assert tree.norm({"n": 7}) == 0.0
