@@ -201,10 +201,11 @@ def _make_stepper(
 
 def rebuild_run(
     choices: Choices, problem: Problem, trajectory: Trajectory, refinement: Refinement | None,
-    stats: Stats,
+    stats: Stats, tape: Tape | None,
 ) -> Run:  # fmt: skip
-    """A finished forward sweep, put together again from its tensors."""
+    """A finished forward sweep, put together again from its tensors and its tape."""
     kernels = make_kernels(choices, problem, stats)
+    kernels = replace(kernels, tape=tape, differentiation=choices.adjoint.differentiation)
     stepper = _make_stepper(choices, kernels, problem, refinement)
     assert isinstance(stepper, SettledStepper), "a refinement says which steps were chosen"
     return Run(choices, problem, kernels, stepper, trajectory, trajectory.kept.indices())

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from odeopt.engine.stats import Stats
+from odeopt.errors import CompatibilityError
 from odeopt.solver.base import RecordedStep, StepGradient
 from odeopt.tools.memory import GraphSize
 
@@ -49,19 +50,24 @@ class Tape:
 
     def record(self, k: int, make: Callable[[], RecordedStep]) -> Tensor:
         """Make step k with its graph; returns the state after it."""
-        if self._capacity is None:
+        step = make() if self._capacity is not None else self._measure(make)
+        if self.wants(k):
+            self._graphs[k] = step.pullback
+            stats, now = self._stats, len(self._graphs)
+            stats.graph_bytes = max(stats.graph_bytes, now * self._graph_bytes)
+        return step.end
+
+    def _measure(self, make: Callable[[], RecordedStep]) -> RecordedStep:
+        """The first step; no graph is kept where torch refuses to show what is in it."""
+        try:
             with GraphSize(self._shared) as size:
                 step = make()
-            self._graph_bytes = size.nbytes
-            self._capacity = self._capacity_for(size.nbytes)
-            if not self.wants(k):
-                return step.end
-        else:
-            step = make()
-        self._graphs[k] = step.pullback
-        stats, now = self._stats, len(self._graphs)
-        stats.graph_bytes = max(stats.graph_bytes, now * self._graph_bytes)
-        return step.end
+        except (RuntimeError, CompatibilityError):  # a loss that uses torch.func itself
+            self._capacity = 0
+            return make()
+        self._graph_bytes = size.nbytes
+        self._capacity = self._capacity_for(size.nbytes)
+        return step
 
     def take(self, k: int) -> Pullback | None:
         """The pullback of step k, which is forgotten, if its graph was kept."""

@@ -23,6 +23,7 @@ from odeopt.engine.run import Run, rebuild_run, run_forward
 from odeopt.engine.safety import Status
 from odeopt.engine.stats import Stats
 from odeopt.engine.steppers import Refinement
+from odeopt.engine.tape import Tape
 from odeopt.errors import SecondOrderError
 from odeopt.gradient.probe import check_ends, ends_of_velocity
 from odeopt.gradient.solved import Solved, drop_failed, is_visible, theta_gradients
@@ -40,6 +41,7 @@ class Record:
         stats: the cost so far.
         skips: whether a failed task gets no gradient; else it raises.
         refinement: the accepted steps of an adaptive solver.
+        tape: the graphs of steps, for the first backward pass.
         ends: see `ends_of_velocity`.
         first: the first step that is to be pulled.
         places: the state before the last, kept states by index and observed states by step, each
@@ -51,6 +53,7 @@ class Record:
     stats: Stats
     skips: bool
     refinement: Refinement | None = None
+    tape: Tape | None = None
     ends: Tensor | None = None
     first: int = 0
     places: tuple[int | None, dict[int, int | None], dict[int, int | None]] = (None, {}, {})
@@ -93,7 +96,9 @@ class Record:
             y_end, state(before_end), held, self.first,
             {step: state(place) for step, place in observed.items()}, Rows.unstacked(prints),
         )  # fmt: skip
-        return rebuild_run(self.choices, problem, trajectory, self.refinement, self.stats)
+        return rebuild_run(
+            self.choices, problem, trajectory, self.refinement, self.stats, self.tape
+        )
 
 
 class _ReverseOnly(torch.autograd.Function):
@@ -121,7 +126,7 @@ class Solve(_ReverseOnly):
         with torch.no_grad():
             run = run_forward(record.choices, problem, record.stats)
         record.choices = run.choices  # fitted to the size of the state
-        record.refinement = run.stepper.refinement
+        record.refinement, record.tape = run.stepper.refinement, run.kernels.tape
         states, y_end = record.distinct(run), run.trajectory.y_end
         record.ends = ends_of_velocity(record.choices, problem, y_end)
         if any(y_end is state for state in (problem.y0, *states)):

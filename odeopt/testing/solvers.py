@@ -132,7 +132,14 @@ def _check_pull(solver: StepSolver, stepping: Stepping, y0: Tensor) -> None:
     pulled = solver.pull(stepping, t, dt, y0, lam)
     gradients = pulled.t, pulled.dt, pulled.lam, pulled.theta
     check_close(gradients, expected, 1e-12, "pull is not the gradient of step")
-    _check_end(pulled.end, y0, solver.step(stepping.velocity, t, dt, y0))
+    end = solver.step(stepping.velocity, t, dt, y0)
+    _check_end(pulled.end, y0, end)
+    recorded = solver.record(stepping, t, dt, y0)
+    assert torch.equal(recorded.end, end), "record leads elsewhere than step"
+    for _ in range(2):
+        again = recorded.pullback(lam)
+        gradients = again.t, again.dt, again.lam, again.theta
+        check_close(gradients, expected, 1e-12, "record's pullback is not the gradient of step")
 
 
 def _check_end(end: Reached | None, y0: Tensor, y1: Tensor) -> None:
