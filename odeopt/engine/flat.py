@@ -124,7 +124,7 @@ class BoundGradientRule(BoundRule):
         """The end is compared without the buffers, on which no derivative depends."""
         at = _Step(k, lr, y, theta, data)
         state = self.layout.unpack(y, theta, data)[0]
-        y1, pullback = self._apply(at, state.buffers, self._linearize(differentiate, at))
+        y1, pullback = self._apply(at, self._linearize(differentiate, at))
         known = sum(leaf.numel() for leaf in tree.tensors((state.params, state.slots)))
         return pullback(lam)._replace(end=reached(y1[:known]))
 
@@ -133,19 +133,21 @@ class BoundGradientRule(BoundRule):
         self, differentiate: Differentiate, k: Tensor, lr: Tensor, y: Tensor, theta: Theta,
         data: Data,
     ) -> RecordedStep:  # fmt: skip
+        """One graph of all, where the batch is in one piece: pulling it is one call of autograd."""
+        if self._gradient_rule.micro_batches == 1:
+            return super().record(differentiate, k, lr, y, theta, data)
         at = _Step(k, lr, y, theta, data)
-        gradient = self._linearize(differentiate, at)
-        buffers = tree.map_tensors(Tensor.detach, gradient.buffers())
-        return self._apply(at, buffers, gradient)
+        return self._apply(at, self._linearize(differentiate, at))
 
-    def _apply(self, at: _Step, buffers: PyTree, gradient: _Gradient) -> RecordedStep:
+    def _apply(self, at: _Step, gradient: _Gradient) -> RecordedStep:
         """The rule applied to a gradient, which is pulled after it."""
         k, lr, y, theta, data = at
         params = self._params(at)
 
         def advanced(lr: Tensor, y: Tensor, g: Tensor, shared: tuple[Tensor, ...]) -> Tensor:
             now, _, hparams, _ = self.layout.unpack(y, theta._replace(shared=shared), data)
-            after = self._gradient_rule.advance(k, lr, params.unflatten(g), now, buffers, hparams)
+            grads, buffers = params.unflatten(g), gradient.buffers
+            after = self._gradient_rule.advance(k, lr, grads, now, buffers, hparams)
             return self.layout.state.flatten(after, "the updated state")
 
         y1, linearized = autodiff.vjp(advanced, lr, y, gradient.value, theta.shared)
@@ -168,7 +170,7 @@ class BoundGradientRule(BoundRule):
         params, state = self._params(at), self.layout.unpack(y, theta, data)[0]
         field = self._piece_field(params, state.buffers, 0)
         point = differentiate(field, k, y[: params.size], theta, data)
-        return _Gradient(torch.neg(point.value), [point.pullback], lambda: field.after)
+        return _Gradient(torch.neg(point.value), [point.pullback], state.buffers)
 
     def _linearize_pieces(self, differentiate: Differentiate, at: _Step) -> _Gradient:
         """The whole gradient, and each piece's Hessian-vector product.
@@ -191,7 +193,7 @@ class BoundGradientRule(BoundRule):
                 state.params, hparams, piece, buffers
             )
             total = total + params.flatten(grads, "the gradient")
-        return _Gradient(total, products, lambda: buffers)
+        return _Gradient(total, products, buffers)
 
     def _params(self, at: _Step) -> Ravel:
         return tree.layout_of(self.layout.unpack(at.y, at.theta, at.data)[0].params)
@@ -216,24 +218,19 @@ class _Gradient(NamedTuple):
     value: Tensor
     products: list[Callable[[Tensor], Cotangents]]
     """Of minus the gradient, piece by piece."""
-    buffers: Callable[[], PyTree]
-    """The buffers after it, which may belong to a transform that has ended; asked for outside."""
+    buffers: PyTree
+    """The buffers after it, or before it where no derivative depends on them."""
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class _PieceField(FlatField):
-    """Minus the gradient of one piece's share in the loss, on flat parameters.
-
-    Attributes:
-        after: the buffers after the last evaluation.
-    """
+    """Minus the gradient of one piece's share in the loss, on flat parameters."""
 
     rule: GradientRule
     layout: Layout
     params: Ravel
     buffers: PyTree
     index: int
-    after: PyTree = None
 
     @override
     def velocity(self, t: Tensor, y: Tensor, theta: Theta, data: Data) -> Tensor:
@@ -249,9 +246,7 @@ class _PieceField(FlatField):
         _, hparams = self.layout.shared.merge(theta.shared, data.shared)
         batch = self.layout.batch.merge(theta.batch, data.batch)
         piece = self.rule.pieces(batch)[self.index]
-        at = self.params.unflatten(u), hparams, piece, self.buffers
-        value, self.after = self.rule.value(*at)
-        return value
+        return self.rule.value(self.params.unflatten(u), hparams, piece, self.buffers)[0]
 
 
 def bind(inner: InnerOptimizer, layout: Layout) -> BoundField | BoundRule:
