@@ -134,6 +134,11 @@ class BoundGradientRule(BoundRule):
         data: Data,
     ) -> RecordedStep:  # fmt: skip
         """One graph of all, where the batch is in one piece: pulling it is one call of autograd."""
+        known = self._gradient_rule.run_before(
+            self.layout.batch.merge(theta.batch, data.batch), y, theta
+        )
+        if known is not None:
+            return known
         if self._gradient_rule.micro_batches == 1:
             return super().record(differentiate, k, lr, y, theta, data)
         at = _Step(k, lr, y, theta, data)

@@ -20,7 +20,7 @@ from odeopt.engine.flat import BoundField, BoundRule
 from odeopt.engine.stats import Stats
 from odeopt.engine.tape import Pullback, Tape
 from odeopt.engine.watch import evaluation
-from odeopt.errors import InputError
+from odeopt.errors import InputError, NondeterminismError
 from odeopt.inner.stream import Stream
 from odeopt.solver.base import RecordedStep, Solver, Stepping, StepSolver
 from odeopt.solver.dynamics import Cotangents, Data, FlatField, Linearization, Theta
@@ -260,7 +260,12 @@ class Kernels:
     ) -> PullResult:
         """The pull of a step through the graph that it was made with, so that there is no gap."""
         del data  # the graph has it
-        step, zero = pullback(lam), torch.zeros_like(interval.dt)
+        try:
+            step, zero = pullback(lam), torch.zeros_like(interval.dt)
+        except RuntimeError as error:
+            if "modified by an inplace operation" in str(error):
+                raise NondeterminismError(_CHANGED) from error
+            raise
         diagnostics = Diagnostics(zero, zero)
         return PullResult.of(Pulled(step.lam, step.t, step.dt, step.theta, diagnostics))
 
@@ -343,6 +348,13 @@ class Kernels:
                 return bound(*tensors, data=steps.data(k))
 
         return at_step
+
+
+_CHANGED = (
+    "a tensor that a step used was changed in place after the step was made: a batch, hparams, or a"
+    " tensor that the loss itself changes. Pass copies, compute new tensors in the loss, or keep"
+    " states in place of graphs with checkpoints=Every(1)."
+)
 
 
 class _Stage(Linearization):

@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from odeopt.engine.stats import Stats
-from odeopt.errors import CompatibilityError
 from odeopt.solver.base import RecordedStep, StepGradient
-from odeopt.tools.memory import GraphSize
+from odeopt.tools.memory import measured
 
 Pullback = Callable[[Tensor], StepGradient]
 
@@ -59,14 +58,9 @@ class Tape:
 
     def _measure(self, make: Callable[[], RecordedStep]) -> RecordedStep:
         """The first step; no graph is kept where torch refuses to show what is in it."""
-        try:
-            with GraphSize(self._shared) as size:
-                step = make()
-        except (RuntimeError, CompatibilityError):  # a loss that uses torch.func itself
-            self._capacity = 0
-            return make()
-        self._graph_bytes = size.nbytes
-        self._capacity = self._capacity_for(size.nbytes)
+        step, size = measured(make, self._shared)
+        self._graph_bytes = size or 0
+        self._capacity = 0 if size is None else self._capacity_for(size)
         return step
 
     def take(self, k: int) -> Pullback | None:

@@ -225,6 +225,11 @@ _KINKS = (
 )
 
 
+def loss_code(loss: Callable[..., Any]) -> object:
+    """What losses of one kind have in common, though each call may make a new function."""
+    return getattr(loss, "__code__", type(loss))
+
+
 @final
 class WatchedLosses:
     """Evaluations of many losses, each of which is looked at closely when it first comes.
@@ -237,6 +242,10 @@ class WatchedLosses:
         self._differentiation = differentiation
         self._seen: set[object] = set()
 
+    def is_new(self, loss: Callable[..., Any]) -> bool:
+        """Whether no evaluation of it has ended yet."""
+        return loss_code(loss) not in self._seen
+
     @contextmanager
     def evaluation(self, loss: Callable[..., Any]) -> Generator[list[Tensor]]:
         """A block that evaluates a loss; in the end the list holds values that capture something.
@@ -245,7 +254,7 @@ class WatchedLosses:
             InputError: as `check_watched` and `check_dependent`.
             CompatibilityError: likewise, or if TorchScript runs the loss.
         """
-        code = getattr(loss, "__code__", type(loss))
+        code = loss_code(loss)
         watch = None if code in self._seen else LossWatch()
         capturing: list[Tensor] = []
         if watch is not None:

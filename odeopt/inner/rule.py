@@ -141,6 +141,16 @@ class GradientRule(UpdateRule):
         params, slots = self.apply(k, lr, grads, state.params, state.slots, hparams)
         return RuleState(params, slots, buffers)
 
+    def run_before(self, batch: PyTree, y: Tensor, theta: Any) -> Any:
+        """The step from a flat state, with its graph, if it has been made; None by default.
+
+        Args:
+            batch: the batch of the step.
+            y: the state.
+            theta: the inputs for which gradients are wanted, as `solver.dynamics.Theta`.
+        """
+        del batch, y, theta
+
     def gradient(self, state: RuleState, hparams: PyTree, batch: PyTree) -> tuple[PyTree, PyTree]:
         """The gradient of the loss and the buffers after it, piece by piece."""
         total: PyTree = None

@@ -7,7 +7,7 @@ while a graph is traced, and in inference mode. Both give the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -33,6 +33,43 @@ def transforms_only() -> Generator[None]:
         _transforms_only.reset(token)
 
 
+_noted: ContextVar[list[Tensor] | None] = ContextVar("_noted", default=None)
+
+
+@contextmanager
+def noting_inputs() -> Generator[list[Tensor]]:
+    """Collect what is differentiated at inside the block, by plain autograd."""
+    inputs: list[Tensor] = []
+    token = _noted.set(inputs)
+    try:
+        yield inputs
+    finally:
+        _noted.reset(token)
+
+
+def depends_on_others(values: Iterable[Tensor], inputs: Iterable[Tensor]) -> bool:
+    """Whether values depend on tensors that require grad and are not among the inputs.
+
+    It looks at the leaves of their graph.
+    """
+    own = {id(leaf) for leaf in inputs}
+    waiting: list[Any] = [value.grad_fn for value in values if value.grad_fn is not None]
+    if any(value.requires_grad and value.grad_fn is None and id(value) not in own
+           for value in values):  # fmt: skip
+        return True
+    seen: set[Any] = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in own:
+            return True
+        waiting.extend(before for before, _ in node.next_functions)
+    return False
+
+
 def gradient(fn: Callable[[PyTree], Any], at: PyTree, has_aux: bool = False) -> Any:
     """The gradient of a scalar function of a tree; with `has_aux` of its first result.
 
@@ -46,17 +83,17 @@ def gradient(fn: Callable[[PyTree], Any], at: PyTree, has_aux: bool = False) -> 
     Returns:
         a tree like `at`; with `has_aux`, the pair of this and the second result.
     """
-    leaves, spec = tree.pytree.tree_flatten(at)
+    leaves = tree.leaves(at)
     differentiable = torch.is_grad_enabled()
     alone = differentiable and not any(leaf.requires_grad for leaf in leaves)
     if alone or not can_record(leaves):  # alone, its graph would hold what nobody differentiates
         return torch.func.grad(fn, has_aux=has_aux)(at)
     with torch.enable_grad():
         inputs = [_input(leaf, differentiable) for leaf in leaves]
-        result = fn(tree.pytree.tree_unflatten(inputs, spec))
+        result = fn(tree.with_leaves(at, inputs))
         value, aux = result if has_aux else (result, None)
         grads = _pull(value, inputs, None, create_graph=differentiable)
-    slope = tree.pytree.tree_unflatten(grads, spec)
+    slope = tree.with_leaves(at, grads)
     return (slope, aux) if has_aux else slope
 
 
@@ -70,17 +107,20 @@ def vjp(fn: Callable[..., Tensor], *at: PyTree) -> tuple[Tensor, Callable[[Tenso
     Returns:
         the value, and a function from a cotangent to a tuple of trees like `at`.
     """
-    leaves, spec = tree.pytree.tree_flatten(at)
+    leaves = tree.leaves(at)
     if not can_record(leaves):
         linearized: Any = torch.func.vjp(fn, *at)
         return linearized[0], linearized[1]
     with torch.enable_grad():
         inputs = [_input(leaf, differentiable=False) for leaf in leaves]
-        value = fn(*tree.pytree.tree_unflatten(inputs, spec))
+        noted = _noted.get()
+        if noted is not None:
+            noted += inputs
+        value = fn(*tree.with_leaves(at, inputs))
 
     def pullback(cotangent: Tensor) -> Any:
         grads = _pull(value, inputs, cotangent, retain_graph=True)
-        return tree.pytree.tree_unflatten(grads, spec)
+        return tree.with_leaves(at, grads)
 
     return value.detach(), pullback
 

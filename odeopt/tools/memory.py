@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import psutil
 import torch
 from torch import Tensor
+
+from odeopt.errors import CompatibilityError
+
+T = TypeVar("T")
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUP = Path("/proc/self/cgroup")
@@ -93,6 +97,19 @@ class GraphSize:
         if place not in self._shared:
             self._sizes[place] = saved.untyped_storage().nbytes()
         return saved.detach()  # a result would hold its own graph
+
+
+def measured(make: Callable[[], T], shared: Iterable[Tensor]) -> tuple[T, int | None]:
+    """What `make` makes, and the size of its graph; None where torch does not show what is in it.
+
+    That is so for a loss that uses `torch.func` itself; it is then made without looking.
+    """
+    try:
+        with GraphSize(shared) as size:
+            made = make()
+    except (RuntimeError, CompatibilityError):
+        return make(), None
+    return made, size.nbytes
 
 
 def _storage(tensor: Tensor) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import namedtuple
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from typing import Any, cast
@@ -56,7 +56,27 @@ def tensors(tree: PyTree) -> list[Tensor]:
 
 def map_tensors(fn: Callable[[Tensor], Any], tree: PyTree) -> PyTree:
     """Apply fn to each tensor leaf and leave the others as they are."""
-    return pytree.tree_map(lambda leaf: fn(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+    return map_leaves(lambda leaf: fn(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def map_leaves(fn: Callable[[Any], Any], tree: PyTree) -> PyTree:
+    """Apply fn to each leaf; the kinds of nodes that are met in every step are known here."""
+    kind = type(tree)
+    if isinstance(tree, Tensor):
+        return fn(tree)
+    if kind is dict:
+        return {key: map_leaves(fn, child) for key, child in tree.items()}
+    if kind is tuple or kind is list:
+        return kind([map_leaves(fn, child) for child in tree])
+    if kind.__bases__ == (tuple,) and _is_named(kind):
+        return kind._make([map_leaves(fn, child) for child in tree])
+    return pytree.tree_map(fn, tree)
+
+
+def with_leaves(tree: PyTree, leaves: Iterable[Any]) -> PyTree:
+    """The tree with other leaves, in the order of `leaves`."""
+    following = iter(leaves)
+    return map_leaves(lambda leaf: next(following), tree)
 
 
 def norm(tree: PyTree) -> float:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from odeopt.engine.watch import loss_code
 from odeopt.errors import CompatibilityError, InputError, OdeoptWarning
 from odeopt.tools import tree
 
@@ -158,14 +159,18 @@ Evaluate = Callable[[Mapping[str, Tensor]], Tensor]
 
 @final
 class UnusedParameters:
-    """Looks for parameters that steps move although their loss does not depend on them."""
+    """Looks for parameters that steps move although their loss does not depend on them.
 
-    def __init__(self) -> None:
-        self._known: dict[object, list[str]] = {}
+    Args:
+        known: the names of such parameters by the code of a loss, as far as they are known.
+    """
+
+    def __init__(self, known: dict[object, list[str]]) -> None:
+        self._known = known
         self._warned = False
 
     def check(
-        self, loss: object, evaluate: Evaluate, before: Mapping[str, Tensor],
+        self, loss: Callable[..., object], evaluate: Evaluate, before: Mapping[str, Tensor],
         after: Mapping[str, Tensor],
     ) -> None:  # fmt: skip
         """Warn, once, if the step from `before` to `after` has done so.
@@ -175,7 +180,7 @@ class UnusedParameters:
         """
         if self._warned:
             return
-        code = getattr(loss, "__code__", type(loss))
+        code = loss_code(loss)
         if code not in self._known:
             self._known[code] = _unused(evaluate, before)
         if not _moved(self._known[code], before, after):
@@ -190,7 +195,7 @@ class UnusedParameters:
                 " recorded loop it has a gradient of zero. Leave such parameters out of the"
                 " optimizer, or put them into a group without weight_decay.",
                 OdeoptWarning,
-                stacklevel=6,
+                stacklevel=7,
             )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, final
 
@@ -13,12 +13,23 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from odeopt.adjoint.base import Adjoint
+from odeopt.adjoint.base import Adjoint, LocalAdjoint
 from odeopt.adjoint.discrete import DiscreteAdjoint
+from odeopt.adjoint.linearize import Differentiation, ReverseMode
 from odeopt.checkpoint.base import CheckpointSchedule
+from odeopt.checkpoint.graphs import Graphs
 from odeopt.engine.compile.compiler import Compiler
+from odeopt.engine.flat import BoundRule, Layout
+from odeopt.engine.safety import Safety
 from odeopt.engine.stats import Stats
-from odeopt.engine.watch import WatchedLosses, evaluation, refuse_autocast, unchanged
+from odeopt.engine.watch import (
+    WatchedLosses,
+    check_dependent,
+    evaluation,
+    loss_code,
+    refuse_autocast,
+    unchanged,
+)
 from odeopt.errors import CapturedTensorError, InputError, NondeterminismError
 from odeopt.gradient.result import Result
 from odeopt.grid import TimeGrid
@@ -35,6 +46,7 @@ from odeopt.outer.loop.records import (
     check_loss,
     run_call,
 )
+from odeopt.outer.loop.tape import LoopTape, RunStep, sums_of
 from odeopt.outer.loop.torch_optim import (
     Groups,
     check_settings,
@@ -43,10 +55,14 @@ from odeopt.outer.loop.torch_optim import (
     settings,
     write_memory,
 )
-from odeopt.solver.base import reached
+from odeopt.solver.base import RecordedStep, reached
+from odeopt.solver.dynamics import Data, Theta
 from odeopt.tools import tree
+from odeopt.tools.arguments import noting_losses
+from odeopt.tools.autodiff import can_record, depends_on_others, noting_inputs
 from odeopt.tools.eagerly import eagerly
 from odeopt.tools.seeds import mix, random_state, same_random_state, seeded
+from odeopt.tools.transforms import versions
 from odeopt.tools.types import PyTree
 
 
@@ -85,6 +101,10 @@ class LoopResult:
     stats: Stats
 
 
+_Looked = tuple[WatchedLosses, dict[object, list[str]]]
+_LOOKED: weakref.WeakKeyDictionary[nn.Module, dict[type[Differentiation], _Looked]] = (
+    weakref.WeakKeyDictionary()
+)
 _COMPILERS: weakref.WeakKeyDictionary[nn.Module, dict[str, Compiler]] = weakref.WeakKeyDictionary()
 _LOCK = threading.Lock()
 
@@ -96,6 +116,16 @@ def shared_compiler(module: nn.Module, backend: str) -> Compiler:
         if backend not in own:
             own[backend] = Compiler(backend)
         return own[backend]
+
+
+def looked_at(module: nn.Module, differentiation: Differentiation) -> _Looked:
+    """The losses that loops with a module have looked at, so that each is looked at once.
+
+    With the names of the parameters on which they do not depend.
+    """
+    with _LOCK:
+        own = _LOOKED.setdefault(module, {})
+        return own.setdefault(type(differentiation), (WatchedLosses(differentiation), {}))
 
 
 @final
@@ -134,7 +164,7 @@ class RecordedLoop:
             weight decay and momentum move it; a warning says so.
         hparams: None, or a pytree that losses get as a third argument, `loss(model, batch,
             hparams)`. It must be the same throughout.
-        checkpoints: what `backward` keeps; `Every(1)`, every state, by default.
+        checkpoints: what is kept; by default `Graphs()`, the graph of each step as it is run.
         adjoint: how it differentiates; `DiscreteAdjoint()`, the exact gradient, by default.
         gradient_transform: what is done to gradients first, e.g. `clip_by_norm(1.0)`.
         seed: of the random numbers in losses; by default drawn from torch's generator.
@@ -179,11 +209,15 @@ class RecordedLoop:
         self._compiler = None if compile is None else shared_compiler(model, compile)
         self._engine(self._rule)  # checks the choices
         self._seed = int(torch.randint(2**31, ())) if seed is None else seed
-        self._watched = WatchedLosses((adjoint or DiscreteAdjoint()).differentiation)
+        chosen = adjoint or DiscreteAdjoint()
+        self._watched, unused = looked_at(model, chosen.differentiation)
         state, _ = self._rule.init(self._problem.params, None)
         self._flat, self._layout = tree.ravel(state, "the parameters")
+        exact = isinstance(chosen, LocalAdjoint) and chosen.pulls_steps
+        if exact and compile is None and not chosen.differentiation.value_cost:
+            self._records.tape = LoopTape(checkpoints or Graphs(), self._flat)
         self._rates: list[Tensor] = []
-        self._unused = UnusedParameters()
+        self._unused = UnusedParameters(unused)
         self._guard = Guard(model)
         self._open = True
 
@@ -225,7 +259,7 @@ class RecordedLoop:
         rates = _current_rates(self._optimizer)
         self._records.append(loss, batch)
         try:
-            flat, value = self._next(rates)
+            flat, value = self._next(rates, loss)
         except BaseException:
             self._records.steps.pop()
             raise
@@ -249,6 +283,9 @@ class RecordedLoop:
         """
         check_loss(outer_loss)
         self._guard.check_parameters()
+        if self._records.tape is not None:
+            batches = [batch for _, batch in self._records.steps]
+            self._records.tape.check_unchanged(batches, self._hparams)
         if any(leaf.requires_grad for leaf in tree.tensors(outer_batch)):
             raise CapturedTensorError(
                 "outer_batch holds a tensor that requires grad: its gradient would be lost. Pass"
@@ -261,6 +298,7 @@ class RecordedLoop:
 
         grid = TimeGrid.from_lr(1.0, self.steps)  # the rates themselves are among the inputs
         opt, rule = self._chosen_engine()
+        self._records.found = 0
         call = opt.value_and_grad(outer, has_aux=True)
         inputs = self._inputs(self._lrs())
         res = call(self._problem.params, rule.stream(self._seed), grid, outer_batch, inputs)
@@ -271,7 +309,8 @@ class RecordedLoop:
             {name: params[name] for name in self._own}, others.hparams, others.rates.cpu(),
             tuple(others.in_batches), tuple(others.options),
         )  # fmt: skip
-        return LoopResult(res.value, grads, res.stats)
+        evaluations = res.stats.gradient_evaluations - self._records.found
+        return LoopResult(res.value, grads, replace(res.stats, gradient_evaluations=evaluations))
 
     def backward(self, outer_loss: StepLoss, outer_batch: PyTree = None) -> LoopResult:
         """As `value_and_grad`, and add the gradients to `.grad`, as `Tensor.backward` does.
@@ -313,13 +352,55 @@ class RecordedLoop:
                 rule = self._make_rule(self._records.steps[0][0])
                 return self._engine(rule, compile=self._compiler), rule
             self._compiler.decline(reason)
-        return self._engine(self._rule), self._rule
+        tape = self._records.tape
+        known = tape is not None and len(tape) == self.steps  # every loss has been looked at
+        return self._engine(self._rule, safety=Safety(probe=not known)), self._rule
 
-    def _next(self, rates: Tensor) -> tuple[Tensor, Tensor]:
+    def _next(self, rates: Tensor, loss: StepLoss) -> tuple[Tensor, Tensor]:
         """The next flat state and the loss before it, exactly as the engine computes them."""
+        refuse_autocast(self._flat.device)
+        tape = self._records.tape
+        inputs = tree.map_tensors(Tensor.detach, self._inputs(rates.expand(self.steps, -1)))
+        if tape is None or not tape.has_room or not can_record([self._flat]):
+            return self._next_alone(inputs)
+        if self._watched.is_new(loss):
+            self._next_alone(inputs)
+        return self._next_recorded(inputs, tape)
+
+    def _next_recorded(self, inputs: Inputs, tape: LoopTape) -> tuple[Tensor, Tensor]:
+        """The same with the graph of the step, which the tape keeps."""
+        k, start = self.steps - 1, self._flat
+        loss, batch = self._records.steps[k]
+        number = torch.tensor(k)
+        shared, diff, data = tree.partition(((), inputs))
+        one_number, _, _ = tree.partition(number)
+        rule = BoundRule(self._rule, Layout(self._layout, shared, one_number))
+        theta, own = Theta(diff, ()), Data(data, (number,))
+        used = (start, *diff, *data, *tree.tensors(batch))
+        index, one = start.new_tensor(float(k)), start.new_ones(())
+
+        def make() -> RecordedStep:
+            with (
+                seeded(mix(self._seed, k), start.device), evaluation(), unchanged(used),
+                noting_losses() as losses, noting_inputs() as points,
+            ):  # fmt: skip
+                step = rule.record(_REVERSE, index, one, start, theta, own)
+            if depends_on_others(tree.tensors(losses), points):
+                raise CapturedTensorError(_CAPTURED)
+            check_dependent(losses)
+            return step
+
+        kind = loss_code(loss), tuple(leaf.shape for leaf in tree.tensors(batch))
+        step = tape.make(make, kind, used)
+        before, after = map(self._layout.unflatten, (start, step.end))
+        self._check_unused(k, before, after, inputs)
+        run = RunStep(start, step, sums_of(batch), versions(tree.tensors(self._hparams)))
+        tape.keep(k, run)
+        return step.end, after.buffers["loss"]
+
+    def _next_alone(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """The same without a graph; a new loss is looked at closely."""
         k, like = self.steps - 1, self._flat
-        refuse_autocast(like.device)
-        inputs = tree.map_tensors(Tensor.detach, self._inputs(rates.expand(k + 1, -1)))
         state = self._layout.unflatten(like)
         index, one = like.new_tensor(float(k)), like.new_ones(())
         loss, batch = self._records.steps[k]
@@ -334,12 +415,7 @@ class RecordedLoop:
             after = self._rule.update(index, one, state, (), inputs, torch.tensor(k))
             self._records.drew |= not same_random_state(before, random_state())
         if captures or any(leaf.requires_grad for leaf in tree.tensors(after)):
-            raise CapturedTensorError(
-                "the loss uses a tensor that requires grad and is not one of its arguments: its"
-                " gradient would be lost. Take the module's parameters from the model that the loss"
-                " is given. Pass other tensors to RecordedLoop as hparams (or as leaves in the"
-                " batch), and take them from the loss's arguments; or detach them."
-            )
+            raise CapturedTensorError(_CAPTURED)
         self._check_unused(k, state, after, inputs)
         return self._layout.flatten(after, "the updated state"), after.buffers["loss"]
 
@@ -400,3 +476,13 @@ def _current_rates(optimizer: Optimizer) -> Tensor:
             for group in optimizer.param_groups
         ]
         return torch.stack(rates)
+
+
+_CAPTURED = (
+    "the loss uses a tensor that requires grad and is not one of its arguments: its gradient would"
+    " be lost. Take the module's parameters from the model that the loss is given. Pass other"
+    " tensors to RecordedLoop as hparams (or as leaves in the batch), and take them from the loss's"
+    " arguments; or detach them."
+)
+_REVERSE = ReverseMode().linearize
+"""What a rule is recorded with."""

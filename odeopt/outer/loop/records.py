@@ -16,7 +16,10 @@ from odeopt.inner.clipping import GradientTransform
 from odeopt.inner.leafwise import LeafwiseRule
 from odeopt.inner.module import ModuleLoss
 from odeopt.inner.stream import Stream
+from odeopt.outer.loop.tape import LoopTape
 from odeopt.outer.loop.torch_optim import Groups, OptimizerMemory, place_in
+from odeopt.solver.base import RecordedStep
+from odeopt.solver.dynamics import Theta
 from odeopt.tools import tree
 from odeopt.tools.arguments import call_loss
 from odeopt.tools.captured import captured_values
@@ -69,7 +72,12 @@ class Records:
         steps: the loss and the batch of each, with `Placeholder` for tensors that require grad.
         in_batches: these tensors.
         drew: whether a step drew random numbers.
+        tape: the graphs of the steps, where they are kept.
+        found: how many of them were used in place of making a step again.
     """
+
+    tape: LoopTape | None = None
+    found: int = 0
 
     def __init__(self) -> None:
         self.steps: list[tuple[StepLoss, PyTree]] = []
@@ -159,6 +167,15 @@ class RecordedRule(GradientRule):
         index, join = k + self._memory.steps, self._groups.join
         joined, slots = self._rule.apply(index, lr, join(grads), join(params), slots, own)
         return self._groups.split(joined), slots
+
+    @override
+    def run_before(self, batch: PyTree, y: Tensor, theta: Theta) -> RecordedStep | None:
+        tape = self._records.tape
+        step = None if tape is None or self._same_loss is not None else tape.get(int(batch))
+        if step is None or not (step.start is y or torch.equal(step.start, y)):
+            return None
+        self._records.found += 1
+        return step.seen_with(theta)
 
     def outer(self, params: PyTree, call: Call, inputs: Inputs, buffers: PyTree) -> Tensor:
         """An outer loss of the final parameters, in evaluation mode."""

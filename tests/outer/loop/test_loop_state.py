@@ -210,7 +210,7 @@ def test_a_batch_that_was_changed_is_noticed(problem):
         for batch in problem.batches:
             inner.step(problem.mse, batch)
     problem.batches[3][0].mul_(2)
-    with pytest.raises(odeopt.NondeterminismError, match="were changed in place"):
+    with pytest.raises(odeopt.NondeterminismError, match="changed in place"):
         inner.backward(problem.mse, problem.outer)
 
 
