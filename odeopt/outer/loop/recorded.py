@@ -424,10 +424,11 @@ class RecordedLoop:
 
         def evaluate(params: Mapping[str, Tensor]) -> Tensor:
             with torch.enable_grad(), seeded(mix(self._seed, k), self._flat.device), evaluation():
-                return self._rule.value(params, inputs, torch.tensor(k), state.buffers)[0]
+                return self._rule.loss_at(params, torch.tensor(k), inputs, state.buffers)[0]
 
         loss, _ = self._records.steps[k]
-        self._unused.check(loss, evaluate, state.params, after.params)
+        before, now = map(self._rule.readout, (state, after))
+        self._unused.check(loss, evaluate, before, now)
 
     def _inputs(self, rates: Tensor) -> Inputs:
         frozen = self._problem.hparams
@@ -442,7 +443,7 @@ class RecordedLoop:
 
     def _load(self, module: nn.Module) -> None:
         state = self._layout.unflatten(self._flat)
-        values = {**state.params, **state.buffers["statistics"]}
+        values = {**self._rule.readout(state), **state.buffers["statistics"]}
         with torch.no_grad():
             for name, own in (*module.named_parameters(), *module.named_buffers()):
                 if name in values:
@@ -457,7 +458,7 @@ class RecordedLoop:
         check_settings(self._optimizer, self._settings)
 
     def _check_replay(self, res: Result) -> None:
-        now = self._layout.unflatten(self._flat).params
+        now = self._rule.readout(self._layout.unflatten(self._flat))
         again, end, start = map(tree.flat, (res.aux, now, self._problem.params))
         allowed = 1.0 if self._compiler is None else torch.finfo(end.dtype).eps ** -0.25
         if not bool(reached(again).gap(start, end) <= allowed):

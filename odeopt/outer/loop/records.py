@@ -15,6 +15,7 @@ from odeopt.inner import GradientRule
 from odeopt.inner.clipping import GradientTransform
 from odeopt.inner.leafwise import LeafwiseRule
 from odeopt.inner.module import ModuleLoss
+from odeopt.inner.rule import RuleState
 from odeopt.inner.stream import Stream
 from odeopt.outer.loop.tape import LoopTape
 from odeopt.outer.loop.torch_optim import Groups, OptimizerMemory, place_in
@@ -114,8 +115,9 @@ class Records:
 class RecordedRule(GradientRule):
     """The update of a translated optimiser, with the records' losses.
 
-    Its buffers are the running statistics and the loss of the last step, which thus is known
-    without another evaluation.
+    Its state holds the parameters of each group joined into one vector, so that a step works on few
+    long vectors. Its buffers are the running statistics and the loss of the last step, which thus
+    is known without another evaluation.
 
     Args:
         rule: the translation.
@@ -151,11 +153,29 @@ class RecordedRule(GradientRule):
         return captured_values(own)
 
     @override
+    def init(self, params: PyTree, hparams: PyTree) -> tuple[PyTree, PyTree]:
+        return super().init(self._groups.join(params), hparams)
+
+    @override
+    def readout(self, state: PyTree) -> PyTree:
+        return self._groups.split(state.params)
+
+    @override
     def init_slots(self, params: PyTree) -> PyTree:
         slots = self._memory.slots
         if slots is None:
-            return self._rule.init_slots(self._groups.join(params))
+            return self._rule.init_slots(params)
         return {name: self._groups.join(values) for name, values in slots.items()}
+
+    @override
+    def advance(
+        self, k: Tensor, lr: Tensor, grads: PyTree, state: RuleState, buffers: PyTree,
+        hparams: PyTree,
+    ) -> RuleState:  # fmt: skip
+        if self._transform is not None:
+            grads = self._groups.join(self._transform(self._groups.split(grads)))
+        params, slots = self.apply(k, lr, grads, state.params, state.slots, hparams)
+        return RuleState(params, slots, buffers)
 
     @override
     def apply(
@@ -164,9 +184,7 @@ class RecordedRule(GradientRule):
         inputs = cast("Inputs", hparams)
         rates = inputs.rates.index_select(0, k.to(inputs.rates.device, torch.long).reshape(1))[0]
         own = {"rates": rates, "options": inputs.options}
-        index, join = k + self._memory.steps, self._groups.join
-        joined, slots = self._rule.apply(index, lr, join(grads), join(params), slots, own)
-        return self._groups.split(joined), slots
+        return self._rule.apply(k + self._memory.steps, lr, grads, params, slots, own)
 
     @override
     def run_before(self, batch: PyTree, y: Tensor, theta: Theta) -> RecordedStep | None:
@@ -185,6 +203,12 @@ class RecordedRule(GradientRule):
     def _loss_of_step(
         self, params: PyTree, item: PyTree, inputs: Inputs, buffers: PyTree
     ) -> tuple[Tensor, PyTree]:
+        return self.loss_at(self._groups.split(params), item, inputs, buffers)
+
+    def loss_at(
+        self, params: PyTree, item: PyTree, inputs: Inputs, buffers: PyTree
+    ) -> tuple[Tensor, PyTree]:
+        """The loss of a step at parameters by name, and the buffers after it."""
         loss, batch = self._same_loss, item
         if loss is None:
             loss, batch = self._records.steps[int(item)]
