@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from odeopt.solver.dynamics import (
     add_thetas,
 )
 from odeopt.tools import autodiff, tree
-from odeopt.tools.seeds import random_state, restore_random_state
+from odeopt.tools.seeds import random_state, restore_random_state, seeded
 from odeopt.tools.tree import Partition, Ravel
 from odeopt.tools.types import PyTree
 
@@ -188,8 +189,9 @@ class BoundGradientRule(BoundRule):
         products: list[Callable[[Tensor], Cotangents]] = []
 
         def product(field: _PieceField, random: Any, cotangent: Tensor) -> Cotangents:
-            restore_random_state(random)
-            return differentiate(field, k, y[: params.size], theta, data).pullback(cotangent)
+            with nullcontext() if random is None else seeded(0, y.device):
+                restore_random_state(random)
+                return differentiate(field, k, y[: params.size], theta, data).pullback(cotangent)
 
         for index, piece in enumerate(self._gradient_rule.pieces(batch)):
             field = self._piece_field(params, buffers, index)

@@ -244,22 +244,18 @@ class Kernels:
         tape = self.tape
         if tape is None:
             return lambda k, interval, lam: bound(k, *interval, lam)
-        from_graph = self._at_steps(self._pull_graph)
 
         def pull(k: int, interval: Interval, lam: Tensor) -> PullResult:
             pullback = tape.take(k)
             if pullback is None:
                 return bound(k, *interval, lam)
-            return from_graph(k, pullback, interval, lam)
+            return self._pull_graph(pullback, interval, lam)
 
         return pull
 
     @evaluation()
-    def _pull_graph(
-        self, pullback: Pullback, interval: Interval, lam: Tensor, data: Data | None = None
-    ) -> PullResult:
+    def _pull_graph(self, pullback: Pullback, interval: Interval, lam: Tensor) -> PullResult:
         """The pull of a step through the graph that it was made with, so that there is no gap."""
-        del data  # the graph has it
         try:
             step, zero = pullback(lam), torch.zeros_like(interval.dt)
         except RuntimeError as error:

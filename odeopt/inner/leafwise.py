@@ -115,6 +115,8 @@ def _children(value: Any, params: PyTree, what: str) -> list[tuple[Any, PyTree]]
 def _check_fits(value: Any, leaf: Tensor, what: str) -> Any:
     if not isinstance(value, Tensor):
         return value
+    if value.ndim == 0:
+        return value.to(leaf.dtype)
     try:
         fits = torch.broadcast_shapes(value.shape, leaf.shape) == leaf.shape
     except RuntimeError:

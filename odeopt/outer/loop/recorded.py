@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,15 +13,13 @@ from torch.optim import Optimizer
 
 from odeopt.adjoint.base import Adjoint, LocalAdjoint
 from odeopt.adjoint.discrete import DiscreteAdjoint
-from odeopt.adjoint.linearize import Differentiation, ReverseMode
+from odeopt.adjoint.linearize import ReverseMode
 from odeopt.checkpoint.base import CheckpointSchedule
 from odeopt.checkpoint.graphs import Graphs
-from odeopt.engine.compile.compiler import Compiler
 from odeopt.engine.flat import BoundRule, Layout
 from odeopt.engine.safety import Safety
 from odeopt.engine.stats import Stats
 from odeopt.engine.watch import (
-    WatchedLosses,
     check_dependent,
     evaluation,
     loss_code,
@@ -46,6 +42,7 @@ from odeopt.outer.loop.records import (
     check_loss,
     run_call,
 )
+from odeopt.outer.loop.shared import looked_at, shared_compiler
 from odeopt.outer.loop.tape import LoopTape, RunStep, sums_of
 from odeopt.outer.loop.torch_optim import (
     Groups,
@@ -99,33 +96,6 @@ class LoopResult:
     value: Tensor
     grads: LoopGrads
     stats: Stats
-
-
-_Looked = tuple[WatchedLosses, dict[object, list[str]]]
-_LOOKED: weakref.WeakKeyDictionary[nn.Module, dict[type[Differentiation], _Looked]] = (
-    weakref.WeakKeyDictionary()
-)
-_COMPILERS: weakref.WeakKeyDictionary[nn.Module, dict[str, Compiler]] = weakref.WeakKeyDictionary()
-_LOCK = threading.Lock()
-
-
-def shared_compiler(module: nn.Module, backend: str) -> Compiler:
-    """The compiler of all loops with a module; it goes when the module does."""
-    with _LOCK:
-        own = _COMPILERS.setdefault(module, {})
-        if backend not in own:
-            own[backend] = Compiler(backend)
-        return own[backend]
-
-
-def looked_at(module: nn.Module, differentiation: Differentiation) -> _Looked:
-    """The losses that loops with a module have looked at, so that each is looked at once.
-
-    With the names of the parameters on which they do not depend.
-    """
-    with _LOCK:
-        own = _LOOKED.setdefault(module, {})
-        return own.setdefault(type(differentiation), (WatchedLosses(differentiation), {}))
 
 
 @final
@@ -207,7 +177,9 @@ class RecordedLoop:
         self._rule = self._make_rule()
         self._engine = partial(ODEOptimizer, adjoint=adjoint, checkpoints=checkpoints)
         self._compiler = None if compile is None else shared_compiler(model, compile)
-        self._engine(self._rule)  # checks the choices
+        self._eager = {
+            probe: self._engine(self._rule, safety=Safety(probe=probe)) for probe in (True, False)
+        }
         self._seed = int(torch.randint(2**31, ())) if seed is None else seed
         chosen = adjoint or DiscreteAdjoint()
         self._watched, unused = looked_at(model, chosen.differentiation)
@@ -218,6 +190,7 @@ class RecordedLoop:
             self._records.tape = LoopTape(checkpoints or Graphs(), self._flat)
         self._rates: list[Tensor] = []
         self._unused = UnusedParameters(unused)
+        self._rule_for: tuple[int, BoundRule] | None = None
         self._guard = Guard(model)
         self._open = True
 
@@ -354,7 +327,7 @@ class RecordedLoop:
             self._compiler.decline(reason)
         tape = self._records.tape
         known = tape is not None and len(tape) == self.steps  # every loss has been looked at
-        return self._engine(self._rule, safety=Safety(probe=not known)), self._rule
+        return self._eager[not known], self._rule
 
     def _next(self, rates: Tensor, loss: StepLoss) -> tuple[Tensor, Tensor]:
         """The next flat state and the loss before it, exactly as the engine computes them."""
@@ -371,11 +344,8 @@ class RecordedLoop:
         """The same with the graph of the step, which the tape keeps."""
         k, start = self.steps - 1, self._flat
         loss, batch = self._records.steps[k]
-        number = torch.tensor(k)
-        shared, diff, data = tree.partition(((), inputs))
-        one_number, _, _ = tree.partition(number)
-        rule = BoundRule(self._rule, Layout(self._layout, shared, one_number))
-        theta, own = Theta(diff, ()), Data(data, (number,))
+        rule, theta, own = self._bound(inputs, torch.tensor(k))
+        diff, data = theta.shared, own.shared
         used = (start, *diff, *data, *tree.tensors(batch))
         index, one = start.new_tensor(float(k)), start.new_ones(())
 
@@ -392,11 +362,21 @@ class RecordedLoop:
 
         kind = loss_code(loss), tuple(leaf.shape for leaf in tree.tensors(batch))
         step = tape.make(make, kind, used)
-        before, after = map(self._layout.unflatten, (start, step.end))
-        self._check_unused(k, before, after, inputs)
+        self._check_unused(k, start, step.end, inputs)
         run = RunStep(start, step, sums_of(batch), versions(tree.tensors(self._hparams)))
         tape.keep(k, run)
-        return step.end, after.buffers["loss"]
+        return step.end, self._layout.unflatten(step.end).buffers["loss"]
+
+    def _bound(self, inputs: Inputs, k: Tensor) -> tuple[BoundRule, Theta, Data]:
+        """The rule on flat states with its inputs, whose layout changes with tensors in batches."""
+        count, leaves = len(inputs.in_batches), tree.leaves(inputs)
+        if self._rule_for is None or self._rule_for[0] != count:
+            layout = Layout(self._layout, tree.partition(((), inputs))[0], tree.partition(k)[0])
+            self._rule_for = count, BoundRule(self._rule, layout)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        diff = tuple(leaf for leaf in tensors if tree.is_differentiable(leaf))
+        data = tuple(leaf for leaf in tensors if not tree.is_differentiable(leaf))
+        return self._rule_for[1], Theta(diff, ()), Data(data, (k,))
 
     def _next_alone(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """The same without a graph; a new loss is looked at closely."""
@@ -416,19 +396,23 @@ class RecordedLoop:
             self._records.drew |= not same_random_state(before, random_state())
         if captures or any(leaf.requires_grad for leaf in tree.tensors(after)):
             raise CapturedTensorError(_CAPTURED)
-        self._check_unused(k, state, after, inputs)
-        return self._layout.flatten(after, "the updated state"), after.buffers["loss"]
+        end = self._layout.flatten(after, "the updated state")
+        self._check_unused(k, like, end, inputs)
+        return end, after.buffers["loss"]
 
-    def _check_unused(self, k: int, state: Any, after: Any, inputs: Inputs) -> None:
+    def _check_unused(self, k: int, start: Tensor, end: Tensor, inputs: Inputs) -> None:
         """Warn if the step has moved parameters that its loss does not depend on."""
+
+        def params_of(flat: Tensor) -> Any:
+            return self._rule.readout(self._layout.unflatten(flat))
 
         def evaluate(params: Mapping[str, Tensor]) -> Tensor:
             with torch.enable_grad(), seeded(mix(self._seed, k), self._flat.device), evaluation():
-                return self._rule.loss_at(params, torch.tensor(k), inputs, state.buffers)[0]
+                buffers = self._layout.unflatten(start).buffers
+                return self._rule.loss_at(params, torch.tensor(k), inputs, buffers)[0]
 
         loss, _ = self._records.steps[k]
-        before, now = map(self._rule.readout, (state, after))
-        self._unused.check(loss, evaluate, before, now)
+        self._unused.check(loss, evaluate, partial(params_of, start), partial(params_of, end))
 
     def _inputs(self, rates: Tensor) -> Inputs:
         frozen = self._problem.hparams
