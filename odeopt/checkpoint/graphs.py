@@ -68,6 +68,10 @@ class Graphs(CheckpointSchedule):
 
     Raises:
         InputError: if budget is no number of bytes, or states no schedule other than this one.
+
+    References:
+        Griewank and Walther 2008, "Evaluating Derivatives", chapter 12: a step is recorded when
+        it is made, or made again to be recorded.
     """
 
     def __init__(

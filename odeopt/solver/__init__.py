@@ -3,6 +3,7 @@
 from odeopt.solver.base import (
     GridSolver,
     Reached,
+    RecordedStep,
     Solver,
     StepGradient,
     Stepping,
@@ -57,6 +58,7 @@ __all__ = [
     "PIController",
     "Point",
     "Reached",
+    "RecordedStep",
     "Solver",
     "StabilizedRK",
     "StepGradient",

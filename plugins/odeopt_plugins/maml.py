@@ -30,7 +30,7 @@ def maml(
         outer_loss: the validation loss; the training loss by default.
         lr: the inner learning rate.
         steps: K.
-        checkpoints: which states are kept; all by default, e.g. `Binomial(20)`.
+        checkpoints: which states are kept, e.g. `Binomial(20)`; by default all if memory allows.
         **settings: see `odeopt_plugins.common.Settings`.
 
     References:

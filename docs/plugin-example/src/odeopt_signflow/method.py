@@ -38,7 +38,8 @@ class DampedSignMAML(odeopt.InnerLoop):
         steps: inner steps.
         softening: the $\varepsilon$ to start with.
         gamma: see `DampedAdjoint`; 1 for the exact gradient.
-        checkpoints: which states are kept; all by default, e.g. `odeopt.Binomial(20)`.
+        checkpoints: which states are kept, e.g. `odeopt.Binomial(20)`; by default all if memory
+            allows.
     """
 
     def __init__(
