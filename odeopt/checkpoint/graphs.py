@@ -21,6 +21,10 @@ from odeopt.tools.memory import free_memory
 SHARE = 0.5
 """Of the memory that is free: what is taken at most where nobody has said how much it may be."""
 
+MOST_ON_CPU = 2**29
+"""Bytes of graphs that are kept on a CPU where nobody has given a budget: fresh memory is slow, so
+that more of it takes longer than the gradients that it saves."""
+
 LITTLE = 2**25
 """Bytes that are taken without looking how much memory is free."""
 
@@ -53,6 +57,8 @@ class Graphs(CheckpointSchedule):
     - all graphs if $N(g + s) \le B$;
     - else all states if $N s \le B$, and the graphs of as many of the last steps as fit beside;
     - else as many states as fit into B / 2, as `Binomial` has them, and graphs in the other half.
+
+    Without a budget at most 512 MiB of graphs are kept on a CPU, where fresh memory is slow.
 
     Steps that are made again for their states keep their graphs, too, if there is room. The
     gradient is the same whatever is kept. Graphs are kept where the engine records them: in eager
@@ -115,14 +121,21 @@ class Graphs(CheckpointSchedule):
 
     @override
     def graphs(self, graph_bytes: int, state_bytes: int, steps: int) -> int:
-        if self._fits(steps * (graph_bytes + state_bytes)):
-            return steps
-        left = self._bytes - (steps * state_bytes if self.keeps_all else self._bytes // 2)
-        return min(max(left, 0) // max(graph_bytes, 1), steps)
+        room = steps * graph_bytes
+        if not self._fits(room + steps * state_bytes):
+            states = steps * state_bytes if self.keeps_all else self._bytes // 2
+            room = max(self._bytes - states, 0)
+        if self._device.type == "cpu" and not self._is_given:
+            room = min(room, MOST_ON_CPU)
+        return min(room // graph_bytes, steps) if graph_bytes else steps
 
     def _fits(self, nbytes: int) -> bool:
-        own = self._budget is not None or _budget[0] is not None
-        return nbytes <= (self._bytes if own else LITTLE) or nbytes <= self._bytes
+        return (not self._is_given and nbytes <= LITTLE) or nbytes <= self._bytes
+
+    @property
+    def _is_given(self) -> bool:
+        """Whether somebody has said how much memory may be taken."""
+        return self._budget is not None or _budget[0] is not None
 
     @functools.cached_property
     def _bytes(self) -> int:

@@ -226,8 +226,8 @@ class StepSolver(Solver):
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        if "pull" in vars(cls) and "record" not in vars(cls):
-            cls.records = False
+        if "record" in vars(cls) or "pull" in vars(cls):
+            cls.records = "record" in vars(cls)
 
 
 class GridSolver(Solver):

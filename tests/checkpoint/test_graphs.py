@@ -282,6 +282,35 @@ def test_the_free_memory_is_looked_at_only_for_much(monkeypatch):
     assert fitted.graphs(2**20, 2**20, 1000) == 256
 
 
+def test_on_a_cpu_graphs_are_bounded_unless_somebody_says_how_much(monkeypatch):
+    monkeypatch.setattr(module, "free_memory", lambda device: 2**40)
+    counts = [
+        schedule.on(torch.device(device)).fit(8, 1000).graphs(2**20, 8, 1000)
+        for schedule, device in (
+            (Graphs(), "cpu"),
+            (Graphs(), "meta"),
+            (Graphs(budget=2**40), "cpu"),
+        )
+    ]
+    assert counts == [512, 1000, 1000]
+    try:
+        odeopt.set_memory_budget(2**40)
+        assert Graphs().on(torch.device("cpu")).fit(8, 1000).graphs(2**20, 8, 1000) == 1000
+    finally:
+        odeopt.set_memory_budget(None)
+
+
+class RecordsAgain(OwnPull):
+    def record(self, stepping, t, dt, y0):
+        return super().record(stepping, t, dt, y0)
+
+
+def test_whoever_writes_record_is_asked_for_it():
+    assert not OwnPull.records
+    assert RecordsAgain.records
+    assert odeopt.RK4.records
+
+
 def test_a_budget_for_all_solves():
     try:
         odeopt.set_memory_budget("1KiB")
