@@ -55,6 +55,9 @@ class BoundField(FlatField):
 
     @override
     def velocity(self, t: Tensor, y: Tensor, theta: Theta, data: Data) -> Tensor:
+        potential = self.potential
+        if potential is not None and self._field.is_slope:
+            return torch.neg(autodiff.gradient(lambda u: potential(t, u, theta, data), y))
         slope = self._field.velocity(t, *self.layout.unpack(y, theta, data))
         return self.layout.state.flatten(slope, "the velocity")
 
@@ -114,6 +117,8 @@ class BoundGradientRule(BoundRule):
     """
 
     def __init__(self, rule: GradientRule, layout: Layout) -> None:
+        if rule.joins:
+            rule, layout = _joined(rule, layout)
         super().__init__(rule, layout)
         self._gradient_rule = rule
 
@@ -207,6 +212,47 @@ class BoundGradientRule(BoundRule):
 
     def _piece_field(self, params: Ravel, buffers: PyTree, index: int) -> _PieceField:
         return _PieceField(self._gradient_rule, self.layout, params, buffers, index)
+
+
+class _Joined(GradientRule):
+    """A rule on parameters that are joined into one vector."""
+
+    def __init__(self, rule: GradientRule, params: Ravel) -> None:
+        super().__init__(rule.value, micro_batches=rule.micro_batches)
+        self._rule, self._params = rule, params
+
+    @override
+    def init_slots(self, params: PyTree) -> PyTree:
+        raise AssertionError("states begin with the rule itself")
+
+    @override
+    def apply(
+        self, k: Tensor, lr: Tensor, grads: PyTree, params: PyTree, slots: PyTree, hparams: PyTree
+    ) -> tuple[PyTree, PyTree]:
+        return self._rule.apply(k, lr, grads, params, slots, hparams)
+
+    @override
+    def value(
+        self, params: PyTree, hparams: PyTree, batch: PyTree, buffers: PyTree
+    ) -> tuple[Tensor, PyTree]:
+        return self._rule.value(self._params.unflatten(params), hparams, batch, buffers)
+
+    @override
+    def run_before(self, batch: PyTree, y: Tensor, theta: Any) -> Any:
+        return self._rule.run_before(batch, y, theta)
+
+
+def _joined(rule: GradientRule, layout: Layout) -> tuple[GradientRule, Layout]:
+    """A rule and a layout with the parameters in one vector, and each slot in another.
+
+    They are so in the flat state already: nothing moves.
+    """
+    flat, dtype = layout.state, layout.state.dtype
+    state = flat.unflatten(torch.empty(flat.size, dtype=dtype, device="meta"))
+    params = tree.layout_of(state.params)
+    one = torch.empty(params.size, dtype=dtype, device="meta")
+    whole = state._replace(params=one, slots=dict.fromkeys(state.slots, one))
+    return _Joined(rule, params), layout._replace(state=tree.layout_of(whole))
 
 
 class _Step(NamedTuple):

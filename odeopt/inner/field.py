@@ -33,6 +33,14 @@ class Field(InnerOptimizer):
     def bind(self, binder: Binder[Bound]) -> Bound:
         return binder.field(self)
 
+    @property
+    def is_slope(self) -> bool:
+        """Whether the velocity is minus the gradient of a potential and nothing else.
+
+        It is then taken w.r.t. all entries of the state as one vector, which saves time.
+        """
+        return False
+
     @abstractmethod
     def velocity(
         self, t: Tensor, state: PyTree, consts: PyTree, hparams: PyTree, batch: PyTree
@@ -46,6 +54,11 @@ class GradientField(Field):
     A subclass writes `potential`. `StabilizedRK`, `ImplicitAdjoint` and `ForwardOverReverse` need
     such a field. Cost: one gradient of the potential per velocity.
     """
+
+    @property
+    @override
+    def is_slope(self) -> bool:
+        return type(self).velocity is GradientField.velocity
 
     @abstractmethod
     def potential(

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from odeopt.errors import InputError
 from odeopt.inner.field import Field, GradientField
-from odeopt.inner.objective import Objective, add_scaled, squared_norm
+from odeopt.inner.objective import Objective, add_scaled, is_zero, squared_norm
 from odeopt.registry import FIELDS
 from odeopt.tools import tree
 from odeopt.tools.arguments import Selector, check_selector, select
@@ -41,6 +41,12 @@ class GradientFlow(GradientField):
 
     def __init__(self, loss: Loss, weight_decay: Selector = 0.0, has_aux: bool = False) -> None:
         self._objective = Objective(loss, weight_decay, has_aux)
+
+    @property
+    @override
+    def is_slope(self) -> bool:
+        """Weight decay is rounded as in torch.optim, and not as part of a potential."""
+        return is_zero(self._objective.weight_decay)
 
     @override
     def potential(

@@ -35,9 +35,18 @@ class LeafwiseRule(GradientRule):
     slot_names: tuple[str, ...] = ()
     """Slots of the parameter's shape, zero at first."""
 
+    elementwise: bool = False
+    """Whether `step` does the same to each entry, without looking at others."""
+
     def options(self) -> dict[str, Option]:
         """Its options by name, as they were given."""
         return {}
+
+    @property
+    @override
+    def joins(self) -> bool:
+        numbers = all(isinstance(option, int | float) for option in self.options().values())
+        return self.elementwise and numbers and self._transform is None
 
     @abstractmethod
     def step(

@@ -19,6 +19,8 @@ from odeopt.tools.types import Loss, PyTree
 class _Rule(LeafwiseRule):
     """A rule of torch.optim: it keeps its options, checked."""
 
+    elementwise = True
+
     def __init__(
         self, loss: Loss, options: dict[str, Option], slot_names: tuple[str, ...],
         gradient_transform: GradientTransform | None, micro_batches: int, buffers: PyTree,

@@ -95,6 +95,14 @@ class GradientRule(UpdateRule):
     def pull_gradients(self) -> int:
         return int(self.micro_batches > 1)
 
+    @property
+    def joins(self) -> bool:
+        """Whether `apply` does the same to each entry, whatever tree it is in.
+
+        All parameters may then come as one vector, and each slot as another, which saves time.
+        """
+        return False
+
     @override
     def bind(self, binder: Binder[Bound]) -> Bound:
         return binder.gradient_rule(self)

@@ -24,6 +24,7 @@ import json, resource
 import psutil, torch
 from odeopt.tools.memory import free_memory
 
+torch.set_num_threads(1)  # the stacks of others count as well
 found = {}
 for name, field in (("RLIMIT_AS", "vms"), ("RLIMIT_DATA", "data")):
     kind = getattr(resource, name)
