@@ -94,7 +94,13 @@ class LocalAdjoint(Adjoint, ABC):
     """Whether it needs every state (replayed where it was not kept) or only a mesh."""
 
     pulls_steps: bool = False
-    """Whether its pull is `StepSolver.pull` of the step that was made, and nothing more."""
+    """Whether its pull is `StepSolver.pull` of the step that was made, and nothing more. False in a
+    subclass with a `pull` of its own that does not say so."""
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "pull" in vars(cls) and "pulls_steps" not in vars(cls):
+            cls.pulls_steps = False
 
     def stability_limit(self, solver: Solver) -> float | None:
         r"""The largest stable $dt\,\rho$ of a pull over a step of a solver; None if not known."""

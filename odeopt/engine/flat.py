@@ -121,6 +121,7 @@ class BoundGradientRule(BoundRule):
             rule, layout = _joined(rule, layout)
         super().__init__(rule, layout)
         self._gradient_rule = rule
+        self.records = rule.micro_batches == 1
 
     @override
     def pull(
@@ -139,16 +140,10 @@ class BoundGradientRule(BoundRule):
         self, differentiate: Differentiate, k: Tensor, lr: Tensor, y: Tensor, theta: Theta,
         data: Data,
     ) -> RecordedStep:  # fmt: skip
-        """One graph of all, where the batch is in one piece: pulling it is one call of autograd."""
-        known = self._gradient_rule.run_before(
-            self.layout.batch.merge(theta.batch, data.batch), y, theta
-        )
-        if known is not None:
-            return known
-        if self._gradient_rule.micro_batches == 1:
-            return super().record(differentiate, k, lr, y, theta, data)
-        at = _Step(k, lr, y, theta, data)
-        return self._apply(at, self._linearize(differentiate, at))
+        """One graph of all: pulling it is one call of autograd."""
+        batch = self.layout.batch.merge(theta.batch, data.batch)
+        known = self._gradient_rule.run_before(batch, y, theta)
+        return super().record(differentiate, k, lr, y, theta, data) if known is None else known
 
     def _apply(self, at: _Step, gradient: _Gradient) -> RecordedStep:
         """The rule applied to a gradient, which is pulled after it."""

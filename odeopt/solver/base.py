@@ -80,6 +80,9 @@ class RecordedStep(NamedTuple):
 class FlatRule(ABC):
     """An update rule on flat states."""
 
+    records: bool = True
+    """Whether `record` keeps the whole graph, so that nothing is evaluated again."""
+
     @abstractmethod
     def update(self, k: Tensor, lr: Tensor, y: Tensor, theta: Theta, data: Data) -> Tensor:
         """The state after update k, shape [d]."""

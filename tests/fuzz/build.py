@@ -165,6 +165,8 @@ def make_checkpoints(c: Composition, problem: Problem, folder: Path) -> Any:
         host = {"host": c.slots, "mixed": 1}.get(c.store, 0) * size
         disk = {"disk": c.slots, "mixed": c.slots}.get(c.store, 0) * size
         return odeopt.MemoryBudget(device, host or None, (folder, disk) if disk else None)
+    if c.checkpoints == "graphs":
+        return odeopt.Graphs(odeopt.Every(c.slots), 1000 * c.slots * state_size(c, problem))
     store = {"device": odeopt.Device, "host": odeopt.Host}.get(c.store, lambda: odeopt.Disk(folder))
     return odeopt.CHECKPOINTS.get(c.checkpoints)(c.slots, store=store())
 

@@ -95,7 +95,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
         *("first-order", "backsolve", "implicit", *CONTINUOUS),
     ),
     "differentiation": ("reverse", "reverse", "forward-over-reverse"),
-    "checkpoints": ("every", "density", "graded", "binomial", "online", "memory-budget"),
+    "checkpoints": ("every", "density", "graded", "binomial", "online", "memory-budget", "graphs"),
     "slots": (1, 2, 3, 4),
     "store": ("device", "device", "host", "disk", "mixed"),
     "steps": (0, 1, 2, 2, 3, 3, 4, 5, 7),
@@ -173,6 +173,8 @@ def _tidy_data(c: Composition) -> dict[str, Any]:
         changes["batch_grad"] = False
     if c.store == "mixed" and c.checkpoints != "memory-budget":
         changes["store"] = "disk"
+    if c.checkpoints == "graphs":
+        changes["store"] = "device"
     if c.adjoint in CONTINUOUS and c.checkpoints == "graded":
         changes["checkpoints"] = "density"  # its mesh is odeopt's own business
     return changes

@@ -193,7 +193,7 @@ def _nodes(c: Composition, steps: int, cotangents: dict[int, Tensor]) -> list[in
     """The kept states of a schedule, and the end."""
     if c.checkpoints in NO_MESH:
         kept = range(steps)
-    elif c.checkpoints == "every":
+    elif c.checkpoints in ("every", "graphs"):
         kept = range(0, steps, c.slots)
     else:
         count = min(c.slots, steps)

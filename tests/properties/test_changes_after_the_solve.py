@@ -10,21 +10,28 @@ from odeopt.solver import StepSolver
 from odeopt.solver.base import reached
 from odeopt.testing import relative_error
 
+STATES = {"checkpoints": odeopt.Every(1)}
+"""Nothing is evaluated again where graphs are kept."""
+
 CHOICES = {
-    "gradient descent": lambda loss: odeopt.ODEOptimizer(odeopt.GradientFlow(loss)),
-    "rk4": lambda loss: odeopt.ODEOptimizer(odeopt.GradientFlow(loss), odeopt.RK4()),
-    "adaptive": lambda loss: odeopt.ODEOptimizer(odeopt.GradientFlow(loss), odeopt.Adaptive()),
+    "gradient descent": lambda loss: odeopt.ODEOptimizer(odeopt.GradientFlow(loss), **STATES),
+    "rk4": lambda loss: odeopt.ODEOptimizer(odeopt.GradientFlow(loss), odeopt.RK4(), **STATES),
+    "adaptive": lambda loss: odeopt.ODEOptimizer(
+        odeopt.GradientFlow(loss), odeopt.Adaptive(), **STATES
+    ),
     "stabilised": lambda loss: odeopt.ODEOptimizer(
-        odeopt.GradientFlow(loss), odeopt.StabilizedRK()
+        odeopt.GradientFlow(loss), odeopt.StabilizedRK(), **STATES
     ),
     "forward over reverse": lambda loss: odeopt.ODEOptimizer(
-        odeopt.GradientFlow(loss), adjoint=odeopt.DiscreteAdjoint(odeopt.ForwardOverReverse())
+        odeopt.GradientFlow(loss),
+        adjoint=odeopt.DiscreteAdjoint(odeopt.ForwardOverReverse()),
+        **STATES,
     ),
-    "momentum": lambda loss: odeopt.ODEOptimizer(odeopt.SGD(loss, momentum=0.9)),
-    "adam": lambda loss: odeopt.ODEOptimizer(odeopt.Adam(loss)),
+    "momentum": lambda loss: odeopt.ODEOptimizer(odeopt.SGD(loss, momentum=0.9), **STATES),
+    "adam": lambda loss: odeopt.ODEOptimizer(odeopt.Adam(loss), **STATES),
     "micro-batches": lambda loss: odeopt.ODEOptimizer(odeopt.SGD(loss, micro_batches=2)),
     "truncated": lambda loss: odeopt.ODEOptimizer(
-        odeopt.Adam(loss), adjoint=odeopt.TruncatedAdjoint(4)
+        odeopt.Adam(loss), adjoint=odeopt.TruncatedAdjoint(4), **STATES
     ),
     "binomial": lambda loss: odeopt.ODEOptimizer(odeopt.Adam(loss), checkpoints=odeopt.Binomial(3)),
     "continuous": lambda loss: odeopt.ODEOptimizer(
@@ -172,6 +179,46 @@ def test_a_change_before_the_outer_loss_is_noticed_in_one_call(device):
         opt.value_and_grad(outer)(problem.params, problem.batch, problem.grid, ())
 
 
+GRAPHS = {
+    "gradient descent": lambda loss: odeopt.ODEOptimizer(odeopt.GradientFlow(loss)),
+    "rk4": lambda loss: odeopt.ODEOptimizer(odeopt.GradientFlow(loss), odeopt.RK4()),
+    "momentum": lambda loss: odeopt.ODEOptimizer(odeopt.SGD(loss, momentum=0.9)),
+    "adam": lambda loss: odeopt.ODEOptimizer(odeopt.Adam(loss)),
+    "truncated": lambda loss: odeopt.ODEOptimizer(
+        odeopt.Adam(loss), adjoint=odeopt.TruncatedAdjoint(4)
+    ),
+}
+
+
+@pytest.mark.parametrize("what", ["number", "tensor", "attribute", "batch"])
+@pytest.mark.parametrize("name", GRAPHS)
+def test_with_graphs_a_change_has_no_effect_or_is_noticed(name, what, device):
+    found = []
+    for changes in (False, True):
+        problem = Problem(device)
+        params = {key: leaf.clone().requires_grad_() for key, leaf in problem.params.items()}
+        opt = GRAPHS[name](problem.parts.loss)
+        sol = opt.solve(params, problem.batch, problem.grid)
+        if changes:
+            problem.batch[0].mul_(1.1) if what == "batch" else problem.change(what)
+        noticed = ""
+        try:
+            sol.params["layer.weight"].sum().backward()
+        except (
+            odeopt.NondeterminismError,
+            RuntimeError,
+        ) as error:  # torch's, for what it has saved
+            noticed = str(error)
+        if noticed:
+            assert changes
+            assert what in ("tensor", "batch")
+            assert "changed in place" in noticed or "by an inplace operation" in noticed
+            return
+        assert sol.stats.recorded_steps == (4 if name == "truncated" else 12)
+        found.append([leaf.grad for leaf in params.values()])
+    assert relative_error(found[1], found[0]) == 0
+
+
 class Plugin(StepSolver):
     """Euler's method, whose pull says that it leads to `says(end)`."""
 
@@ -212,7 +259,7 @@ def test_of_a_large_state_some_entries_are_compared(device):
     scale = {"now": 1.0}
     loss = lambda params, batch: scale["now"] * (params - batch).square().sum()  # noqa: E731
     params = torch.ones(200_001, device=device, requires_grad=True)
-    opt = odeopt.ODEOptimizer(odeopt.GradientFlow(loss))
+    opt = odeopt.ODEOptimizer(odeopt.GradientFlow(loss), **STATES)
     for changes in (False, True):
         sol = opt.solve(params, torch.zeros((), device=device), odeopt.TimeGrid.from_lr(0.1, 2))
         scale["now"] += 1e-3 * changes

@@ -106,7 +106,7 @@ def test_loops_in_threads_record_their_own_random_numbers(device):
 def test_a_thread_that_draws_random_numbers_is_noticed_or_does_no_harm(device):
     """Torch's generator belongs to the process: a number that another thread takes is missing."""
     data, done = Data(device), threading.Event()
-    opt = odeopt.ODEOptimizer(odeopt.SGD(dropping))
+    opt = odeopt.ODEOptimizer(odeopt.SGD(dropping), checkpoints=odeopt.Every(1))
     stream = odeopt.Stream.constant(data.batch, seed=0)
 
     def gradient():

@@ -183,6 +183,7 @@ class RecordedLoop:
         self._seed = int(torch.randint(2**31, ())) if seed is None else seed
         chosen = adjoint or DiscreteAdjoint()
         self._watched, unused = looked_at(model, chosen.differentiation)
+        tree.ravel(self._problem.params, "the parameters")  # checks them by name
         state, _ = self._rule.init(self._problem.params, None)
         self._flat, self._layout = tree.ravel(state, "the parameters")
         exact = isinstance(chosen, LocalAdjoint) and chosen.pulls_steps
