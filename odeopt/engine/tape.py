@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from odeopt.engine.stats import Stats
+from odeopt.engine.watch import recording
 from odeopt.solver.base import RecordedStep, StepGradient
 from odeopt.tools.memory import measured
 
@@ -16,8 +18,12 @@ Pullback = Callable[[Tensor], StepGradient]
 class Tape:
     """The graphs of those steps that the backward sweep comes to next, as many as may be kept.
 
-    The first step that is recorded is measured. Steps that come too early to be kept are made
-    without a graph, in the forward sweep and in replays alike.
+    The first step that is recorded is measured and looked at. Steps that come too early to be kept
+    are made without a graph, in the forward sweep and in replays alike.
+
+    Attributes:
+        drew: whether random numbers were drawn, by that step or meanwhile, that no seed fixes; None
+            before it.
 
     Args:
         shared: tensors of the solve, which do not count as part of a graph.
@@ -28,6 +34,7 @@ class Tape:
         self._shared, self._stats = shared, stats
         self._capacity_for: Callable[[int], int] = lambda graph_bytes: 0
         self._capacity: int | None = None
+        self.drew: bool | None = None
         self._graph_bytes = 0
         self._next = -1
         self._graphs: dict[int, Pullback] = {}
@@ -57,8 +64,15 @@ class Tape:
         return step.end
 
     def _measure(self, make: Callable[[], RecordedStep]) -> RecordedStep:
-        """The first step; no graph is kept where torch refuses to show what is in it."""
-        step, size = measured(make, self._shared)
+        """The first step, which is looked at; no graph is kept where its size is not known."""
+        before = torch.get_rng_state()
+
+        def look() -> RecordedStep:
+            with recording():
+                return make()
+
+        step, size = measured(look, self._shared)
+        self.drew = not torch.equal(before, torch.get_rng_state())
         self._graph_bytes = size or 0
         self._capacity = 0 if size is None else self._capacity_for(size)
         return step

@@ -14,9 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
 from odeopt.adjoint.linearize import Differentiation
-from odeopt.errors import CompatibilityError, InputError, OdeoptWarning
+from odeopt.errors import CapturedTensorError, CompatibilityError, InputError, OdeoptWarning
 from odeopt.inner.attention import PLAIN_ATTENTION
+from odeopt.tools import tree
 from odeopt.tools.arguments import noting_losses
+from odeopt.tools.autodiff import depends_on_others, noting_inputs
 from odeopt.tools.captured import check_not_scripted
 from odeopt.tools.refusals import explain
 from odeopt.tools.transforms import any_requires_grad, captures, requires_grad, versions
@@ -196,6 +198,28 @@ def check_dependent(losses: Sequence[Any]) -> None:
             " model gives was detached, computed under torch.no_grad, or not used. Return a loss of"
             " what the model gives."
         )
+
+
+CAPTURED = (
+    "{what} uses a tensor that requires grad and is not one of its arguments: its gradient would"
+    " be lost. Pass it in hparams, or detach it (for a module, odeopt.from_module passes every"
+    " parameter). A derivative inside of it is taken with torch.func.grad, not requires_grad_()."
+)
+
+
+@contextmanager
+def recording() -> Generator[None]:
+    """A block that evaluates losses by plain autograd, and looks at what they depend on.
+
+    Raises:
+        CapturedTensorError: if that requires grad and is not what is differentiated at.
+        InputError: if a loss depends on nothing of it.
+    """
+    with noting_losses() as losses, noting_inputs() as points:
+        yield
+    if depends_on_others(tree.tensors(losses), points):
+        raise CapturedTensorError(CAPTURED.format(what="the loss (or velocity)"))
+    check_dependent(losses)
 
 
 @contextmanager

@@ -11,17 +11,40 @@ from odeopt.engine.choices import Choices
 from odeopt.engine.compile.compiler import Compiler
 from odeopt.engine.flat import BoundRule, bind
 from odeopt.engine.problem import Problem
-from odeopt.engine.watch import LossWatch, check_dependent, check_watched, evaluation, unchanged
+from odeopt.engine.watch import (
+    CAPTURED,
+    LossWatch,
+    check_dependent,
+    check_watched,
+    evaluation,
+    unchanged,
+)
 from odeopt.errors import CapturedTensorError, NondeterminismError
 from odeopt.inner.base import InnerOptimizer
 from odeopt.solver.dynamics import Data, Theta
 from odeopt.tools import tree
 from odeopt.tools.arguments import noting_losses
-from odeopt.tools.autodiff import transforms_only
+from odeopt.tools.autodiff import can_record, transforms_only
 from odeopt.tools.captured import check_not_scripted
 from odeopt.tools.seeds import same_random_state, seeded, taking_turns
 from odeopt.tools.transforms import any_requires_grad, captures, inside_transform, requires_grad
 from odeopt.tools.types import PyTree
+
+
+def known(choices: Choices, problem: Problem) -> bool:
+    """Whether a call with inputs of these shapes went well whose first step was recorded.
+
+    Such a step is looked at while it is made (see `Tape`), so that no trial is needed.
+    """
+    return (_RECORDED, _kind(problem)) in choices.watched and can_record(problem.tensors())
+
+
+def note_known(choices: Choices, problem: Problem) -> None:
+    """Note that such a call went well."""
+    choices.watched.add((_RECORDED, _kind(problem)))
+
+
+_RECORDED = "recorded"
 
 
 def probe(choices: Choices, problem: Problem) -> None:
@@ -55,7 +78,7 @@ def probe(choices: Choices, problem: Problem) -> None:
     if watch is not None:
         check_watched(watch, choices.adjoint.differentiation, choices.follows_flow)
     if requires_grad(value) or any(captures(loss) for loss in losses):
-        raise CapturedTensorError(_CAPTURED.format(what="the loss (or velocity)"))
+        raise CapturedTensorError(CAPTURED.format(what="the loss (or velocity)"))
     if watch is not None and not losses:
         evaluate.check_linearizes()
     check_dependent(losses)
@@ -74,12 +97,16 @@ def probe(choices: Choices, problem: Problem) -> None:
 
 def _watch(choices: Choices, problem: Problem) -> LossWatch | None:
     """What looks at each operation, in the first call with inputs of these shapes."""
-    kind = tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in problem.tensors())
+    kind = _kind(problem)
     if kind in choices.watched:
         return None
     check_not_scripted(choices.field)
     choices.watched.add(kind)
     return LossWatch()
+
+
+def _kind(problem: Problem) -> object:
+    return tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in problem.tensors())
 
 
 class _Evaluation:
@@ -184,14 +211,7 @@ def probe_init(field: InnerOptimizer, params: PyTree, hparams: PyTree) -> None:
 def refuse_captured(start: PyTree) -> None:
     """Raise `CapturedTensorError` if what `field.init` made of detached inputs requires grad."""
     if any_requires_grad(start):
-        raise CapturedTensorError(_CAPTURED.format(what="the initial state or the centre"))
-
-
-_CAPTURED = (
-    "{what} uses a tensor that requires grad and is not one of its arguments: its gradient would"
-    " be lost. Pass it in hparams, or detach it (for a module, odeopt.from_module passes every"
-    " parameter). A derivative inside of it is taken with torch.func.grad, not requires_grad_()."
-)
+        raise CapturedTensorError(CAPTURED.format(what="the initial state or the centre"))
 
 
 def _differ(first: Tensor, second: Tensor) -> bool:

@@ -17,7 +17,7 @@ from odeopt.engine.steppers import Refinement
 from odeopt.errors import CompatibilityError, InputError, SecondOrderError
 from odeopt.gradient.event import Stopping, StopWhen
 from odeopt.gradient.outer_loss import OuterGradients, OuterLoss, outer_gradients
-from odeopt.gradient.probe import probe, refuse_captured
+from odeopt.gradient.probe import known, note_known, probe, refuse_captured
 from odeopt.gradient.result import Grads, Result
 from odeopt.gradient.solved import Solved, theta_gradients
 from odeopt.grid import TimeGrid
@@ -186,12 +186,19 @@ class Call:
     def run(self, choices: Choices, stats: Stats, refinement: Refinement | None = None) -> Result:
         """Both sweeps, with steps that are known already if given; the cost is added to `stats`."""
         owner, problem = self._owner, self._problem
-        if choices.safety.probe:
+        is_known = known(choices, problem)
+        if choices.safety.probe and not is_known:
             probe(choices, problem)
         skips = owner.on_failure == "skip"
         self.solved = Solved.forward(choices, problem, stats, skips, refinement)
+        tape = self.solved.run.kernels.tape
+        if is_known and choices.safety.probe and (tape is None or tape.drew is not False):
+            probe(choices, problem)  # something drew random numbers: was it the loss?
         with self.solved.run.trajectory.kept:
-            return self._go_back(self.solved, stats)
+            result = self._go_back(self.solved, stats)
+        if tape is not None and tape.drew is False:
+            note_known(choices, problem)
+        return result
 
     def _go_back(self, solved: Solved, stats: Stats) -> Result:
         """From the final state to the gradients."""

@@ -89,7 +89,7 @@ def gradient(fn: Callable[[PyTree], Any], at: PyTree, has_aux: bool = False) -> 
     if alone or not can_record(leaves):  # alone, its graph would hold what nobody differentiates
         return torch.func.grad(fn, has_aux=has_aux)(at)
     with torch.enable_grad():
-        inputs = [_input(leaf, differentiable) for leaf in leaves]
+        inputs = _note([_input(leaf, differentiable) for leaf in leaves])
         result = fn(tree.with_leaves(at, inputs))
         value, aux = result if has_aux else (result, None)
         grads = _pull(value, inputs, None, create_graph=differentiable)
@@ -112,10 +112,7 @@ def vjp(fn: Callable[..., Tensor], *at: PyTree) -> tuple[Tensor, Callable[[Tenso
         linearized: Any = torch.func.vjp(fn, *at)
         return linearized[0], linearized[1]
     with torch.enable_grad():
-        inputs = [_input(leaf, differentiable=False) for leaf in leaves]
-        noted = _noted.get()
-        if noted is not None:
-            noted += inputs
+        inputs = _note([_input(leaf, differentiable=False) for leaf in leaves])
         value = fn(*tree.with_leaves(at, inputs))
 
     def pullback(cotangent: Tensor) -> Any:
@@ -142,6 +139,13 @@ def _input(leaf: Tensor, differentiable: bool) -> Tensor:
     if differentiable and leaf.requires_grad:
         return leaf.view_as(leaf)
     return leaf.detach().requires_grad_()
+
+
+def _note(inputs: list[Tensor]) -> list[Tensor]:
+    noted = _noted.get()
+    if noted is not None:
+        noted += inputs
+    return inputs
 
 
 def _pull(

@@ -1,0 +1,93 @@
+"""Calls after the first look at their first step as it is made, and make no trial."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import odeopt
+from odeopt import Every, ODEOptimizer, TimeGrid
+
+
+class Loss:
+    """A quadratic that changes its mind."""
+
+    def __init__(self):
+        self.calls = 0
+        self.factor = torch.ones(())
+        self.draws = self.detaches = False
+
+    def __call__(self, params, batch):
+        self.calls += 1
+        noise = torch.rand(()) if self.draws else 1.0
+        params = params.detach() if self.detaches else params
+        return (params - batch).square().sum() * self.factor * noise
+
+
+MAKE = {
+    "flow": odeopt.GradientFlow,
+    "adam": odeopt.Adam,
+}
+
+
+@pytest.fixture(params=MAKE)
+def call(request, device):
+    loss = Loss()
+    opt = ODEOptimizer(MAKE[request.param](loss))
+    at = torch.ones(3, device=device), torch.zeros(3, device=device), TimeGrid.from_lr(0.1, 4), None
+    loss.factor = loss.factor.to(device)
+
+    def run():
+        loss.calls = 0
+        return opt.value_and_grad(lambda params, batch: params.square().sum())(*at)
+
+    return loss, run
+
+
+def test_the_loss_is_evaluated_once_a_step(call):
+    loss, run = call
+    first = run()
+    assert loss.calls == 4 + 2
+    second = run()
+    assert loss.calls == 4
+    assert torch.equal(first.grads.params, second.grads.params)
+
+
+def test_what_a_loss_captures_later_is_noticed(call):
+    loss, run = call
+    run()
+    loss.factor = torch.ones_like(loss.factor).requires_grad_()
+    with pytest.raises(odeopt.CapturedTensorError, match="is not one of its arguments"):
+        run()
+
+
+def test_random_numbers_that_are_drawn_later_are_noticed(call):
+    loss, run = call
+    run()
+    loss.draws = True
+    with pytest.raises(odeopt.NondeterminismError, match="drew random numbers"):
+        run()
+
+
+def test_a_loss_that_depends_on_nothing_later_is_noticed(call):
+    loss, run = call
+    run()
+    loss.detaches = True
+    with pytest.raises(odeopt.InputError, match="does not depend on the parameters"):
+        run()
+
+
+@pytest.mark.parametrize("choices", [{"checkpoints": Every(1)}, {"compile": "trace"}])
+def test_without_graphs_each_call_makes_its_trial(choices, device):
+    loss = Loss()
+    opt = ODEOptimizer(odeopt.GradientFlow(loss), **choices)
+    loss.factor = loss.factor.to(device)
+    at = torch.ones(3, device=device), torch.zeros(3, device=device), TimeGrid.from_lr(0.1, 4), None
+    for draws in (False, True):
+        loss.draws = draws
+        call = opt.value_and_grad(lambda params, batch: params.square().sum())
+        if draws:
+            with pytest.raises(odeopt.OdeoptError):
+                call(*at)
+        else:
+            call(*at)
