@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from odeopt.engine.watch import evaluation
 from odeopt.errors import CapturedTensorError, InputError
 from odeopt.inner.base import InnerOptimizer
-from odeopt.tools import tree
+from odeopt.tools import autodiff, tree
 from odeopt.tools.arguments import call_loss, check_scalar
 from odeopt.tools.transforms import any_requires_grad
 from odeopt.tools.types import PyTree, Tensors
@@ -67,19 +68,30 @@ def outer_gradients(
         CapturedTensorError: when called, if a result requires grad nevertheless.
     """
 
-    def kernel(states: list[Tensor], outer_batch: PyTree, hparams: Tensors) -> OuterGradients:
-        def value(states: list[Tensor], hparams: Tensors) -> tuple[Tensor, Any]:
-            trees = [layout.unflatten(y) for y in states]
-            return outer(field, trees, outer_batch, hparams_tree(hparams), observing)
+    def value(states: list[Tensor], hparams: Tensors, batch: PyTree) -> tuple[Tensor, Any]:
+        trees = [layout.unflatten(y) for y in states]
+        return outer(field, trees, batch, hparams_tree(hparams), observing)
 
-        linearized: Any = torch.func.vjp(value, states, hparams, has_aux=True)
+    def kernel(states: list[Tensor], outer_batch: PyTree, hparams: Tensors) -> OuterGradients:
+        linearized: Any = torch.func.vjp(
+            partial(value, batch=outer_batch), states, hparams, has_aux=True
+        )
         loss, pullback, aux = linearized
         with torch.no_grad():  # else the gradients would hold a graph as large as the loss's
             gradients = pullback(torch.ones_like(loss))
         return OuterGradients(loss, aux, *gradients)
 
+    def plain(states: list[Tensor], outer_batch: PyTree, hparams: Tensors) -> OuterGradients:
+        """The same by plain autograd; it requires grad if it depends on anything else."""
+        at: Any = autodiff.points((states, hparams))
+        loss, aux = value(at[0], at[1], outer_batch)
+        if autodiff.depends_on_others(tree.tensors((loss, aux)), tree.leaves(at)):
+            return OuterGradients(loss, aux, *at)
+        gradients: Any = autodiff.pull(loss, at)
+        return OuterGradients(loss.detach(), tree.map_tensors(Tensor.detach, aux), *gradients)
+
     def checked(states: list[Tensor], outer_batch: PyTree, hparams: Tensors) -> OuterGradients:
-        run = kernel
+        run = plain if autodiff.can_record([*states, *hparams]) else kernel
         if tasks is not None:
             batch_dims = tree.pytree.tree_map(_task_dim, outer_batch)
             run = torch.func.vmap(kernel, in_dims=(0, batch_dims, None))

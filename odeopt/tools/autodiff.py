@@ -122,6 +122,16 @@ def vjp(fn: Callable[..., Tensor], *at: PyTree) -> tuple[Tensor, Callable[[Tenso
     return value.detach(), pullback
 
 
+def points(at: PyTree) -> PyTree:
+    """A tree of tensors as leaves at which plain autograd differentiates."""
+    return tree.map_tensors(lambda leaf: _input(leaf, differentiable=False), at)
+
+
+def pull(value: Tensor, at: PyTree) -> PyTree:
+    """The gradient of a scalar w.r.t. such leaves; zeros for those on which it does not depend."""
+    return tree.with_leaves(at, _pull(value, tree.leaves(at), None))
+
+
 def can_record(leaves: Sequence[Tensor]) -> bool:
     """Whether plain autograd can record what is done with these tensors."""
     return not (

@@ -185,9 +185,15 @@ def test_what_cannot_be_batched_over_tasks_is_refused_with_advice(name, device):
 
 def test_the_outer_loss_is_looked_at_as_well(device):
     params, batch = problem(device)
-    call = odeopt.ODEOptimizer(odeopt.SGD(mse)).value_and_grad(retained)
+    opt, grid = odeopt.ODEOptimizer(odeopt.SGD(mse)), odeopt.TimeGrid.from_lr(0.05, 3)
+    found, expected = (
+        opt.value_and_grad(outer)(params, batch, grid, batch).grads.params
+        for outer in (retained, lambda params, batch: hidden(params, batch).square().mean())
+    )
+    assert relative_error(found, expected) < 1e-14  # by plain autograd it is as good as any
+    one = tree.map_tensors(lambda leaf: leaf[None], batch)
     with pytest.raises(odeopt.CompatibilityError, match="calls retain_grad"):
-        call(params, batch, odeopt.TimeGrid.from_lr(0.05, 3), batch)
+        opt.value_and_grad(retained, tasks=True)(params, one, grid, one)
 
 
 def test_a_refusal_in_the_backward_pass_of_solve_is_explained(device):
