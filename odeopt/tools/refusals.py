@@ -22,8 +22,8 @@ _REFUSALS = {
     ),
     r"saved tensor hooks": (
         "there is a hook on saved tensors (torch.utils.checkpoint in the model, save_on_cpu or"
-        " save_for_backward hooks around the call): leave it out. Only the graph of one step is"
-        " alive at a time, and checkpoints= says how many states are kept."
+        " save_for_backward hooks around the call): leave it out. checkpoints= says what is"
+        " kept; with Every(1) or Binomial(n) only the graph of one step is alive at a time."
     ),
     r"must override the setup_context": (
         "the loss uses a torch.autograd.Function without setup_context (as torch.utils.checkpoint"

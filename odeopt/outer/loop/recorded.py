@@ -90,7 +90,7 @@ class LoopResult:
     Attributes:
         value: the outer loss, 0-dim.
         grads: its gradients.
-        stats: what the backward sweep cost, the second run of the steps included.
+        stats: what the backward sweep cost, steps that were made again included.
     """
 
     value: Tensor
@@ -102,12 +102,12 @@ class LoopResult:
 class RecordedLoop:
     r"""A training loop that stays yours, and can be differentiated afterwards.
 
-    `step` makes one update of the optimiser at once, without a graph, and records what it was
-    given. `backward` runs the N recorded steps again, keeping the states that `checkpoints` says,
-    and pulls the gradient of an outer loss through them:
+    `step` makes one update of the optimiser at once, and keeps its graph while memory allows.
+    `backward` pulls the gradient of an outer loss through the N steps:
     $\lambda_k = (\partial u_{k+1} / \partial u_k)^\top \lambda_{k+1}$, exactly. It costs N
-    gradients and N Hessian-vector products beside the N gradients of the loop, and memory for the
-    kept states and the graph of one step.
+    Hessian-vector products beside the N gradients of the loop. Steps whose graphs are not kept are
+    made again, from the states that `checkpoints` says: N more gradients, and memory for these
+    states and the graph of one step.
 
     The module and the optimiser are not changed (but see `write_back`). Dropout draws other
     numbers in each step, batch normalisation updates its statistics. The steps see the module in
@@ -224,7 +224,7 @@ class RecordedLoop:
                 not be changed. Leaf tensors in it that require grad get gradients.
 
         Returns:
-            The loss before the update, without a graph.
+            The loss before the update; it carries no gradient.
 
         Raises:
             OdeoptError: see `odeopt.errors`; each message says what to do.
