@@ -57,6 +57,11 @@ BENCHMARKS = (
         "benchmarks.peers.report",
     ),
     Benchmark(
+        "defaults",
+        "the gradient through training by default settings, against higher and TorchOpt",
+        "benchmarks.defaults",
+    ),
+    Benchmark(
         "tolerance",
         "from_tolerance and estimate_error against the true error, on random problems",
         "benchmarks.tolerance.report",

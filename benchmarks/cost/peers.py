@@ -40,26 +40,31 @@ def trainings(tasks: Task) -> list[Training]:
 
 def by_higher(
     network: nn.Module, loss: NetworkLoss, trainings: Sequence[Training], steps: int,
-    **settings: float,
+    rule: str = "SGD", **settings: float,
 ) -> Callable[[], Tensor]:  # fmt: skip
     """The exact gradient by the package higher; a task's graph is freed before the next is made.
 
     Args:
         network: Where every training begins.
-        loss: The inner and the outer one.
+        loss: The inner one, and in evaluation mode the outer one.
         trainings: Of each task.
         steps: Of each training.
-        settings: Of SGD.
+        rule: "SGD" or "Adam".
+        settings: Of it.
     """
     higher: Any = import_module("higher")
-    sgd = torch.optim.SGD(network.parameters(), **settings)
+    optimizer = getattr(torch.optim, rule)(network.parameters(), **settings)
 
     def run() -> Tensor:
         network.zero_grad()
         for batch_of, validation in trainings:
-            with higher.innerloop_ctx(network, sgd, copy_initial_weights=False) as (copy, inner):
+            with higher.innerloop_ctx(network, optimizer, copy_initial_weights=False) as (
+                copy,
+                inner,
+            ):
                 for k in range(steps):
                     inner.step(loss(copy, batch_of(k)))
+                copy.eval()
                 (loss(copy, validation) / len(trainings)).backward()
         return gradient(network)
 
@@ -68,14 +73,15 @@ def by_higher(
 
 def by_torchopt(
     network: nn.Module, loss: NetworkLoss, trainings: Sequence[Training], steps: int,
-    **settings: float,
+    rule: str = "SGD", **settings: float,
 ) -> Callable[[], Tensor]:  # fmt: skip
-    """The same by the package torchopt."""
+    """The same by the package torchopt; statistics, which change in place, are put back."""
     torchopt: Any = import_module("torchopt")
-    leaves = list(network.parameters())
-    sgd = torchopt.MetaSGD(network, **settings)
+    leaves, mode = list(network.parameters()), network.training
+    optimizer = getattr(torchopt, f"Meta{rule}")(network, **settings)
     start = torchopt.extract_state_dict(network, by="reference")
-    fresh = torchopt.extract_state_dict(sgd, by="reference")
+    fresh = torchopt.extract_state_dict(optimizer, by="reference")
+    statistics = [(own, own.clone()) for own in network.buffers()]
 
     def run() -> Tensor:
         for leaf in leaves:
@@ -83,11 +89,15 @@ def by_torchopt(
         for batch_of, validation in trainings:
             try:
                 for k in range(steps):
-                    sgd.step(loss(network, batch_of(k)))
+                    optimizer.step(loss(network, batch_of(k)))
+                network.eval()
                 (loss(network, validation) / len(trainings)).backward()
             finally:
+                network.train(mode)
                 torchopt.recover_state_dict(network, start)
-                torchopt.recover_state_dict(sgd, fresh)
+                torchopt.recover_state_dict(optimizer, fresh)
+                for own, before in statistics:
+                    own.copy_(before)
         return gradient(network)
 
     return run

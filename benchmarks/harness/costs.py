@@ -10,6 +10,7 @@ allocator's own counters are read.
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import sys
@@ -30,20 +31,22 @@ T = TypeVar("T")
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else each profile writes to standard error
 
 
-def once(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call."""
+def once(
+    run: Callable[[], object], device: torch.device, clock: Callable[[], float] = perf_counter
+) -> float:
+    """Seconds of one call, by a clock."""
     _wait(device)
-    begin = perf_counter()
+    begin = clock()
     run()
     _wait(device)
-    return perf_counter() - begin
+    return clock() - begin
 
 
 def in_turn(
     runs: Mapping[str, Callable[[], object]], rounds: int, device: torch.device,
-    limit: float = math.inf,
+    limit: float = math.inf, clock: Callable[[], float] = perf_counter,
 ) -> dict[str, list[float]]:  # fmt: skip
-    """Seconds of each, called once in every round.
+    """Seconds of each by a clock, called once in every round, garbage collected before.
 
     There is one round at least, and none that would end later than about `limit` seconds.
     """
@@ -53,7 +56,8 @@ def in_turn(
         if number and spent + last >= limit:
             break
         for name, run in runs.items():
-            seconds[name].append(once(run, device))
+            gc.collect()
+            seconds[name].append(once(run, device, clock))
         last = sum(values[-1] for values in seconds.values())
         spent += last
     return seconds

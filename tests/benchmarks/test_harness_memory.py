@@ -142,3 +142,15 @@ def test_the_peak_of_a_run_in_several_records():
             torch.zeros(MEGA // 5, dtype=torch.float32)
             peak.tick()
     assert 4 * MEGA <= peak.bytes < 4 * MEGA + 65536
+
+
+def test_seconds_in_turn_are_by_the_clock_that_is_given(device):
+    now, order = [0.0], []
+
+    def spend(name, seconds):
+        order.append(name)
+        now[0] += seconds
+
+    runs = {"a": lambda: spend("a", 1.0), "b": lambda: spend("b", 2.0)}
+    assert costs.in_turn(runs, 5, device, 7.0, lambda: now[0]) == {"a": [1.0] * 2, "b": [2.0] * 2}
+    assert order == ["a", "b"] * 2  # a third round would end later than at 7
