@@ -61,19 +61,15 @@ def test_what_a_loss_captures_later_is_noticed(call):
         run()
 
 
-def test_random_numbers_that_are_drawn_later_are_noticed(call):
+@pytest.mark.parametrize(("change", "kind", "words"), [
+    ("draws", odeopt.NondeterminismError, "drew random numbers"),
+    ("detaches", odeopt.InputError, "does not depend on the parameters"),
+])  # fmt: skip
+def test_what_a_loss_begins_to_do_later_is_noticed(change, kind, words, call):
     loss, run = call
     run()
-    loss.draws = True
-    with pytest.raises(odeopt.NondeterminismError, match="drew random numbers"):
-        run()
-
-
-def test_a_loss_that_depends_on_nothing_later_is_noticed(call):
-    loss, run = call
-    run()
-    loss.detaches = True
-    with pytest.raises(odeopt.InputError, match="does not depend on the parameters"):
+    setattr(loss, change, True)
+    with pytest.raises(kind, match=words):
         run()
 
 
