@@ -72,7 +72,8 @@ class Tape:
                 return make()
 
         step, size = measured(look, self._shared)
-        self.drew = not torch.equal(before, torch.get_rng_state())
+        if size is not None:  # else the loss may be hidden inside a transform
+            self.drew = not torch.equal(before, torch.get_rng_state())
         self._graph_bytes = size or 0
         self._capacity = 0 if size is None else self._capacity_for(size)
         return step

@@ -21,7 +21,13 @@ from odeopt.tools.arguments import noting_losses
 from odeopt.tools.autodiff import depends_on_others, noting_inputs
 from odeopt.tools.captured import check_not_scripted
 from odeopt.tools.refusals import explain
-from odeopt.tools.transforms import any_requires_grad, captures, requires_grad, versions
+from odeopt.tools.transforms import (
+    any_requires_grad,
+    captures,
+    inside_transform,
+    requires_grad,
+    versions,
+)
 
 KINKED = {
     "relu": "ReLU", "relu_": "ReLU", "threshold": "threshold", "leaky_relu": "leaky ReLU",
@@ -211,13 +217,16 @@ CAPTURED = (
 def recording() -> Generator[None]:
     """A block that evaluates losses by plain autograd, and looks at what they depend on.
 
+    Not at those that are evaluated inside a transform of the user's own, whose graph is another.
+
     Raises:
         CapturedTensorError: if that requires grad and is not what is differentiated at.
         InputError: if a loss depends on nothing of it.
     """
     with noting_losses() as losses, noting_inputs() as points:
         yield
-    if depends_on_others(tree.tensors(losses), points):
+    seen = [leaf for leaf in tree.tensors(losses) if not inside_transform([leaf])]
+    if depends_on_others(seen, points):
         raise CapturedTensorError(CAPTURED.format(what="the loss (or velocity)"))
     check_dependent(losses)
 

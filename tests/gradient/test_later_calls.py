@@ -87,3 +87,17 @@ def test_without_graphs_each_call_makes_its_trial(choices, device):
                 call(*at)
         else:
             call(*at)
+
+
+def test_a_velocity_with_a_transform_inside_makes_its_trial_in_each_call(device):
+    loss = Loss()
+    loss.factor = loss.factor.to(device)
+    opt = ODEOptimizer(lambda t, y, consts, hparams, batch: -torch.func.grad(loss)(y, batch))
+    at = torch.ones(3, device=device), torch.zeros(3, device=device), TimeGrid.from_lr(0.1, 4), None
+    call = opt.value_and_grad(lambda params, batch: params.square().sum())
+    first, second = call(*at), call(*at)
+    assert torch.equal(first.grads.params, second.grads.params)
+    assert second.stats.recorded_steps == 0
+    loss.factor = torch.ones_like(loss.factor).requires_grad_()
+    with pytest.raises(odeopt.CapturedTensorError):
+        call(*at)
