@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from typing_extensions import override
 
 from odeopt.adjoint.linearize import Differentiation, ReverseMode
 from odeopt.solver.base import Solver, Stepping, StepSolver
@@ -86,6 +87,11 @@ class Adjoint(KnownKeywords):
     """Whether it is the exact gradient of the steps that were made: growth of the adjoint variable
     is then no sign of instability."""
 
+    @property
+    def pulls_graphs(self) -> bool:
+        """Whether a step can be pulled through the graph it was made with."""
+        return False
+
 
 class LocalAdjoint(Adjoint, ABC):
     """Goes backward interval by interval."""
@@ -96,6 +102,11 @@ class LocalAdjoint(Adjoint, ABC):
     pulls_steps: bool = False
     """Whether its pull is `StepSolver.pull` of the step that was made, and nothing more. False in a
     subclass with a `pull` of its own that does not say so."""
+
+    @property
+    @override
+    def pulls_graphs(self) -> bool:
+        return self.pulls_steps and not self.differentiation.value_cost
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)

@@ -88,6 +88,9 @@ class CheckpointSchedule(KnownKeywords, ABC):
     keeps_all: bool = False
     """Whether every state is kept, so that nothing is ever replayed."""
 
+    keeps_graphs: bool = False
+    """Whether `graphs` says of how many steps the graphs are kept, where the engine can do so."""
+
     watches: bool = False
     """Whether the forward stream depends on the states it is told of."""
 

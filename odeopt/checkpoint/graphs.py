@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import functools
+import math
 from collections.abc import Iterator, Sequence
-from typing import final
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, final
 
 import torch
 from typing_extensions import override
@@ -46,6 +48,39 @@ def set_memory_budget(budget: int | str | None) -> None:
     _budget[0] = None if budget is None else parse_bytes(budget, "budget")
 
 
+@dataclass(frozen=True)
+class _Room:
+    """How much memory there is for what one solve keeps.
+
+    Attributes:
+        given: a number of bytes that was asked for; None for that of all solves.
+        device: where it is kept.
+    """
+
+    given: int | None
+    device: torch.device
+
+    @cached_property
+    def nbytes(self) -> int:
+        """The budget; the memory that is free is looked at once, when it is first asked for."""
+        known = self._known
+        return int(SHARE * free_memory(self.device)) if known is None else known
+
+    def holds(self, nbytes: int) -> bool:
+        """Whether so much fits; what is little does so without a look."""
+        return (self._known is None and nbytes <= LITTLE) or nbytes <= self.nbytes
+
+    @property
+    def most_graphs(self) -> float:
+        """How many bytes graphs may take, however much room there is."""
+        return MOST_ON_CPU if self._known is None and self.device.type == "cpu" else math.inf
+
+    @property
+    def _known(self) -> int | None:
+        """What somebody has said; None if nobody has."""
+        return _budget[0] if self.given is None else self.given
+
+
 @final
 @CHECKPOINTS.register("graphs")
 class Graphs(CheckpointSchedule):
@@ -80,6 +115,8 @@ class Graphs(CheckpointSchedule):
         it is made, or made again to be recorded.
     """
 
+    keeps_graphs = True
+
     def __init__(
         self, states: CheckpointSchedule | None = None, budget: int | str | None = None
     ) -> None:
@@ -91,64 +128,47 @@ class Graphs(CheckpointSchedule):
                 " graphs, such as Every(1) or Binomial(20)."
             )
         self._states = states
-        self._budget = None if budget is None else parse_bytes(budget, "budget")
-        self._device = torch.device("cpu")
+        given = None if budget is None else parse_bytes(budget, "budget")
+        self._room = _Room(given, torch.device("cpu"))
         own = self._own
         self.is_mesh, self.needs_length = own.is_mesh, own.needs_length
         self.keeps_all, self.watches, self.tiers = own.keeps_all, own.watches, own.tiers
 
+    def settings(self) -> dict[str, Any]:
+        """What it was made with."""
+        return {"states": self._states, "budget": self._room.given}
+
     @override
     def on(self, device: torch.device) -> Graphs:
-        placed = Graphs(self._states, self._budget)
-        placed._device = device
-        return placed
+        return self._with(self._states, _Room(self._room.given, device))
 
     @override
     def fit(self, state_bytes: int, steps: int | None) -> Graphs:
-        fitted = (
-            self._fit(state_bytes, steps)
-            if self._states is None
-            else self._states.fit(state_bytes, steps)
-        )
-        return Graphs(fitted, self._budget).on(self._device)
-
-    def _fit(self, state_bytes: int, steps: int | None) -> CheckpointSchedule:
-        expected = UNKNOWN_LENGTH if steps is None else steps
-        if self._fits(expected * state_bytes):
-            return Every(1)
-        slots = max(self._bytes // 2 // max(state_bytes, 1), 1)
-        return Online(slots) if steps is None else Binomial(slots)
+        states, room = self._states, self._room
+        if states is not None:
+            return self._with(states.fit(state_bytes, steps), room)
+        if room.holds((UNKNOWN_LENGTH if steps is None else steps) * state_bytes):
+            return self._with(Every(1), room)
+        slots = max(room.nbytes // 2 // max(state_bytes, 1), 1)
+        return self._with(Online(slots) if steps is None else Binomial(slots), room)
 
     @override
     def graphs(self, graph_bytes: int, state_bytes: int, steps: int) -> int:
-        room = steps * graph_bytes
-        if not self._fits(room + steps * state_bytes):
-            states = steps * state_bytes if self.keeps_all else self._bytes // 2
-            room = max(self._bytes - states, 0)
-        if self._device.type == "cpu" and not self._is_given:
-            room = min(room, MOST_ON_CPU)
-        return min(room // graph_bytes, steps) if graph_bytes else steps
+        left = steps * graph_bytes
+        if not self._room.holds(left + steps * state_bytes):
+            nbytes = self._room.nbytes
+            left = max(nbytes - (steps * state_bytes if self.keeps_all else nbytes // 2), 0)
+        most = min(left, self._room.most_graphs)
+        return int(min(most // graph_bytes, steps)) if graph_bytes else steps
 
-    def _fits(self, nbytes: int) -> bool:
-        return (not self._is_given and nbytes <= LITTLE) or nbytes <= self._bytes
-
-    @property
-    def _is_given(self) -> bool:
-        """Whether somebody has said how much memory may be taken."""
-        return self._budget is not None or _budget[0] is not None
-
-    @functools.cached_property
-    def _bytes(self) -> int:
-        """The budget; memory is looked at once, and only where something large is kept."""
-        if self._budget is not None:
-            return self._budget
-        if _budget[0] is not None:
-            return _budget[0]
-        return int(SHARE * free_memory(self._device))
+    def _with(self, states: CheckpointSchedule | None, room: _Room) -> Graphs:
+        other = Graphs(states)
+        other._room = room
+        return other
 
     @override
     def coarser(self) -> Graphs:
-        return Graphs(self._states and self._states.coarser(), self._budget)
+        return self._with(self._states and self._states.coarser(), self._room)
 
     @override
     def plan(self, steps: int) -> Plan | None:

@@ -49,6 +49,8 @@ class Layout(NamedTuple):
 class BoundField(FlatField):
     """A field that reads and writes flat vectors."""
 
+    records = True
+
     def __init__(self, inner: Field, layout: Layout) -> None:
         self._field = inner
         self.layout = layout
@@ -122,6 +124,9 @@ class BoundGradientRule(BoundRule):
         super().__init__(rule, layout)
         self._gradient_rule = rule
         self.records = rule.micro_batches == 1
+        state = _without_values(layout)
+        self._params = tree.layout_of(state.params)
+        self._known = sum(leaf.numel() for leaf in tree.tensors((state.params, state.slots)))
 
     @override
     def pull(
@@ -130,10 +135,8 @@ class BoundGradientRule(BoundRule):
     ) -> StepGradient:  # fmt: skip
         """The end is compared without the buffers, on which no derivative depends."""
         at = _Step(k, lr, y, theta, data)
-        state = self.layout.unpack(y, theta, data)[0]
         y1, pullback = self._apply(at, self._linearize(differentiate, at))
-        known = sum(leaf.numel() for leaf in tree.tensors((state.params, state.slots)))
-        return pullback(lam)._replace(end=reached(y1[:known]))
+        return pullback(lam)._replace(end=reached(y1[: self._known]))
 
     @override
     def record(
@@ -148,7 +151,7 @@ class BoundGradientRule(BoundRule):
     def _apply(self, at: _Step, gradient: _Gradient) -> RecordedStep:
         """The rule applied to a gradient, which is pulled after it."""
         k, lr, y, theta, data = at
-        params = self._params(at)
+        params = self._params
 
         def advanced(lr: Tensor, y: Tensor, g: Tensor, shared: tuple[Tensor, ...]) -> Tensor:
             now, _, hparams, _ = self.layout.unpack(y, theta._replace(shared=shared), data)
@@ -173,10 +176,10 @@ class BoundGradientRule(BoundRule):
         if self._gradient_rule.micro_batches > 1:
             return self._linearize_pieces(differentiate, at)
         k, _, y, theta, data = at
-        params, state = self._params(at), self.layout.unpack(y, theta, data)[0]
-        field = self._piece_field(params, state.buffers, 0)
-        point = differentiate(field, k, y[: params.size], theta, data)
-        return _Gradient(torch.neg(point.value), [point.pullback], state.buffers)
+        buffers = self.layout.unpack(y, theta, data)[0].buffers
+        field = self._piece_field(buffers, 0)
+        point = differentiate(field, k, y[: self._params.size], theta, data)
+        return _Gradient(torch.neg(point.value), [point.pullback], buffers)
 
     def _linearize_pieces(self, differentiate: Differentiate, at: _Step) -> _Gradient:
         """The whole gradient, and each piece's Hessian-vector product.
@@ -184,7 +187,7 @@ class BoundGradientRule(BoundRule):
         A piece meets the same buffers and random numbers twice; its graph is freed on return.
         """
         k, _, y, theta, data = at
-        params, (state, _, hparams, batch) = self._params(at), self.layout.unpack(y, theta, data)
+        params, (state, _, hparams, batch) = self._params, self.layout.unpack(y, theta, data)
         buffers, total = state.buffers, torch.zeros_like(y[: params.size])
         products: list[Callable[[Tensor], Cotangents]] = []
 
@@ -194,7 +197,7 @@ class BoundGradientRule(BoundRule):
                 return differentiate(field, k, y[: params.size], theta, data).pullback(cotangent)
 
         for index, piece in enumerate(self._gradient_rule.pieces(batch)):
-            field = self._piece_field(params, buffers, index)
+            field = self._piece_field(buffers, index)
             products.append(partial(product, field, random_state()))
             grads, buffers = self._gradient_rule.piece_gradient(
                 state.params, hparams, piece, buffers
@@ -202,11 +205,8 @@ class BoundGradientRule(BoundRule):
             total = total + params.flatten(grads, "the gradient")
         return _Gradient(total, products, buffers)
 
-    def _params(self, at: _Step) -> Ravel:
-        return tree.layout_of(self.layout.unpack(at.y, at.theta, at.data)[0].params)
-
-    def _piece_field(self, params: Ravel, buffers: PyTree, index: int) -> _PieceField:
-        return _PieceField(self._gradient_rule, self.layout, params, buffers, index)
+    def _piece_field(self, buffers: PyTree, index: int) -> _PieceField:
+        return _PieceField(self._gradient_rule, self.layout, self._params, buffers, index)
 
 
 class _Joined(GradientRule):
@@ -242,12 +242,18 @@ def _joined(rule: GradientRule, layout: Layout) -> tuple[GradientRule, Layout]:
 
     They are so in the flat state already: nothing moves.
     """
-    flat, dtype = layout.state, layout.state.dtype
-    state = flat.unflatten(torch.empty(flat.size, dtype=dtype, device="meta"))
+    state = _without_values(layout)
     params = tree.layout_of(state.params)
-    one = torch.empty(params.size, dtype=dtype, device="meta")
+    one = torch.empty(params.size, dtype=params.dtype, device="meta")
     whole = state._replace(params=one, slots=dict.fromkeys(state.slots, one))
     return _Joined(rule, params), layout._replace(state=tree.layout_of(whole))
+
+
+def _without_values(layout: Layout) -> Any:
+    """A state with shapes and dtypes alone."""
+    return layout.state.unflatten(
+        torch.empty(layout.state.size, dtype=layout.state.dtype, device="meta")
+    )
 
 
 class _Step(NamedTuple):

@@ -212,9 +212,7 @@ class Kernels:
     def _recording(self, step: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """The steps that the tape wants are made with their graphs, all others by `step`."""
         tape, solver = self.tape, self.step_solver
-        dynamics = self.dynamics
-        whole = not isinstance(dynamics, BoundRule) or dynamics.records
-        if tape is None or not (solver.records and whole):
+        if tape is None or not (solver.records and self.dynamics.records):
             return step
 
         def kernel(t: Tensor, dt: Tensor, y: Tensor, theta: Theta, data: Data) -> RecordedStep:

@@ -131,16 +131,13 @@ def _begin_or_resume(
 
 def _with_tape(choices: Choices, kernels: Kernels, problem: Problem) -> Kernels:
     """The kernels with a tape, where steps can be recorded and the schedule keeps graphs."""
-    adjoint = choices.adjoint
-    exact = isinstance(adjoint, LocalAdjoint) and adjoint.pulls_steps
+    adjoint, tensors = choices.adjoint, problem.tensors()
     eager = kernels.compiler is None and kernels.tasks is None
-    if not (exact and eager and choices.checkpoints.graphs(0, 0, 1)):
-        return kernels
-    differentiation, tensors = adjoint.differentiation, problem.tensors()
-    if differentiation.value_cost or not can_record(tensors):
+    keeps = choices.checkpoints.keeps_graphs and adjoint.pulls_graphs
+    if not (eager and keeps and can_record(tensors)):
         return kernels
     tape = Tape(tensors, kernels.stats)
-    return replace(kernels, tape=tape, differentiation=differentiation)
+    return replace(kernels, tape=tape, differentiation=adjoint.differentiation)
 
 
 def _begin_tape(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from odeopt.engine.stats import Stats
-from odeopt.engine.watch import recording
+from odeopt.engine.watch import recording, unchanged
 from odeopt.solver.base import RecordedStep, StepGradient
 from odeopt.tools.memory import measured
+from odeopt.tools.seeds import generator_states, same_random_state
 
 Pullback = Callable[[Tensor], StepGradient]
 
@@ -22,11 +22,11 @@ class Tape:
     are made without a graph, in the forward sweep and in replays alike.
 
     Attributes:
-        drew: whether random numbers were drawn, by that step or meanwhile, that no seed fixes; None
-            before it.
+        sound: whether that step was found to be in order; not so before it, where the loss is
+            hidden inside a transform, and where something drew random numbers that no seed fixes.
 
     Args:
-        shared: tensors of the solve, which do not count as part of a graph.
+        shared: tensors of the solve, which do not count as part of a graph; the first is a state.
         stats: where it is noted what was kept.
     """
 
@@ -34,7 +34,7 @@ class Tape:
         self._shared, self._stats = shared, stats
         self._capacity_for: Callable[[int], int] = lambda graph_bytes: 0
         self._capacity: int | None = None
-        self.drew: bool | None = None
+        self.sound = False
         self._graph_bytes = 0
         self._next = -1
         self._graphs: dict[int, Pullback] = {}
@@ -65,15 +65,15 @@ class Tape:
 
     def _measure(self, make: Callable[[], RecordedStep]) -> RecordedStep:
         """The first step, which is looked at; no graph is kept where its size is not known."""
-        before = torch.get_rng_state()
 
         def look() -> RecordedStep:
-            with recording():
+            with unchanged(self._shared), recording():
                 return make()
 
+        before = generator_states(self._shared[0].device)
         step, size = measured(look, self._shared)
-        if size is not None:  # else the loss may be hidden inside a transform
-            self.drew = not torch.equal(before, torch.get_rng_state())
+        after = generator_states(self._shared[0].device)
+        self.sound = size is not None and same_random_state(before, after)
         self._graph_bytes = size or 0
         self._capacity = 0 if size is None else self._capacity_for(size)
         return step

@@ -214,10 +214,13 @@ CAPTURED = (
 
 
 @contextmanager
-def recording() -> Generator[None]:
+def recording(captured: str = CAPTURED.format(what="the loss (or velocity)")) -> Generator[None]:
     """A block that evaluates losses by plain autograd, and looks at what they depend on.
 
     Not at those that are evaluated inside a transform of the user's own, whose graph is another.
+
+    Args:
+        captured: what the error says that is raised for a captured tensor.
 
     Raises:
         CapturedTensorError: if that requires grad and is not what is differentiated at.
@@ -227,7 +230,7 @@ def recording() -> Generator[None]:
         yield
     seen = [leaf for leaf in tree.tensors(losses) if not inside_transform([leaf])]
     if depends_on_others(seen, points):
-        raise CapturedTensorError(CAPTURED.format(what="the loss (or velocity)"))
+        raise CapturedTensorError(captured)
     check_dependent(losses)
 
 

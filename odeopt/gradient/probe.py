@@ -26,7 +26,7 @@ from odeopt.tools import tree
 from odeopt.tools.arguments import noting_losses
 from odeopt.tools.autodiff import can_record, transforms_only
 from odeopt.tools.captured import check_not_scripted
-from odeopt.tools.seeds import same_random_state, seeded, taking_turns
+from odeopt.tools.seeds import generator_states, same_random_state, seeded, taking_turns
 from odeopt.tools.transforms import any_requires_grad, captures, inside_transform, requires_grad
 from odeopt.tools.types import PyTree
 
@@ -68,13 +68,13 @@ def probe(choices: Choices, problem: Problem) -> None:
     evaluate = _Evaluation(choices.field, problem)
     watch = _watch(choices, problem)
     with taking_turns():  # others that draw must not be taken for the loss
-        before = _random_states(problem.y0)
+        before = generator_states(problem.y0.device)
         with (
             torch.enable_grad(), unchanged(problem.tensors()), noting_losses() as losses,
             watch or nullcontext(),
         ):  # fmt: skip
             value = evaluate()
-        after = _random_states(problem.y0)
+        after = generator_states(problem.y0.device)
     if watch is not None:
         check_watched(watch, choices.adjoint.differentiation, choices.follows_flow)
     if requires_grad(value) or any(captures(loss) for loss in losses):
@@ -234,8 +234,3 @@ def _first_task(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Theta, Data]:
         theta = theta._replace(batch=tuple(leaf[0] for leaf in theta.batch))
         data = data._replace(batch=tuple(leaf[0] for leaf in data.batch))
     return start.to(y.dtype), lr.to(y.dtype), y, theta, data
-
-
-def _random_states(like: Tensor) -> tuple[Tensor, ...]:
-    extra = (torch.cuda.get_rng_state(like.device),) if like.device.type == "cuda" else ()
-    return torch.get_rng_state(), *extra

@@ -186,17 +186,19 @@ class Call:
     def run(self, choices: Choices, stats: Stats, refinement: Refinement | None = None) -> Result:
         """Both sweeps, with steps that are known already if given; the cost is added to `stats`."""
         owner, problem = self._owner, self._problem
-        is_known = known(choices, problem)
-        if choices.safety.probe and not is_known:
+        probing = choices.safety.probe
+        is_known = probing and known(choices, problem)
+        if probing and not is_known:
             probe(choices, problem)
         skips = owner.on_failure == "skip"
         self.solved = Solved.forward(choices, problem, stats, skips, refinement)
         tape = self.solved.run.kernels.tape
-        if is_known and choices.safety.probe and (tape is None or tape.drew is not False):
+        sound = tape is not None and tape.sound
+        if is_known and not sound:
             probe(choices, problem)  # something drew random numbers: was it the loss?
         with self.solved.run.trajectory.kept:
             result = self._go_back(self.solved, stats)
-        if tape is not None and tape.drew is False:
+        if probing and sound and not is_known:
             note_known(choices, problem)
         return result
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -65,7 +64,7 @@ def _left_by_cgroup(folder: Path) -> Iterator[int]:
     yield limit - used + int(stat.get("inactive_file", 0))
 
 
-class GraphSize:
+class GraphSize(torch.autograd.graph.saved_tensors_hooks):
     """A block whose graph is measured: the bytes of the tensors that autograd saves.
 
     Args:
@@ -73,24 +72,14 @@ class GraphSize:
     """
 
     def __init__(self, shared: Iterable[Tensor]) -> None:
+        super().__init__(self._note, lambda saved: saved)
         self._shared = {_storage(leaf) for leaf in shared}
         self._sizes: dict[int, int] = {}
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._note, lambda saved: saved)
 
     @property
     def nbytes(self) -> int:
         """The size so far."""
         return sum(self._sizes.values())
-
-    def __enter__(self) -> Self:
-        self._hooks.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:  # fmt: skip
-        self._hooks.__exit__(kind, error, traceback)
 
     def _note(self, saved: Tensor) -> Tensor:
         place = _storage(saved)
@@ -104,10 +93,13 @@ def measured(make: Callable[[], T], shared: Iterable[Tensor]) -> tuple[T, int | 
 
     That is so for a loss that uses `torch.func` itself; it is then made without looking.
     """
+    size = GraphSize(shared)
     try:
-        with GraphSize(shared) as size:
+        with size:
             made = make()
-    except (RuntimeError, CompatibilityError):
+    except (RuntimeError, CompatibilityError) as error:
+        if "saved tensor hooks" not in str(error):
+            raise
         return make(), None
     return made, size.nbytes
 

@@ -66,7 +66,11 @@ def random_state() -> tuple[Tensor, ...] | None:
     """Where torch's generators are in a `seeded` block; None outside, where nothing may draw."""
     if not _open.devices:
         return None
-    device = _open.devices[-1]
+    return generator_states(_open.devices[-1])
+
+
+def generator_states(device: torch.device) -> tuple[Tensor, ...]:
+    """Where torch's generators are that a computation on a device draws from."""
     extra = (torch.cuda.get_rng_state(device),) if device.type == "cuda" else ()
     return torch.get_rng_state(), *extra
 

@@ -255,6 +255,13 @@ class Partition(_Value):
     roles: tuple[str, ...]
     rest: tuple[Any, ...]
 
+    def split(self, tree: PyTree) -> tuple[Tensors, Tensors]:
+        """(differentiable tensors, other tensors) of a tree like the one that was split."""
+        by_role: dict[str, list[Any]] = {"diff": [], "data": [], "rest": []}
+        for role, leaf in zip(self.roles, leaves(tree), strict=True):
+            by_role[role].append(leaf)
+        return tuple(by_role["diff"]), tuple(by_role["data"])
+
     def merge(self, diff: Tensors, data: Tensors) -> PyTree:
         """The tree again, with the given tensors in their places."""
         sources = {"diff": iter(diff), "data": iter(data), "rest": iter(self.rest)}

@@ -15,12 +15,14 @@ class Loss:
     def __init__(self):
         self.calls = 0
         self.factor = torch.ones(())
-        self.draws = self.detaches = False
+        self.draws = self.detaches = self.changes = False
 
     def __call__(self, params, batch):
         self.calls += 1
         noise = torch.rand(()) if self.draws else 1.0
         params = params.detach() if self.detaches else params
+        if self.changes:
+            batch.add_(1)
         return (params - batch).square().sum() * self.factor * noise
 
 
@@ -64,6 +66,7 @@ def test_what_a_loss_captures_later_is_noticed(call):
 @pytest.mark.parametrize(("change", "kind", "words"), [
     ("draws", odeopt.NondeterminismError, "drew random numbers"),
     ("detaches", odeopt.InputError, "does not depend on the parameters"),
+    ("changes", odeopt.InputError, "changes the parameters or another argument in place"),
 ])  # fmt: skip
 def test_what_a_loss_begins_to_do_later_is_noticed(change, kind, words, call):
     loss, run = call

@@ -171,36 +171,42 @@ class TestGraphSize:
 
     def test_the_bytes_of_a_known_graph(self):
         x = self.leaf()
-        with GraphSize([]) as size:
+        size = GraphSize([])
+        with size:
             assert size.nbytes == 0
             x.sin().exp()  # sin keeps its argument, exp its result
         assert size.nbytes == 2 * 10 * 8
 
     def test_shared_tensors_do_not_count(self):
         x = self.leaf()
-        with GraphSize([x.detach()]) as size:
+        size = GraphSize([x.detach()])
+        with size:
             x.sin().exp()
         assert size.nbytes == 10 * 8
 
     def test_views_of_one_storage_count_once_and_as_a_whole(self):
         x, base = self.leaf(), torch.ones(100)
-        with GraphSize([]) as size:
+        size = GraphSize([])
+        with size:
             (x * base[:10]).sum() + (x * base[50:60]).sum()
         assert size.nbytes == 100 * 8
-        with GraphSize([base[20:30]]) as size:
+        size = GraphSize([base[20:30]])
+        with size:
             (x * base[:10]).sum() + (x * base[50:60]).sum()
         assert size.nbytes == 0
 
     def test_what_is_made_outside_does_not_count(self):
         x = self.leaf()
-        with GraphSize([]) as size:
+        size = GraphSize([])
+        with size:
             pass
         x.sin()
         assert size.nbytes == 0
 
     def test_nothing_is_noted_after_an_error(self):
         x = self.leaf()
-        with pytest.raises(ZeroDivisionError), GraphSize([]) as size:
+        size = GraphSize([])
+        with pytest.raises(ZeroDivisionError), size:
             raise ZeroDivisionError
         x.sin()
         assert size.nbytes == 0

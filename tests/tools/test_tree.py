@@ -341,3 +341,14 @@ def test_a_norm_is_that_of_all_tensors_together(device):
     found = {"x": torch.tensor([[3.0, 0.0]], device=device), "n": 7, "y": torch.tensor(4.0)}
     assert tree.norm(found) == pytest.approx(5.0)
     assert tree.norm({"n": 7}) == 0.0
+
+
+def test_a_tree_is_split_as_it_was_partitioned():
+    made = {"x": torch.zeros(2), "n": torch.tensor(3), "name": "a", "y": [torch.ones(1)]}
+    partition, diff, data = tree.partition(made)
+    other = tree.map_tensors(lambda leaf: leaf + 1, made)
+    found = partition.split(other)
+    assert [
+        torch.equal(a, b + 1) for a, b in zip(found[0] + found[1], diff + data, strict=True)
+    ] == [True] * 3
+    assert str(partition.merge(*found)) == str(other)

@@ -89,31 +89,6 @@ def check_hooks(model: nn.Module, optimizer: Optimizer) -> None:
 
     Hooks of the forward pass are called as ever.
     """
-    if not _any_hook(model, optimizer):
-        return
-    owners = [
-        *((f"the parameter {n!r}", p, _OF_PARAMETERS) for n, p in model.named_parameters()),
-        *((f"the module {n!r}" if n else "the module", m, _OF_MODULES)
-          for n, m in model.named_modules()),
-        ("the optimizer", optimizer, _OF_OPTIMIZERS),
-        ("all optimizers", import_module("torch.optim.optimizer"), _OF_ALL_OPTIMIZERS),
-        ("all modules", import_module("torch.nn.modules.module"), _OF_ALL_MODULES),
-    ]  # fmt: skip
-    hooks = [
-        f"{kind} on {name}"
-        for name, owner, kinds in owners
-        for attribute, kind in kinds.items()
-        if getattr(owner, attribute, None)
-    ]
-    if hooks:
-        raise CompatibilityError(
-            f"there is a hook ({', '.join(hooks)}), which a recorded loop does not call, since it"
-            " has no graph of its own: remove it. What is to be done to gradients goes into"
-            " gradient_transform=, what is to be done in each step into the loop."
-        )
-
-
-def _any_hook(model: nn.Module, optimizer: Optimizer) -> bool:
     children = list(model.modules())
     owners: list[tuple[Iterable[object], dict[str, str]]] = [
         (_held(children, "_parameters"), _OF_PARAMETERS),
@@ -122,9 +97,30 @@ def _any_hook(model: nn.Module, optimizer: Optimizer) -> bool:
         ([import_module("torch.optim.optimizer")], _OF_ALL_OPTIMIZERS),
         ([import_module("torch.nn.modules.module")], _OF_ALL_MODULES),
     ]
-    return any(
-        getattr(owner, kind, None) for own, kinds in owners for kind in kinds for owner in own
-    )
+    found = {
+        (id(owner), kinds[attribute])
+        for own, kinds in owners for attribute in kinds for owner in own
+        if getattr(owner, attribute, None)
+    }  # fmt: skip
+    if found:
+        names = _names(model, optimizer)
+        hooks = ", ".join(sorted(f"{kind} on {names[owner]}" for owner, kind in found))
+        raise CompatibilityError(
+            f"there is a hook ({hooks}), which a recorded loop does not call, since it"
+            " has no graph of its own: remove it. What is to be done to gradients goes into"
+            " gradient_transform=, what is to be done in each step into the loop."
+        )
+
+
+def _names(model: nn.Module, optimizer: Optimizer) -> dict[int, str]:
+    """What may have hooks, by its id."""
+    return {
+        **{id(p): f"the parameter {n!r}" for n, p in model.named_parameters()},
+        **{id(m): f"the module {n!r}" if n else "the module" for n, m in model.named_modules()},
+        id(optimizer): "the optimizer",
+        id(import_module("torch.optim.optimizer")): "all optimizers",
+        id(import_module("torch.nn.modules.module")): "all modules",
+    }
 
 
 _OF_PARAMETERS = {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from odeopt.adjoint.base import Adjoint, LocalAdjoint
+from odeopt.adjoint.base import Adjoint
 from odeopt.adjoint.discrete import DiscreteAdjoint
 from odeopt.adjoint.linearize import ReverseMode
 from odeopt.checkpoint.base import CheckpointSchedule
@@ -20,9 +20,9 @@ from odeopt.engine.flat import BoundRule, Layout
 from odeopt.engine.safety import Safety
 from odeopt.engine.stats import Stats
 from odeopt.engine.watch import (
-    check_dependent,
     evaluation,
     loss_code,
+    recording,
     refuse_autocast,
     unchanged,
 )
@@ -55,8 +55,7 @@ from odeopt.outer.loop.torch_optim import (
 from odeopt.solver.base import RecordedStep, reached
 from odeopt.solver.dynamics import Data, Theta
 from odeopt.tools import tree
-from odeopt.tools.arguments import noting_losses
-from odeopt.tools.autodiff import can_record, depends_on_others, noting_inputs
+from odeopt.tools.autodiff import can_record
 from odeopt.tools.eagerly import eagerly
 from odeopt.tools.seeds import mix, random_state, same_random_state, seeded
 from odeopt.tools.transforms import versions
@@ -177,18 +176,16 @@ class RecordedLoop:
         self._rule = self._make_rule()
         self._engine = partial(ODEOptimizer, adjoint=adjoint, checkpoints=checkpoints)
         self._compiler = None if compile is None else shared_compiler(model, compile)
-        self._eager = {
-            probe: self._engine(self._rule, safety=Safety(probe=probe)) for probe in (True, False)
-        }
+        self._trusting = self._engine(self._rule, safety=Safety(probe=False))
         self._seed = int(torch.randint(2**31, ())) if seed is None else seed
         chosen = adjoint or DiscreteAdjoint()
         self._watched, unused = looked_at(model, chosen.differentiation)
         tree.ravel(self._problem.params, "the parameters")  # checks them by name
         state, _ = self._rule.init(self._problem.params, None)
         self._flat, self._layout = tree.ravel(state, "the parameters")
-        exact = isinstance(chosen, LocalAdjoint) and chosen.pulls_steps
-        if exact and compile is None and not chosen.differentiation.value_cost:
-            self._records.tape = LoopTape(checkpoints or Graphs(), self._flat)
+        kept = Graphs() if checkpoints is None else checkpoints
+        if chosen.pulls_graphs and kept.keeps_graphs and compile is None:
+            self._records.tape = LoopTape(kept, self._flat)
         self._rates: list[Tensor] = []
         self._unused = UnusedParameters(unused)
         self._rule_for: tuple[int, BoundRule] | None = None
@@ -328,7 +325,7 @@ class RecordedLoop:
             self._compiler.decline(reason)
         tape = self._records.tape
         known = tape is not None and len(tape) == self.steps  # every loss has been looked at
-        return self._eager[not known], self._rule
+        return (self._trusting if known else self._engine(self._rule)), self._rule
 
     def _next(self, rates: Tensor, loss: StepLoss) -> tuple[Tensor, Tensor]:
         """The next flat state and the loss before it, exactly as the engine computes them."""
@@ -353,13 +350,9 @@ class RecordedLoop:
         def make() -> RecordedStep:
             with (
                 seeded(mix(self._seed, k), start.device), evaluation(), unchanged(used),
-                noting_losses() as losses, noting_inputs() as points,
+                recording(_CAPTURED),
             ):  # fmt: skip
-                step = rule.record(_REVERSE, index, one, start, theta, own)
-            if depends_on_others(tree.tensors(losses), points):
-                raise CapturedTensorError(_CAPTURED)
-            check_dependent(losses)
-            return step
+                return rule.record(_REVERSE, index, one, start, theta, own)
 
         kind = loss_code(loss), tuple(leaf.shape for leaf in tree.tensors(batch))
         step = tape.make(make, kind, used)
@@ -370,14 +363,13 @@ class RecordedLoop:
 
     def _bound(self, inputs: Inputs, k: Tensor) -> tuple[BoundRule, Theta, Data]:
         """The rule on flat states with its inputs, whose layout changes with tensors in batches."""
-        count, leaves = len(inputs.in_batches), tree.leaves(inputs)
+        count = len(inputs.in_batches)
         if self._rule_for is None or self._rule_for[0] != count:
             layout = Layout(self._layout, tree.partition(((), inputs))[0], tree.partition(k)[0])
             self._rule_for = count, BoundRule(self._rule, layout)
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        diff = tuple(leaf for leaf in tensors if tree.is_differentiable(leaf))
-        data = tuple(leaf for leaf in tensors if not tree.is_differentiable(leaf))
-        return self._rule_for[1], Theta(diff, ()), Data(data, (k,))
+        rule = self._rule_for[1]
+        diff, data = rule.layout.shared.split(((), inputs))
+        return rule, Theta(diff, ()), Data(data, (k,))
 
     def _next_alone(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """The same without a graph; a new loss is looked at closely."""

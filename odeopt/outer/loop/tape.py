@@ -129,5 +129,5 @@ class LoopTape:
         self._steps[k] = step
         count = len(self._steps)
         room = self._checkpoints.graphs(self._graph_bytes, self._state_bytes, count)
-        for first in list(self._steps)[: count - room]:
-            del self._steps[first]
+        for _ in range(count - room):
+            del self._steps[next(iter(self._steps))]
