@@ -21,7 +21,7 @@ from odeopt.errors import InputError
 from odeopt.gradient.autograd import is_tracked, solve
 from odeopt.gradient.error_estimate import EstimatedValueAndGrad, check_estimable
 from odeopt.gradient.event import StopWhen
-from odeopt.gradient.outer_loss import OuterLoss
+from odeopt.gradient.outer_loss import make_outer_loss
 from odeopt.gradient.probe import probe, probe_init
 from odeopt.gradient.result import Solution
 from odeopt.gradient.value_and_grad import OnFailure, ValueAndGrad, check_on_failure
@@ -107,6 +107,8 @@ class ODEOptimizer:
         has_aux: bool = False,
         stop: StopWhen | None = None,
         estimate_error: bool = False,
+        many: bool = False,
+        chunk_size: int | None = None,
     ) -> ValueAndGrad:
         """A function `(params, batch, grid, outer_batch, hparams=None, state=None) -> Result`.
 
@@ -124,15 +126,19 @@ class ODEOptimizer:
                 the stopping time into account, and `Result.diagnostics` says where it was.
             estimate_error: whether to estimate how far the gradient is from that of the flow
                 (`Result.error`), with one more solve of half as many steps.
+            many: whether outer_loss returns many losses, shape [losses], e.g. one for each
+                validation example. The value and all gradients then have a first dimension of
+                losses. They share one forward sweep and one replay; each further loss costs less
+                than a Hessian-vector product per step, since products are made together.
+            chunk_size: how many losses are pulled at once; by default as many as fit into half of
+                the memory that is free, or into what `set_memory_budget` says.
         """
         check_on_failure(on_failure)
-        if not callable(outer_loss):
-            raise InputError(f"outer_loss is {outer_loss!r}; expected a function.")
+        outer = make_outer_loss(outer_loss, has_aux, many, chunk_size)
         kind = ValueAndGrad
         if estimate_error:
             check_estimable(self._choices, stop)
             kind = EstimatedValueAndGrad
-        outer = OuterLoss(outer_loss, has_aux)
         return kind(self._choices, outer, tasks, on_failure, stop)
 
     @eagerly

@@ -48,6 +48,11 @@ def set_memory_budget(budget: int | str | None) -> None:
     _budget[0] = None if budget is None else parse_bytes(budget, "budget")
 
 
+def memory_budget(device: torch.device) -> int:
+    """Bytes that a call may take for what it keeps: what was set, or half of what is free."""
+    return _Room(None, device).nbytes
+
+
 @dataclass(frozen=True)
 class _Room:
     """How much memory there is for what one solve keeps.

@@ -22,14 +22,12 @@ from odeopt.checkpoint.base import (
 )
 from odeopt.engine.forward import Rows, Trajectory, fingerprint
 from odeopt.engine.journal import BackwardProgress, Journal, counts
-from odeopt.engine.kernels import Kernels, PullResult, Scalars
+from odeopt.engine.kernels import Kernels, PullKernel, PullResult, Scalars
 from odeopt.engine.stats import Stats
 from odeopt.engine.steppers import SettledStepper, Waits
 from odeopt.solver.base import Solver
 from odeopt.solver.dynamics import Data, Theta, add_thetas
 from odeopt.tools.packing import digest
-
-PullKernel = Callable[[int, Interval, Tensor], PullResult]
 
 
 class StepKernels:
@@ -169,7 +167,7 @@ class BackwardSweep:
         start = torch.linalg.vector_norm(torch.stack(seeds), dim=-1).amax(0)
         self._lam = lam
         kept = self._trajectory.kept
-        kept.begin(lam)
+        kept.begin(self._trajectory.y_end)
         self._trajectory.y_end = self._trajectory.before_end = lam.new_empty(0)  # release them
         if self._journal is not None:
             self._resume(self._journal, digest(seeds))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -17,6 +17,7 @@ from odeopt.adjoint.discrete import as_pulled
 from odeopt.adjoint.linearize import Differentiation, ReverseMode
 from odeopt.engine.compile.compiler import CompiledKernel, Compiler
 from odeopt.engine.flat import BoundField, BoundRule
+from odeopt.engine.many import fitting, fitting_bytes, in_chunks, over_losses
 from odeopt.engine.stats import Stats
 from odeopt.engine.tape import Pullback, Tape
 from odeopt.engine.watch import evaluation
@@ -71,6 +72,10 @@ class PullResult(NamedTuple):
         gap = zero if gap is None else gap
         scalars = Scalars(pulled.t, pulled.dt, step_ratio, defect, gap, norm)
         return cls(pulled.lam, pulled.theta, torch.stack(scalars, dim=-1))
+
+
+PullKernel = Callable[[int, Interval, Tensor], PullResult]
+"""`(k, interval, lam) -> PullResult` over an interval that begins with step k."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +146,8 @@ class Kernels:
     """Where steps are recorded as they are made; None if they are not."""
     differentiation: Differentiation = _NO_DERIVATIVE
     """What recorded steps are differentiated with."""
+    chunk_size: int | None = None
+    """How many cotangents of many outer losses are pulled at once; None for all of them."""
 
     def at(self, method: int | None) -> Kernels:
         """The kernels of steps with a method of the solver, see `Solver.made_with`."""
@@ -193,7 +200,7 @@ class Kernels:
     def velocity(self) -> Callable[..., Tensor]:
         """`(t, y) -> dy/dt`; only solvers and adjoints of fields ask for it."""
         assert isinstance(self.dynamics, BoundField), "checked when the choices are made"
-        return self._bind("velocity", self.dynamics.velocity)
+        return self._bind("velocity", self.batched(self.dynamics.velocity))
 
     def step(self) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
         """`(k, t, dt, y) -> y` after step k of a step solver."""
@@ -207,7 +214,7 @@ class Kernels:
         def kernel(t: Tensor, dt: Tensor, y: Tensor, theta: Theta, data: Data) -> Tensor:
             return solver.advance(self.stepping(_NO_DERIVATIVE, theta, data), t, dt, y)
 
-        return self._recording(self._at_steps(self._bind("step", kernel)))
+        return self._recording(self._at_steps(self._bind("step", self.batched(kernel))))
 
     def _recording(self, step: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """The steps that the tape wants are made with their graphs, all others by `step`."""
@@ -218,7 +225,7 @@ class Kernels:
         def kernel(t: Tensor, dt: Tensor, y: Tensor, theta: Theta, data: Data) -> RecordedStep:
             return solver.record(self.stepping(self.differentiation, theta, data), t, dt, y)
 
-        recorded = self._at_steps(self._bind("record", kernel))
+        recorded = self._at_steps(self._bind("record", self.batched(kernel)))
 
         def step_or_record(k: int, t: Tensor, dt: Tensor, y: Tensor) -> Tensor:
             if not tape.wants(k):
@@ -227,11 +234,21 @@ class Kernels:
 
         return step_or_record
 
-    def pull(self, adjoint: LocalAdjoint) -> Callable[[int, Interval, Tensor], PullResult]:
-        """`(k, interval, lam) -> PullResult`, for an interval that begins with step k."""
-        if self._by_stage and adjoint.pulls_steps:
-            at_step = self._at_steps(self._pull_by_stage(adjoint.differentiation))
-            return lambda k, interval, lam: at_step(k, *interval, lam)
+    def pull(self, adjoint: LocalAdjoint) -> PullKernel:
+        """The pull; with many outer losses lam has a leading dimension, and so do the results."""
+        whole = self._pull_whole(adjoint)
+        if not (self._by_stage and adjoint.pulls_steps):
+            return whole
+        at_step = self._at_steps(self._pull_by_stage(adjoint.differentiation))
+
+        def pull(k: int, interval: Interval, lam: Tensor) -> PullResult:
+            many = lam.ndim > interval.y0.ndim  # batched around all stages of a step
+            return whole(k, interval, lam) if many else at_step(k, *interval, lam)
+
+        return pull
+
+    def _pull_whole(self, adjoint: LocalAdjoint) -> PullKernel:
+        """The pull as one kernel; through the graph of the step where it was kept."""
 
         def kernel(
             t: Tensor, dt: Tensor, y0: Tensor, y1: Tensor, lam: Tensor, theta: Theta, data: Data
@@ -240,30 +257,74 @@ class Kernels:
             interval = Interval(t, dt, y0, y1)
             return PullResult.of(adjoint.pull(self.solver, stepping, interval, lam))
 
-        bound = self._at_steps(self._bind("pull", kernel))
-        tape = self.tape
-        if tape is None:
-            return lambda k, interval, lam: bound(k, *interval, lam)
+        def of_any(
+            t: Tensor, dt: Tensor, y0: Tensor, y1: Tensor, lam: Tensor, theta: Theta, data: Data
+        ) -> PullResult:
+            def one(lam: Tensor) -> PullResult:
+                return batched(t, dt, y0, y1, lam, theta, data)
+
+            return one(lam) if lam.ndim == y0.ndim else over_losses(one)(lam)
+
+        batched, tape = self.batched(kernel), self.tape
+
+        @cache
+        def bound(shape: torch.Size) -> Callable[..., PullResult]:
+            """For cotangents of one shape, since a compiled kernel has that in it."""
+            return self._at_steps(self._bind("pull", of_any))
 
         def pull(k: int, interval: Interval, lam: Tensor) -> PullResult:
-            pullback = tape.take(k)
-            if pullback is None:
-                return bound(k, *interval, lam)
-            return self._pull_graph(pullback, interval, lam)
+            pullback = None if tape is None else tape.take(k)
+
+            def own(lam: Tensor) -> PullResult:
+                if pullback is None:
+                    return bound(lam.shape)(k, *interval, lam)
+                return self._pull_graph(pullback, interval, lam)
+
+            many = lam.ndim > interval.y0.ndim
+            return in_chunks(own, lam, self.chunk_size) if many else own(lam)
 
         return pull
 
     @evaluation()
     def _pull_graph(self, pullback: Pullback, interval: Interval, lam: Tensor) -> PullResult:
         """The pull of a step through the graph that it was made with, so that there is no gap."""
-        try:
+
+        def one(lam: Tensor) -> PullResult:
             step, zero = pullback(lam), torch.zeros_like(interval.dt)
+            diagnostics = Diagnostics(zero, zero)
+            return PullResult.of(Pulled(step.lam, step.t, step.dt, step.theta, diagnostics))
+
+        try:
+            return one(lam) if lam.ndim == interval.y0.ndim else over_losses(one)(lam)
         except RuntimeError as error:
             if "modified by an inplace operation" in str(error):
                 raise NondeterminismError(_CHANGED) from error
             raise
-        diagnostics = Diagnostics(zero, zero)
-        return PullResult.of(Pulled(step.lam, step.t, step.dt, step.theta, diagnostics))
+
+    def fitting(self, k: int, t: Tensor, dt: Tensor, y: Tensor) -> int | None:
+        """How many cotangents can be pulled through a step at once, see `many.fitting`."""
+        tape, tasks = self.tape, self.tasks
+        if tape is not None and tape.graph_bytes:
+            return fitting_bytes(tape.graph_bytes, y.device)
+        data = self.data if self.steps is None else self.steps.data(k)
+        theta, tensors = self.theta, (t, dt, y)
+        if tasks is not None:
+            theta, data = (
+                theta._replace(batch=_first(theta.batch)),
+                data._replace(batch=_first(data.batch)),
+            )
+            tensors = (t.reshape(-1)[0], dt.reshape(-1)[0], y[0])
+        stepping, solver = self.stepping(self.differentiation, theta, data), self.solver
+
+        @evaluation()
+        def make() -> object:
+            if isinstance(solver, StepSolver):
+                return solver.record(stepping, *tensors)
+            return stepping.linearize(tensors[0], tensors[2])
+
+        random = nullcontext() if self.steps is None else self.steps.random(k, y.device)
+        with random:
+            return fitting(make, tree.tensors((tensors, theta, data)), tasks or 1)
 
     def cost(self, adjoint: LocalAdjoint) -> Cost:
         """Of one pull; by stage, the stages are made again before they are transposed."""
@@ -284,7 +345,7 @@ class Kernels:
             velocity = self.stepping(_NO_DERIVATIVE, theta, data).velocity
             return solver.attempt(velocity, t, dt, y, slope)
 
-        return self._bind("attempt", kernel)
+        return self._bind("attempt", self.batched(kernel))
 
     def initial_dt(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """`(t, y, slope) -> dt` of an adaptive solver."""
@@ -294,7 +355,7 @@ class Kernels:
             velocity = self.stepping(_NO_DERIVATIVE, theta, data).velocity
             return solver.initial_dt(velocity, t, y, slope)
 
-        return self._bind("initial_dt", kernel)
+        return self._bind("initial_dt", self.batched(kernel))
 
     def _pull_by_stage(self, differentiation: Differentiation) -> Callable[..., PullResult]:
         """The transposed step on all tasks, with the graph of one stage at a time."""
@@ -306,7 +367,7 @@ class Kernels:
             cotangents = point.pullback(cotangent)
             return point.value, cotangents
 
-        velocity, pullback = self.velocity(), self._bind("pullback", kernel)
+        velocity, pullback = self.velocity(), self._bind("pullback", self.batched(kernel))
 
         def pull(
             t: Tensor, dt: Tensor, y0: Tensor, y1: Tensor, lam: Tensor, data: Data | None = None
@@ -321,9 +382,9 @@ class Kernels:
 
         return pull
 
-    def _bind(self, name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+    def _bind(self, name: str, batched: Callable[..., Any]) -> Callable[..., Any]:
         """`(*tensors, data=...)`, with theta bound, and the solve's own data by default."""
-        batched, theta = self.batched(kernel), self.theta
+        theta = self.theta
         if self.compiler is None:
 
             def eager(*tensors: Tensor, data: Data = self.data) -> Any:
@@ -351,6 +412,11 @@ _CHANGED = (
     " tensor that the loss itself changes. Pass copies, compute new tensors in the loss, or keep"
     " states in place of graphs with checkpoints=Every(1)."
 )
+
+
+def _first(leaves: tree.Tensors) -> tree.Tensors:
+    """Those of the first task."""
+    return tuple(leaf[0] for leaf in leaves)
 
 
 class _Stage(Linearization):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ from odeopt.errors import CompatibilityError, NondeterminismError
 from odeopt.solver.base import GridSolver, Stepping
 from odeopt.solver.dynamics import Data, Theta
 from odeopt.solver.error_control import ErrorControlled
+from odeopt.tools import tree
 from odeopt.tools.autodiff import can_record
 from odeopt.tools.transforms import inside_transform
 
@@ -209,22 +211,25 @@ def rebuild_run(
 
 
 def run_backward(
-    run: Run, lam: Tensor, cotangents: dict[int, Tensor], stats: Stats
-) -> tuple[Swept, Trace]:
+    run: Run, lam: Tensor, cotangents: dict[int, Tensor], stats: Stats,
+    chunk_size: int | None = None,
+) -> tuple[Swept, Trace]:  # fmt: skip
     """The backward sweep (eq. 8), with gradients w.r.t. the user's grid.
 
     Args:
         run: the forward sweep.
-        lam: gradient of the outer loss w.r.t. the final state, shape [d] or [tasks, d].
+        lam: gradient of the outer loss w.r.t. the final state, shape [d] or [tasks, d]; with many
+            outer losses these are its last dimensions, and all results have the first one, too.
         cotangents: gradients w.r.t. observed states, by step index, without the last.
         stats: the cost is added to it.
+        chunk_size: how many of many losses are pulled at once; None for as many as fit into memory.
     """
     adjoint = run.choices.adjoint
     if isinstance(adjoint, WholeAdjoint):
         swept, trace = _run_whole(run, adjoint, lam, cotangents, stats), Trace(exact=adjoint.exact)
     else:
         assert isinstance(adjoint, LocalAdjoint), "the two kinds there are"
-        swept, trace = _run_local(run, adjoint, lam, cotangents, stats)
+        swept, trace = _run_local(run, adjoint, lam, cotangents, stats, chunk_size)
     if run.stepper.refinement is not None:
         g_t, g_dt = run.stepper.refinement.pull(run.problem.grid, swept.t, swept.dt)
         swept = swept._replace(t=g_t, dt=g_dt)
@@ -232,9 +237,13 @@ def run_backward(
 
 
 def _run_local(
-    run: Run, adjoint: LocalAdjoint, lam: Tensor, cotangents: dict[int, Tensor], stats: Stats
-) -> tuple[Swept, Trace]:
+    run: Run, adjoint: LocalAdjoint, lam: Tensor, cotangents: dict[int, Tensor], stats: Stats,
+    chunk_size: int | None,
+) -> tuple[Swept, Trace]:  # fmt: skip
     choices, kernels, iterations = run.choices, run.kernels, run.choices.safety.power_iterations
+    losses = len(lam) if _is_many(run, lam) else 1
+    if losses > 1:
+        kernels = replace(kernels, chunk_size=chunk_size or _fitting(run, stats))
     at, monitor = StepKernels(kernels, run.stepper, adjoint), None
     if iterations > 0 and adjoint.stability_limit(kernels.solver) is not None:
         monitor = SpectralMonitor(at, kernels, adjoint, iterations)
@@ -248,17 +257,38 @@ def _run_local(
     swept, trace = sweep.run(actions, lam), sweep.trace
     for start in trace.starts:
         cost = at.cost(start)
-        stats.gradient_evaluations += cost.gradients
-        stats.hvps += cost.hvps
+        stats.gradient_evaluations += cost.gradients * -(-losses // (kernels.chunk_size or losses))
+        stats.hvps += cost.hvps * losses
     if monitor is not None:
         trace.spectral = monitor.ratios
         stats.hvps += len(trace.starts) * iterations
     return swept, trace
 
 
+def _is_many(run: Run, lam: Tensor) -> bool:
+    """Whether a gradient is that of many outer losses."""
+    return lam.ndim > run.problem.y0.ndim
+
+
+def _fitting(run: Run, stats: Stats) -> int | None:
+    """How many cotangents fit into memory, from a look at the first step."""
+    if run.stepper.length == 0:
+        return None
+    stats.gradient_evaluations += 1
+    t, dt = run.stepper.interval(0, 1)
+    return run.kernels.fitting(0, t, dt, run.problem.y0)
+
+
 def _run_whole(
     run: Run, adjoint: WholeAdjoint, lam: Tensor, cotangents: dict[int, Tensor], stats: Stats
 ) -> Swept:
+    if _is_many(run, lam):
+        each = zip(lam, *cotangents.values(), strict=True)
+        swept = [
+            _run_whole(run, adjoint, own, dict(zip(cotangents, others, strict=True)), stats)
+            for own, *others in each
+        ]
+        return _stacked(swept)
     kernels, stepper = run.kernels, run.stepper
 
     def stepping(theta: Theta, data: Data) -> Stepping:
@@ -271,6 +301,22 @@ def _run_whole(
     stats.gradient_evaluations += cost.gradients
     stats.hvps += cost.hvps
     return swept
+
+
+def _stacked(swept: list[Swept]) -> Swept:
+    """The results of many outer losses as one."""
+
+    def stack(*values: Tensor | None) -> Tensor | None:
+        known = [value for value in values if value is not None]
+        return torch.stack(known) if known else None
+
+    fields = {name: [getattr(own, name) for own in swept] for name in Swept._fields}
+    reports = fields.pop("reports")
+    stacked: Any = {
+        name: tree.pytree.tree_map(stack, *values) for name, values in fields.items()
+    }  # fmt: skip
+    named = {name: torch.stack([own[name] for own in reports]) for name in reports[0]}
+    return Swept(**stacked, reports=named)
 
 
 def check_replay(run: Run, trace: Trace) -> None:
@@ -317,7 +363,8 @@ def _happens_again(run: Run, end: Tensor, gaps: dict[int, Tensor]) -> bool:
         if k in gaps:
             interval = Interval(*stepper.interval(k, k + 1), before, y)
             pulled = pull(k, interval, torch.zeros_like(y))
-            if not torch.equal(Scalars.of(pulled.scalars).gap, gaps[k]):
+            gap = Scalars.of(pulled.scalars).gap
+            if not torch.equal(gap.expand_as(gaps[k]), gaps[k]):
                 return False
     return torch.equal(fingerprint(y), end)
 

@@ -50,7 +50,7 @@ class Refinement:
         safe = torch.where(length > 0, length, torch.ones_like(length))
         share = (self.dt / safe).to(g_t.dtype)
         lead = ((self.times - grid.times[..., parents]) / safe).to(g_t.dtype)
-        zero = torch.zeros_like(grid.dt, dtype=g_t.dtype)
+        zero = g_t.new_zeros((*g_t.shape[:-1], grid.steps))
         return (
             zero.index_add(-1, parents, g_t),
             zero.index_add(-1, parents, share * g_dt + lead * g_t),
@@ -89,7 +89,8 @@ class Waiting:
         zero, norm = torch.zeros_like(own.dt), torch.linalg.vector_norm(lam, dim=-1)
         counts = torch.isfinite(own.dt) & self.length_counts
         still = Scalars(zero, torch.where(counts, own.dt, zero), zero, zero, zero, norm)
-        zeroed = partial(tree.zero_unless, ~self.tasks)
+        lead = norm.ndim - self.tasks.ndim  # 1 with many outer losses
+        zeroed = partial(tree.zero_unless, ~self.tasks, lead=lead)
         return PullResult(
             self.keep(lam, pulled.lam),
             Theta(*(tuple(map(zeroed, part)) for part in pulled.theta)),

@@ -22,6 +22,7 @@ class Tape:
     are made without a graph, in the forward sweep and in replays alike.
 
     Attributes:
+        graph_bytes: the size of its graph; 0 before it, and where it could not be measured.
         sound: whether that step was found to be in order; not so before it, where the loss is
             hidden inside a transform, and where something drew random numbers that no seed fixes.
 
@@ -35,7 +36,7 @@ class Tape:
         self._capacity_for: Callable[[int], int] = lambda graph_bytes: 0
         self._capacity: int | None = None
         self.sound = False
-        self._graph_bytes = 0
+        self.graph_bytes = 0
         self._next = -1
         self._graphs: dict[int, Pullback] = {}
 
@@ -60,7 +61,7 @@ class Tape:
         if self.wants(k):
             self._graphs[k] = step.pullback
             stats, now = self._stats, len(self._graphs)
-            stats.graph_bytes = max(stats.graph_bytes, now * self._graph_bytes)
+            stats.graph_bytes = max(stats.graph_bytes, now * self.graph_bytes)
         return step.end
 
     def _measure(self, make: Callable[[], RecordedStep]) -> RecordedStep:
@@ -74,7 +75,7 @@ class Tape:
         step, size = measured(look, self._shared)
         after = generator_states(self._shared[0].device)
         self.sound = size is not None and same_random_state(before, after)
-        self._graph_bytes = size or 0
+        self.graph_bytes = size or 0
         self._capacity = 0 if size is None else self._capacity_for(size)
         return step
 

@@ -23,7 +23,7 @@ from odeopt.engine.run import Choices, make_kernels
 from odeopt.engine.stats import Stats
 from odeopt.engine.steppers import FixedStepper
 from odeopt.errors import CapturedTensorError, CompatibilityError, InputError, StabilityError
-from odeopt.gradient.outer_loss import OuterGradients, OuterLoss, outer_gradients
+from odeopt.gradient.outer_loss import OuterGradients, OuterKernel, OuterLoss
 from odeopt.grid import TimeGrid
 from odeopt.inner.stream import Stream
 from odeopt.solver.base import StepSolver
@@ -153,7 +153,7 @@ class Stopping:
         self._batch = tree.map_tensors(Tensor.detach, batch if stop.batch is None else stop.batch)
         self._hparams, event = hparams, OuterLoss(stop.event, has_aux=False)
         layout, tasks = problem.layout.state, problem.tasks
-        self._event = outer_gradients(event, choices.field, layout, hparams_tree, tasks)
+        self._event = OuterKernel(event, choices.field, layout, hparams_tree, tasks)
         self._kernels = make_kernels(choices, problem, Stats())
         self._stepper = FixedStepper(self._kernels, self._grid, problem.y0.dtype, stats)
         self.crossing, self._final = self._locate()
@@ -193,14 +193,14 @@ class Stopping:
     def _ratio(self, g_outer: Tensor, g_event: Tensor) -> Tensor:
         """C, zero for tasks that went on to the end or never began."""
         (step, start, length, before), pull = self.crossing, self._kernels.pull(DiscreteAdjoint())
-        c = torch.zeros_like(start)
+        c = torch.zeros_like(g_outer[..., 0])
         for k in self._last_steps(step):
             here = (step == k) & (length > 0)
             dt = torch.where(here, length, torch.ones_like(length))
             interval = Interval(self._stepper.time(k), dt, before, before)
             pulls = (pull(k, interval, lam) for lam in (g_outer, g_event))
             top, bottom = (Scalars.of(pulled.scalars).dt for pulled in pulls)
-            self._stats.hvps += 2
+            self._stats.hvps += 1 + c.numel() // start.numel()
             self._check_crossed(here, bottom, g_event)
             c = torch.where(here, top / torch.where(here, bottom, torch.ones_like(bottom)), c)
         return c

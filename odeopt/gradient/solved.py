@@ -66,13 +66,21 @@ class Solved:
         return is_visible(self.status)
 
     def note(self, failed: Tensor, code: Status) -> None:
-        """Give tasks that were well and failed now a code."""
+        """Give tasks that were well and failed now a code, for any of many outer losses."""
+        if failed.ndim > self.status.ndim:
+            failed = failed.any(0)
         self.status = torch.where((self.status == Status.OK) & failed, int(code), self.status)
 
-    def note_infinite(self, gradients: list[Tensor], code: Status) -> None:
-        """Note where gradients are not finite: those of each task, of any further shape."""
+    def note_infinite(self, gradients: list[Tensor], code: Status, lead: int = 0) -> None:
+        """Note where gradients are not finite: those of each task, of any further shape.
+
+        Args:
+            gradients: of shape [losses, tasks, ...] with many outer losses, else [tasks, ...].
+            code: what to note.
+            lead: 1 with many outer losses, else 0.
+        """
         for gradient in gradients:
-            finite = torch.isfinite(gradient)[..., None].flatten(self.status.ndim).all(-1)
+            finite = torch.isfinite(gradient)[..., None].flatten(lead + self.status.ndim).all(-1)
             self.note(~finite, code)
 
     def check(self) -> None:
@@ -113,24 +121,28 @@ class Solved:
                 by_step[own[index]] = cotangent
         return lam, by_step
 
-    def pull(self, lam: Tensor, by_step: dict[int, Tensor], stats: Stats) -> Swept:
+    def pull(
+        self, lam: Tensor, by_step: dict[int, Tensor], stats: Stats, chunk_size: int | None = None
+    ) -> Swept:
         """Make the backward sweep, and judge it where values can be seen.
 
         Args:
-            lam: the gradient w.r.t. the final state, shape [d] or [tasks, d].
+            lam: the gradient w.r.t. the final state, shape [d] or [tasks, d]; with many outer
+                losses [losses, d] or [losses, tasks, d].
             by_step: gradients w.r.t. observed states, by step, without the last.
             stats: the cost is added to it.
+            chunk_size: how many of many losses are pulled at once, see `run_backward`.
 
         Raises:
             NondeterminismError: if a step that was made again is not what it was.
         """
-        swept, self.trace = run_backward(self.run, lam, by_step, stats)
-        self._swept = swept
+        swept, self.trace = run_backward(self.run, lam, by_step, stats, chunk_size)
+        self._swept, lead = swept, lam.ndim - self.run.problem.y0.ndim
         if is_visible(swept.lam):
-            self.note_infinite([lam, *by_step.values()], Status.OUTER_GRADIENT_NOT_FINITE)
+            self.note_infinite([lam, *by_step.values()], Status.OUTER_GRADIENT_NOT_FINITE, lead)
             check_replay(self.run, self.trace)
             gradients = tree.tensors((swept.lam, swept.dt, swept.theta))
-            self.note_infinite(gradients, Status.ADJOINT_NOT_FINITE)
+            self.note_infinite(gradients, Status.ADJOINT_NOT_FINITE, lead)
             for _, values, limit, code in self._limits(swept):
                 self.note((values > limit).any(0), code)
         return swept
@@ -149,8 +161,15 @@ class Solved:
             mismatch, growth = swept.mismatch[None], swept.growth[None]
             checks.append(("mismatch", mismatch, safety.defect, Status.STATE_TOO_COARSE))
             checks.append(("growth", growth, safety.growth, Status.UNSTABLE))
+
+        def worst(values: Tensor) -> Tensor:
+            """Of many outer losses."""
+            return values.amax(1) if values.ndim > self.status.ndim + 1 else values
+
         return [
-            (name, values, limit, code) for name, values, limit, code in checks if limit is not None
+            (name, worst(values), limit, code)
+            for name, values, limit, code in checks
+            if limit is not None
         ]
 
     def _raise(self) -> None:
@@ -203,14 +222,14 @@ class Solved:
     def _where_adjoint_fails(self, swept: Swept, task: int) -> str:
         norms = self.trace.read(swept.growth).norm
         for start, norm in zip(self.trace.starts, norms, strict=True):
-            if not bool(torch.isfinite(norm.reshape(-1)[task])):
+            if not bool(torch.isfinite(norm.reshape(-1, self.status.numel())[:, task]).all()):
                 return (
                     f"the adjoint variable is not finite before state {start}"
                     f" (t = {self._time(start, task):g}), though the states are: the backward sweep"
                     " blows up. Keep more states, use DiscreteAdjoint(), or look for second"
                     " derivatives that are not finite (a square root or norm at zero)."
                 )
-        lam = swept.lam if self.run.problem.tasks is None else swept.lam[task]
+        lam = swept.lam if self.run.problem.tasks is None else swept.lam[..., task, :]
         if not bool(torch.isfinite(lam).all()):
             return (
                 "the adjoint variable is not finite: the backward sweep blows up. Use"
@@ -278,7 +297,8 @@ def theta_gradients(
 ) -> Theta:
     """Gradients w.r.t. theta, those of shared inputs put together; zeros where no step was made."""
     if swept.theta is None:
-        return tree.map_tensors(torch.zeros_like, problem.theta)
+        lead = swept.lam.shape[: swept.lam.ndim - problem.y0.ndim]
+        return tree.map_tensors(lambda leaf: leaf.new_zeros((*lead, *leaf.shape)), problem.theta)
     return swept.theta._replace(shared=tuple(over_tasks(leaf) for leaf in swept.theta.shared))
 
 

@@ -16,7 +16,7 @@ from odeopt.engine.stats import Stats
 from odeopt.engine.steppers import Refinement
 from odeopt.errors import CompatibilityError, InputError, SecondOrderError
 from odeopt.gradient.event import Stopping, StopWhen
-from odeopt.gradient.outer_loss import OuterGradients, OuterLoss, outer_gradients
+from odeopt.gradient.outer_loss import OuterGradients, OuterKernel, OuterLoss
 from odeopt.gradient.probe import known, note_known, probe, refuse_captured
 from odeopt.gradient.result import Grads, Result
 from odeopt.gradient.solved import Solved, theta_gradients
@@ -206,33 +206,35 @@ class Call:
         """From the final state to the gradients."""
         solved.check_some()
         owner, problem, begin = self._owner, self._problem, self._begin
-        differentiate_outer = outer_gradients(
+        differentiate_outer = OuterKernel(
             owner.outer, owner.choices.field, problem.layout.state, begin.hparams_tree,
             problem.tasks, observing=bool(problem.grid.observe),
         )  # fmt: skip
         outer = differentiate_outer(solved.states, self._outer_batch, begin.hparams)
         solved.note(~torch.isfinite(outer.values), Status.VALUE_NOT_FINITE)
         gradients = [*outer.states, *outer.hparams]
-        solved.note_infinite(gradients, Status.OUTER_GRADIENT_NOT_FINITE)
+        lead = int(owner.outer.many)
+        solved.note_infinite(gradients, Status.OUTER_GRADIENT_NOT_FINITE, lead)
         solved.check_some(outer.values)
         if self._stopping is not None:
             outer = self._stopping.correct(outer)
-        swept = solved.pull(*solved.seeds(outer.states), stats)
+        swept = solved.pull(*solved.seeds(outer.states), stats, owner.outer.chunk_size)
         solved.check_some(outer.values)
         return self._result(outer, swept, solved.status, stats)
 
     def _result(self, outer: OuterGradients, swept: Swept, status: Tensor, stats: Stats) -> Result:
         problem, begin, stopping = self._problem, self._begin, self._stopping
-        ok = status == Status.OK
+        ok, many = status == Status.OK, self._owner.outer.many
 
         def mean(x: Tensor) -> Tensor:
             """Over tasks that did not fail; the identity without tasks."""
             if problem.tasks is None:
                 return x
-            return tree.zero_unless(ok, x).sum(0) / ok.sum()
+            return tree.zero_unless(ok, x, lead=many).sum(int(many)) / ok.sum()
 
         theta = theta_gradients(problem, swept, mean)
-        g_params, g_path = begin.pull(mean(swept.lam), theta.shared)
+        pull = torch.func.vmap(begin.pull) if many else begin.pull
+        g_params, g_path = pull(mean(swept.lam), theta.shared)
         g_hparams = [mean(g) + path for g, path in zip(outer.hparams, g_path, strict=True)]
         later = swept.t.flip(-1).cumsum(-1).flip(-1) - swept.t
         g_dt = swept.dt + later

@@ -150,13 +150,13 @@ class _Parts:
                 " (track_running_stats=False) or in groups (GroupNorm)."
             )
         now = {name: buffers[name].detach().clone() for name in self.moving}
-        value = self._call(params, batch, hparams, now, self._training)
+        value = check_scalar(self._call(params, batch, hparams, now, self._training), "objective")
         return (value, now) if self.moving else value
 
     def evaluate(
         self, params: dict[str, Tensor], batch: PyTree, hparams: Any = None, buffers: Any = None
     ) -> Tensor:
-        """The objective in evaluation mode."""
+        """The objective in evaluation mode, or many outer losses, shape [losses]."""
         if self.moving and buffers is None:
             raise InputError(
                 "evaluate needs the running statistics: pass buffers (an outer loss gets them from"
@@ -176,7 +176,6 @@ class _Parts:
         before = [buffer._version for buffer in self.fixed.values()]  # noqa: SLF001
         with self._lent({**fixed, **now, **(hparams or {}), **params}, training):
             value = self._objective(self._module, batch)
-        value = check_scalar(value, "objective")
         after = zip(self.fixed.items(), before, strict=True)
         changed = [name for (name, own), was in after if own._version != was]  # noqa: SLF001
         if changed:

@@ -97,8 +97,9 @@ class BilevelProblem:
             _check_grid(grid)
 
     def value_and_grad(
-        self, hparams: PyTree, params: PyTree, batch: PyTree, outer_batch: PyTree
-    ) -> Result:
+        self, hparams: PyTree, params: PyTree, batch: PyTree, outer_batch: PyTree, *,
+        many: bool = False, chunk_size: int | None = None,
+    ) -> Result:  # fmt: skip
         """The outer loss, and its whole gradient w.r.t. hparams in `grads.hparams`.
 
         Cost and memory are those of `ODEOptimizer.value_and_grad`. `grads.params` and `grads.dt`
@@ -109,6 +110,8 @@ class BilevelProblem:
             params: where the inner optimisation begins, or a function of hparams that says so.
             batch: the training data, or a `Stream` of them.
             outer_batch: the validation data.
+            many: whether the outer loss returns many losses; as in `ODEOptimizer.value_and_grad`.
+            chunk_size: how many are pulled at once; likewise.
 
         Raises:
             OdeoptError: see `odeopt.errors`; each message says what to do.
@@ -118,12 +121,15 @@ class BilevelProblem:
         grid, start = self._grid_at(fixed, leaves), params
         if callable(params):
             start = _with_graph(params, fixed, leaves, "params", lambda own: own)
-        res = self._call(start, batch, grid.detach(), outer_batch, fixed)
+        call = self._call
+        if many or chunk_size is not None:
+            call = self._opt.value_and_grad(self._outer_loss, many=many, chunk_size=chunk_size)
+        res = call(start, batch, grid.detach(), outer_batch, fixed)
         outputs = [(grid.dt, res.grads.dt)]
         if callable(params):
             ends = tree.tensors(start), tree.tensors(res.grads.params)
             outputs += list(zip(*ends, strict=True))
-        pulled = iter(_pull(outputs, leaves))
+        pulled = iter(_pull(outputs, leaves, many))
 
         def add(direct: Tensor) -> Tensor:
             indirect = next(pulled)
@@ -303,13 +309,20 @@ def _as_leaf(leaf: Tensor) -> Tensor:
     return leaf.clone().requires_grad_() if tree.is_differentiable(leaf) else leaf
 
 
-def _pull(outputs: Sequence[tuple[Tensor, Tensor | None]], leaves: PyTree) -> list[Tensor | None]:
-    """Cotangents of outputs as gradients w.r.t. the differentiable leaves of a tree."""
+def _pull(
+    outputs: Sequence[tuple[Tensor, Tensor | None]], leaves: PyTree, many: bool = False
+) -> list[Tensor | None]:
+    """Cotangents of outputs as gradients w.r.t. the differentiable leaves of a tree.
+
+    With `many` cotangents and gradients have a first dimension more.
+    """
     learned = [leaf for leaf in tree.tensors(leaves) if leaf.requires_grad]
     with_graph = [(out, g) for out, g in outputs if out.requires_grad]
     if not with_graph or not learned:
         return [None] * len(learned)
     tensors, gradients = zip(*with_graph, strict=True)
     return list(
-        torch.autograd.grad(tensors, learned, gradients, retain_graph=True, allow_unused=True)
+        torch.autograd.grad(
+            tensors, learned, gradients, retain_graph=True, allow_unused=True, is_grads_batched=many
+        )
     )

@@ -104,6 +104,8 @@ class ToleranceOptimizer(ODEOptimizer):
         has_aux: bool = False,
         stop: StopWhen | None = None,
         estimate_error: bool = False,
+        many: bool = False,
+        chunk_size: int | None = None,
     ) -> ValueAndGrad:
         """As in `ODEOptimizer`; `Result.error` is the last estimate, with `estimate_error` its own.
 
@@ -114,7 +116,9 @@ class ToleranceOptimizer(ODEOptimizer):
                 "from_tolerance does not know where an event will end the solve: use ODEOptimizer"
                 " with a solver of your choice for stop=."
             )
-        base = super().value_and_grad(outer_loss, tasks, on_failure, has_aux)
+        base = super().value_and_grad(
+            outer_loss, tasks, on_failure, has_aux, many=many, chunk_size=chunk_size
+        )  # fmt: skip
         return TunedValueAndGrad(
             base.choices, base.outer, tasks, on_failure, tuning=self._tuning, judges=estimate_error
         )

@@ -73,6 +73,24 @@ def check_scalar(value: Any, what: str) -> Tensor:
     return value.reshape(())
 
 
+def check_vector(value: Any, what: str) -> Tensor:
+    """The value, if it is a tensor of shape [n], n at least 1.
+
+    Raises:
+        InputError: if it is anything else.
+    """
+    if (
+        not isinstance(value, Tensor) or value.ndim != 1 or not len(value)
+        or not value.is_floating_point()
+    ):  # fmt: skip
+        shown = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else value
+        raise InputError(
+            f"{what} returned {shown}; expected a floating-point tensor of shape [losses], since"
+            " many=True."
+        )
+    return value
+
+
 def check_selector(value: Selector, what: str) -> Selector:
     """The selector, if it is a number or a function.
 

@@ -127,9 +127,12 @@ def points(at: PyTree) -> PyTree:
     return tree.map_tensors(lambda leaf: _input(leaf, differentiable=False), at)
 
 
-def pull(value: Tensor, at: PyTree) -> PyTree:
-    """The gradient of a scalar w.r.t. such leaves; zeros for those on which it does not depend."""
-    return tree.with_leaves(at, _pull(value, tree.leaves(at), None))
+def pull(value: Tensor, at: PyTree, cotangent: Tensor) -> PyTree:
+    """The vector-Jacobian product at such leaves, as often as it is asked for.
+
+    It is zero for those on which the value does not depend.
+    """
+    return tree.with_leaves(at, _pull(value, tree.leaves(at), cotangent, retain_graph=True))
 
 
 def can_record(leaves: Sequence[Tensor]) -> bool:

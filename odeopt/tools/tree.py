@@ -84,9 +84,15 @@ def norm(tree: PyTree) -> float:
     return math.hypot(*(torch.linalg.vector_norm(leaf).item() for leaf in tensors(tree)))
 
 
-def zero_unless(ok: Tensor, leaf: Tensor) -> Tensor:
-    """The leaf, with zeros where `ok` is false, whose shape is that of its first dimensions."""
-    mask = ok.reshape(ok.shape + (1,) * (leaf.ndim - ok.ndim))
+def zero_unless(ok: Tensor, leaf: Tensor, lead: int = 0) -> Tensor:
+    """The leaf, with zeros where `ok` is false.
+
+    Args:
+        ok: its shape is that of the leaf's dimensions after the first `lead`.
+        leaf: a tensor.
+        lead: how many dimensions come before.
+    """
+    mask = ok.reshape(ok.shape + (1,) * (leaf.ndim - lead - ok.ndim))
     return torch.where(mask, leaf, torch.zeros_like(leaf))
 
 

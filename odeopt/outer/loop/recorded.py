@@ -240,13 +240,20 @@ class RecordedLoop:
         return value
 
     @eagerly
-    def value_and_grad(self, outer_loss: StepLoss, outer_batch: PyTree = None) -> LoopResult:
+    def value_and_grad(
+        self, outer_loss: StepLoss, outer_batch: PyTree = None, *, many: bool = False,
+        chunk_size: int | None = None,
+    ) -> LoopResult:  # fmt: skip
         """The outer loss of the module after the loop, and its gradients.
 
         Args:
             outer_loss: `outer_loss(model, outer_batch)`, or with hparams as a third argument; the
                 module is in evaluation mode.
             outer_batch: what it needs, e.g. validation data.
+            many: whether outer_loss returns many losses, shape [losses], e.g. one for each
+                validation example. The value and all gradients then have a first dimension of
+                losses, which share one backward sweep.
+            chunk_size: how many of them are pulled at once; by default as many as fit into memory.
 
         Raises:
             NondeterminismError: if the recorded steps do not lead to the same parameters again.
@@ -270,7 +277,7 @@ class RecordedLoop:
         grid = TimeGrid.from_lr(1.0, self.steps)  # the rates themselves are among the inputs
         opt, rule = self._chosen_engine()
         self._records.found = 0
-        call = opt.value_and_grad(outer, has_aux=True)
+        call = opt.value_and_grad(outer, has_aux=True, many=many, chunk_size=chunk_size)
         inputs = self._inputs(self._lrs())
         res = call(self._problem.params, rule.stream(self._seed), grid, outer_batch, inputs)
         self._check_replay(res)

@@ -39,8 +39,7 @@ class RunStep(NamedTuple):
             own = self.step.pullback(lam)
             rates, *others = own.theta.shared
             all_rates, *rest = theta.shared
-            rates_of_all = all_rates.new_zeros(all_rates.shape)
-            rates_of_all[: len(rates)] = rates
+            rates_of_all = torch.cat([rates, all_rates.new_zeros(all_rates[len(rates) :].shape)])
             later = [leaf.new_zeros(leaf.shape) for leaf in rest[len(others) :]]
             return own._replace(theta=Theta((rates_of_all, *others, *later), ()))
 

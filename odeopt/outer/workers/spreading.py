@@ -66,11 +66,11 @@ def spread(call: ValueAndGrad, workers: Workers) -> SpreadValueAndGrad:
             f"spread got a {type(call).__name__}, which chooses its steps by the tasks that it"
             " sees; they differ from worker to worker. Use the choices that it describes."
         )
-    if not call.tasks or call.estimates_errors:
+    if not call.tasks or call.estimates_errors or call.outer.many:
         raise CompatibilityError(
-            f"spread got value_and_grad with tasks={call.tasks} and"
-            f" estimate_error={call.estimates_errors}; expected tasks=True, and errors estimated in"
-            " one process."
+            f"spread got value_and_grad with tasks={call.tasks},"
+            f" estimate_error={call.estimates_errors} and many={call.outer.many}; expected"
+            " tasks=True, and errors estimated, or many losses differentiated, in one process."
         )
     return SpreadValueAndGrad(call, workers)
 
