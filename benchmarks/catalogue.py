@@ -62,6 +62,11 @@ BENCHMARKS = (
         "benchmarks.defaults",
     ),
     Benchmark(
+        "many-losses",
+        "the gradients of many outer losses of one training, against that of one",
+        "benchmarks.many_losses",
+    ),
+    Benchmark(
         "tolerance",
         "from_tolerance and estimate_error against the true error, on random problems",
         "benchmarks.tolerance.report",

@@ -291,7 +291,7 @@ def test_workers_refuse_it():
 
 @pytest.mark.parametrize("how", [
     {}, {"checkpoints": Binomial(2)}, {"checkpoints": odeopt.Every(1)}, {"compile": "trace"},
-], ids=str)  # fmt: skip
+], ids=["graphs", "replays", "states", "compiled"])  # fmt: skip
 @pytest.mark.parametrize("norm", [False, True])
 def test_a_recorded_loop(how, norm):
     middle = [nn.BatchNorm1d(4)] if norm else [nn.Dropout(0.2)] if "compile" not in how else []
