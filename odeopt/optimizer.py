@@ -166,7 +166,9 @@ class ODEOptimizer:
             hparams: a pytree; losses get it as their third argument if it is not None.
             tasks: whether the batch carries a leading task dimension.
             on_failure: "raise", or "skip" to only report failed tasks in `status`.
-            state: an initial state in place of the field's own (a warm start).
+            state: an initial state in place of the field's own (a warm start). An update rule
+                counts its steps from 0 again: Adam corrects the bias of its moments anew, and a
+                `Stream` begins with its first batch.
 
         Raises:
             OdeoptError: see `odeopt.errors`; each message says what to do.

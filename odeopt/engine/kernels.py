@@ -67,9 +67,9 @@ class PullResult(NamedTuple):
     @classmethod
     def of(cls, pulled: Pulled) -> Self:
         """A pull with the norm of its lam."""
-        norm, zero = torch.linalg.vector_norm(pulled.lam, dim=-1), torch.zeros_like(pulled.dt)
+        norm = torch.linalg.vector_norm(pulled.lam, dim=-1)
         step_ratio, defect, gap = pulled.diagnostics
-        gap = zero if gap is None else gap
+        gap = torch.zeros_like(pulled.dt) if gap is None else gap
         scalars = Scalars(pulled.t, pulled.dt, step_ratio, defect, gap, norm)
         return cls(pulled.lam, pulled.theta, torch.stack(scalars, dim=-1))
 
@@ -291,7 +291,7 @@ class Kernels:
 
         def one(lam: Tensor) -> PullResult:
             step, zero = pullback(lam), torch.zeros_like(interval.dt)
-            diagnostics = Diagnostics(zero, zero)
+            diagnostics = Diagnostics(zero, zero, zero)
             return PullResult.of(Pulled(step.lam, step.t, step.dt, step.theta, diagnostics))
 
         try:

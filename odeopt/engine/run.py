@@ -31,6 +31,7 @@ from odeopt.engine.steppers import FixedStepper, GridStepper, Refinement, Settle
 from odeopt.engine.tape import Tape
 from odeopt.engine.watch import refuse_autocast
 from odeopt.errors import CompatibilityError, NondeterminismError
+from odeopt.inner.attention import PLAIN_ATTENTION
 from odeopt.solver.base import GridSolver, Stepping
 from odeopt.solver.dynamics import Data, Theta
 from odeopt.solver.error_control import ErrorControlled
@@ -75,6 +76,7 @@ def make_kernels(choices: Choices, problem: Problem, stats: Stats) -> Kernels:
     )
 
 
+@PLAIN_ATTENTION
 def run_forward(
     choices: Choices, problem: Problem, stats: Stats, refinement: Refinement | None = None
 ) -> Run:
@@ -210,6 +212,7 @@ def rebuild_run(
     return Run(choices, problem, kernels, stepper, trajectory, trajectory.kept.indices())
 
 
+@PLAIN_ATTENTION
 def run_backward(
     run: Run, lam: Tensor, cotangents: dict[int, Tensor], stats: Stats,
     chunk_size: int | None = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import ContextDecorator
 from types import TracebackType
 from typing import final
 
@@ -18,7 +19,7 @@ _SWITCHES = (
 
 
 @final
-class PlainAttention:
+class PlainAttention(ContextDecorator):
     """Blocks in which torch writes attention out: its fused kernels have no second derivative.
 
     The switches belong to the process. They are turned in the first block that opens, in whatever

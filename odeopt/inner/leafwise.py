@@ -45,8 +45,7 @@ class LeafwiseRule(GradientRule):
     @property
     @override
     def joins(self) -> bool:
-        numbers = all(isinstance(option, int | float) for option in self.options().values())
-        return self.elementwise and numbers and self._transform is None
+        return self.elementwise and _are_numbers(self.options()) and self._transform is None
 
     @abstractmethod
     def step(
@@ -62,21 +61,28 @@ class LeafwiseRule(GradientRule):
     def apply(
         self, k: Tensor, lr: Tensor, grads: PyTree, params: PyTree, slots: PyTree, hparams: PyTree
     ) -> tuple[PyTree, PyTree]:
-        leaves, spec = tree.pytree.tree_flatten(params)
-        options = {
-            name: _for_leaves(option, hparams, params, name)
-            for name, option in self.options().items()
+        leaves, given = tree.leaves(params), self.options()
+        options = [given] * len(leaves)
+        if not _are_numbers(given):
+            options = _each_leaf({
+                name: _for_leaves(option, hparams, params, name) for name, option in given.items()
+            })  # fmt: skip
+        own = _each_leaf({name: tree.leaves(slots[name]) for name in self.slot_names})
+        each = zip(tree.leaves(grads), leaves, own or [{}] * len(leaves), options, strict=True)
+        moved = [self.step(k, lr, g, u, mine, chosen) for g, u, mine, chosen in each]
+        return tree.with_leaves(params, [u for u, _ in moved]), {
+            name: tree.with_leaves(params, [after[name] for _, after in moved])
+            for name in self.slot_names
         }
-        own = {name: tree.leaves(slots[name]) for name in self.slot_names}
-        moved: list[tuple[Tensor, Leaves]] = []
-        for i, (g, u) in enumerate(zip(tree.leaves(grads), leaves, strict=True)):
-            mine = {name: values[i] for name, values in own.items()}
-            chosen = {name: values[i] for name, values in options.items()}
-            moved.append(self.step(k, lr, g, u, mine, chosen))
-        rebuild = tree.pytree.tree_unflatten
-        return rebuild([u for u, _ in moved], spec), {
-            name: rebuild([after[name] for _, after in moved], spec) for name in self.slot_names
-        }
+
+
+def _are_numbers(options: Mapping[str, Option]) -> bool:
+    return all(isinstance(option, int | float) for option in options.values())
+
+
+def _each_leaf(values: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    """One dictionary for each leaf, from a list by leaves under each name; [] without names."""
+    return [dict(zip(values, own, strict=True)) for own in zip(*values.values(), strict=True)]
 
 
 def check_option(value: Option, what: str, below: float = float("inf")) -> None:
@@ -97,6 +103,8 @@ def check_option(value: Option, what: str, below: float = float("inf")) -> None:
 
 def _for_leaves(option: Option, hparams: PyTree, params: PyTree, what: str) -> list[Any]:
     """The option's value for each leaf of the params: a number, or a tensor that broadcasts."""
+    if isinstance(option, int | float):
+        return [option] * len(tree.leaves(params))
     if callable(option):
         option = select(option, hparams, what)
     if isinstance(option, Mapping | list | tuple):

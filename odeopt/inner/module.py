@@ -189,7 +189,12 @@ class _Parts:
     def _lent(self, values: Mapping[str, Tensor], training: Mapping[str, bool]) -> Generator[None]:
         """A block in which the module has other tensors, by name, and is in other modes."""
         with self._lock:
-            modes = {name: child.training for name, child in self._children.items()}
+            switched = [
+                (child, child.training, mode)
+                for name, mode in training.items()
+                for child in [self._children[name]]
+                if child.training != mode
+            ]
             before = [
                 (tensors, key, tensors[key], value)
                 for name, value in values.items()
@@ -198,14 +203,14 @@ class _Parts:
             try:
                 for tensors, key, _, value in before:
                     tensors[key] = value
-                for name, mode in training.items():
-                    self._children[name].training = mode
+                for child, _, mode in switched:
+                    child.training = mode
                 yield
             finally:
                 for tensors, key, own, _ in before:
                     tensors[key] = own
-                for name, mode in modes.items():
-                    self._children[name].training = mode
+                for child, own, _ in switched:
+                    child.training = own
 
 
 _COUNTER = "num_batches_tracked"

@@ -83,6 +83,7 @@ class SGD(_Rule):
             "lr_scale": lr_scale,
         }  # fmt: skip
         self._nesterov, self._plain = nesterov, is_zero(momentum)
+        self._undamped = is_zero(dampening)
         slots = () if self._plain else ("momentum",)
         super().__init__(loss, options, slots, gradient_transform, micro_batches, buffers)
         if nesterov and (self._plain or not is_zero(dampening)):
@@ -95,9 +96,9 @@ class SGD(_Rule):
         g = add_scaled(g, u, options["weight_decay"])
         if not self._plain:
             momentum = options["momentum"]
-            buffer = torch.where(
-                k == 0, g, add_scaled(slots["momentum"] * momentum, g, 1 - options["dampening"])
-            )
+            buffer = add_scaled(slots["momentum"] * momentum, g, 1 - options["dampening"])
+            if not self._undamped:
+                buffer = torch.where(k == 0, g, buffer)
             g = add_scaled(g, buffer, momentum) if self._nesterov else buffer
             slots = {"momentum": buffer}
         return torch.addcmul(u, g, lr * options["lr_scale"], value=-1), slots

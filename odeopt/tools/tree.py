@@ -7,6 +7,7 @@ from collections import namedtuple
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
+from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -112,6 +113,8 @@ def assembler(spec: Any) -> Callable[[Iterator[Any]], PyTree]:
         count = spec.num_leaves
         return lambda leaves: pytree.tree_unflatten([next(leaves) for _ in range(count)], spec)
     parts = [assembler(child) for child in spec.children()]
+    if all(part is next for part in parts):  # one call for all of them
+        return lambda leaves: make(list(islice(leaves, len(parts))))
     return lambda leaves: make([part(leaves) for part in parts])
 
 
@@ -213,13 +216,17 @@ class Ravel(_Value):
 
     def unflatten(self, flat: Tensor) -> PyTree:
         """Cut a tensor of shape [..., size] into the tree; leading dimensions are kept."""
-        sizes = [shape.numel() for shape in self.shapes]
-        pieces = flat.split(sizes, dim=-1) if len(sizes) > 1 else (flat,)
+        sizes = self._sizes
+        pieces = flat.split_with_sizes(sizes, dim=-1) if len(sizes) > 1 else (flat,)
         lead = flat.shape[:-1]
         parts = [
             piece.reshape(lead + shape) for piece, shape in zip(pieces, self.shapes, strict=True)
         ]
         return self._assemble(iter(parts))
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        return [shape.numel() for shape in self.shapes]
 
     @cached_property
     def _assemble(self) -> Callable[[Iterator[Any]], PyTree]:

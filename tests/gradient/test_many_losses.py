@@ -37,7 +37,8 @@ RULES = {
 def each(params, batch, hparams, **observed):
     """Shape [LOSSES]; the last does not depend on the parameters."""
     values = (batch @ params["w"]).sin().mean(-1) + params["v"].square().sum()
-    seen = sum(state["w"].sum() for state in observed.get("observed", []))
+    states = [getattr(state, "params", state) for state in observed.get("observed", [])]
+    seen = sum(state["w"].sum() for state in states)
     return torch.cat([values[:-1], hparams["h"]["scale"][None]]) * hparams["h"]["scale"] + seen
 
 

@@ -16,6 +16,7 @@ from support.tasks import (
 )
 from torch.utils import _pytree as pytree
 
+import odeopt
 from odeopt import (
     RK4,
     Binomial,
@@ -94,6 +95,16 @@ def test_a_warm_start_continues_the_solve(field, tasks, device):
     rest = opt.solve(
         params, batch, TimeGrid.from_lr(lr[3:]), hparams, tasks=tasks, state=half.state
     )
+    assert_close(rest.state, whole.state)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_a_warm_start_of_sgd_keeps_its_momentum(nesterov, device):
+    params, batch, _, hparams = problem(device)
+    opt = ODEOptimizer(odeopt.SGD(inner, momentum=0.9, nesterov=nesterov))
+    whole = opt.solve(params, batch, TimeGrid.from_lr(0.1, 6), hparams, tasks=True)
+    half = opt.solve(params, batch, TimeGrid.from_lr(0.1, 3), hparams, tasks=True)
+    rest = opt.solve(params, batch, TimeGrid.from_lr(0.1, 3), hparams, tasks=True, state=half.state)
     assert_close(rest.state, whole.state)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import cast, final
 
@@ -23,25 +23,27 @@ class Guard:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._before = self._look()
+        self._before = self._look(list(module.modules()))
 
     def check_parameters(self) -> None:
         """Raise `InputError` if a parameter was changed."""
         if _marks(_held(self._module.modules(), "_parameters")) != self._before[_MOVED]:
             raise InputError(_MOVED)
 
-    def check(self) -> None:
+    def check(self, children: Sequence[nn.Module]) -> None:
         """Raise `InputError` if anything was changed that a step depends on.
 
         Beside the parameters these are the modes of the module's parts (train, eval), its buffers,
         and which parameters require grad.
+
+        Args:
+            children: the parts that the module has now, itself the first.
         """
-        for message, now in self._look().items():
+        for message, now in self._look(children).items():
             if now != self._before[message]:
                 raise InputError(message)
 
-    def _look(self) -> dict[str, object]:
-        children = list(self._module.modules())
+    def _look(self, children: Sequence[nn.Module]) -> dict[str, object]:
         parameters = _held(children, "_parameters")
         return {
             _MOVED: _marks(parameters),
@@ -84,12 +86,15 @@ def _held(children: Iterable[nn.Module], kind: str) -> list[Tensor]:
     return [x for child in children for x in vars(child)[kind].values() if x is not None]
 
 
-def check_hooks(model: nn.Module, optimizer: Optimizer) -> None:
+def check_hooks(children: Sequence[nn.Module], optimizer: Optimizer) -> None:
     """Raise `CompatibilityError` if there is a hook that a recorded loop would not call.
 
     Hooks of the forward pass are called as ever.
+
+    Args:
+        children: the parts of a module, itself the first.
+        optimizer: its optimiser.
     """
-    children = list(model.modules())
     owners: list[tuple[Iterable[object], dict[str, str]]] = [
         (_held(children, "_parameters"), _OF_PARAMETERS),
         (children, _OF_MODULES),
@@ -103,7 +108,7 @@ def check_hooks(model: nn.Module, optimizer: Optimizer) -> None:
         if getattr(owner, attribute, None)
     }  # fmt: skip
     if found:
-        names = _names(model, optimizer)
+        names = _names(children[0], optimizer)
         hooks = ", ".join(sorted(f"{kind} on {names[owner]}" for owner, kind in found))
         raise CompatibilityError(
             f"there is a hook ({hooks}), which a recorded loop does not call, since it"

@@ -159,7 +159,7 @@ class RecordedLoop:
     ) -> None:  # fmt: skip
         self._module, self._optimizer, self._hparams = model, optimizer, hparams
         self._settings = settings(optimizer)
-        check_hooks(model, optimizer)
+        check_hooks(list(model.modules()), optimizer)
         names = moved_groups(model, optimizer)
         moved = {name for own in names for name in own}
         self._own = dict(model.named_parameters())
@@ -183,6 +183,8 @@ class RecordedLoop:
         tree.ravel(self._problem.params, "the parameters")  # checks them by name
         state, _ = self._rule.init(self._problem.params, None)
         self._flat, self._layout = tree.ravel(state, "the parameters")
+        places = torch.arange(len(self._flat), dtype=torch.float64)
+        self._loss_at = int(self._layout.unflatten(places).buffers["loss"])
         kept = Graphs() if checkpoints is None else checkpoints
         if chosen.pulls_graphs and kept.keeps_graphs and compile is None:
             self._records.tape = LoopTape(kept, self._flat)
@@ -366,7 +368,7 @@ class RecordedLoop:
         self._check_unused(k, start, step.end, inputs)
         run = RunStep(start, step, sums_of(batch), versions(tree.tensors(self._hparams)))
         tape.keep(k, run)
-        return step.end, self._layout.unflatten(step.end).buffers["loss"]
+        return step.end, step.end[self._loss_at]
 
     def _bound(self, inputs: Inputs, k: Tensor) -> tuple[BoundRule, Theta, Data]:
         """The rule on flat states with its inputs, whose layout changes with tensors in batches."""
@@ -437,8 +439,9 @@ class RecordedLoop:
         check_loss(loss)
         if not self._open:
             raise InputError("the loop has been left: make its steps inside the with block.")
-        self._guard.check()
-        check_hooks(self._module, self._optimizer)
+        children = list(self._module.modules())
+        self._guard.check(children)
+        check_hooks(children, self._optimizer)
         check_settings(self._optimizer, self._settings)
 
     def _check_replay(self, res: Result) -> None:
