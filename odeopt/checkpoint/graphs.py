@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from typing_extensions import override
@@ -15,6 +15,7 @@ from odeopt.checkpoint.base import Action, CheckpointSchedule, ForwardStream
 from odeopt.checkpoint.binomial import Binomial
 from odeopt.checkpoint.online import Online
 from odeopt.checkpoint.plan import Plan, parse_bytes
+from odeopt.checkpoint.simulation import Usage, simulate
 from odeopt.checkpoint.uniform import Every
 from odeopt.errors import InputError
 from odeopt.registry import CHECKPOINTS
@@ -86,6 +87,23 @@ class _Room:
         return _budget[0] if self.given is None else self.given
 
 
+class _Chosen(NamedTuple):
+    """Which states are kept, where nobody has said it."""
+
+    name: str
+    slots: int | None
+    """None for one for each step."""
+    state_bytes: int
+
+    def plan(self, states: CheckpointSchedule, steps: int) -> Plan:
+        """What it costs, of which all is on the device."""
+        usage = Usage(stored_states=steps) if self.slots is None else simulate(states, steps)
+        slots = steps if self.slots is None else self.slots
+        stored, size = usage.stored_states, self.state_bytes
+        kept, replayed = stored * size, usage.replayed_steps
+        return Plan(self.name, steps, size, {"device": slots}, stored, kept, kept, 0, 0, replayed)
+
+
 @final
 @CHECKPOINTS.register("graphs")
 class Graphs(CheckpointSchedule):
@@ -135,6 +153,7 @@ class Graphs(CheckpointSchedule):
         self._states = states
         given = None if budget is None else parse_bytes(budget, "budget")
         self._room = _Room(given, torch.device("cpu"))
+        self._chosen: _Chosen | None = None  # where the states were not given
         own = self._own
         self.is_mesh, self.needs_length = own.is_mesh, own.needs_length
         self.keeps_all, self.watches, self.tiers = own.keeps_all, own.watches, own.tiers
@@ -153,9 +172,11 @@ class Graphs(CheckpointSchedule):
         if states is not None:
             return self._with(states.fit(state_bytes, steps), room)
         if room.holds((UNKNOWN_LENGTH if steps is None else steps) * state_bytes):
-            return self._with(Every(1), room)
+            return self._with(Every(1), room, _Chosen("every state", None, state_bytes))
         slots = max(room.nbytes // 2 // max(state_bytes, 1), 1)
-        return self._with(Online(slots) if steps is None else Binomial(slots), room)
+        kind = Online if steps is None else Binomial
+        chosen = _Chosen(f"{kind.__name__}({slots})", slots, state_bytes)
+        return self._with(kind(slots), room, chosen)
 
     @override
     def graphs(self, graph_bytes: int, state_bytes: int, steps: int) -> int:
@@ -166,9 +187,11 @@ class Graphs(CheckpointSchedule):
         most = min(left, self._room.most_graphs)
         return int(min(most // graph_bytes, steps)) if graph_bytes else steps
 
-    def _with(self, states: CheckpointSchedule | None, room: _Room) -> Graphs:
+    def _with(
+        self, states: CheckpointSchedule | None, room: _Room, chosen: _Chosen | None = None
+    ) -> Graphs:
         other = Graphs(states)
-        other._room = room
+        other._room, other._chosen = room, chosen
         return other
 
     @override
@@ -177,7 +200,8 @@ class Graphs(CheckpointSchedule):
 
     @override
     def plan(self, steps: int) -> Plan | None:
-        return self._own.plan(steps)
+        chosen = self._chosen
+        return self._own.plan(steps) if chosen is None else chosen.plan(self._own, steps)
 
     @override
     def forward(self, n: int | None) -> ForwardStream:

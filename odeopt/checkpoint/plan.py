@@ -43,7 +43,7 @@ def format_bytes(count: int) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a `MemoryBudget` chose, and what it costs; `str` of it is text to read.
+    """What `Graphs` or a `MemoryBudget` chose, and what it costs; `str` of it is text to read.
 
     Attributes:
         schedule: what is kept: "every state", or a schedule by name.
@@ -56,6 +56,8 @@ class Plan:
         host_bytes: likewise in the memory of the host.
         disk_bytes: likewise on disk.
         replayed_steps: steps made again in the backward sweep.
+        graphs: steps whose graphs were kept when the forward sweep ended. Steps that are made again
+            may keep theirs, too.
     """
 
     schedule: str
@@ -68,16 +70,18 @@ class Plan:
     host_bytes: int
     disk_bytes: int
     replayed_steps: int
+    graphs: int = 0
 
     def __str__(self) -> str:
         places = ", ".join(f"{count} on {tier}" for tier, count in self.slots.items())
         share = self.replayed_steps / max(self.steps, 1)
         used = {"device": self.device_bytes, "host": self.host_bytes, "disk": self.disk_bytes}
         bytes_used = ", ".join(f"{format_bytes(n)} on {tier}" for tier, n in used.items() if n)
+        graphs = f"graphs kept:    {self.graphs}, of the last steps\n" if self.graphs else ""
         return (
             f"{self.schedule} for {self.steps} steps with states of"
             f" {format_bytes(self.state_bytes)}\n"
             f"slots:          {places}\n"
             f"kept at most:   {self.stored_states} states, {bytes_used or '0 B'}\n"
-            f"replayed steps: {self.replayed_steps} ({share:.2f} for each step)"
+            f"{graphs}replayed steps: {self.replayed_steps} ({share:.2f} for each step)"
         )

@@ -129,7 +129,8 @@ def _begin_or_resume(
     if journal is not None:
         journal.forward = None  # its states are not to stay alive
     if local:
-        stats.plan = choices.checkpoints.plan(stepper.length - first)
+        plan, tape = choices.checkpoints.plan(stepper.length - first), kernels.tape
+        stats.plan = replace(plan, graphs=len(tape)) if plan and tape else plan
     return Run(choices, problem, kernels, stepper, trajectory, kept_at_end, journal)
 
 

@@ -24,7 +24,7 @@ class Stats:
         device_bytes: the most bytes of kept states on the device at one time.
         host_bytes: likewise in the memory of the host (`Host()`).
         disk_bytes: likewise on disk (`Disk(path)`).
-        plan: what a `MemoryBudget` chose; None for other schedules.
+        plan: what `Graphs()` or a `MemoryBudget` chose; None for other schedules.
         compile_misses: kernels that were traced during this call.
         compile_hits: kernels that had been traced before.
         compile_seconds: time spent on tracing, compiling and checking.

@@ -40,6 +40,9 @@ class Tape:
         self._next = -1
         self._graphs: dict[int, Pullback] = {}
 
+    def __len__(self) -> int:
+        return len(self._graphs)
+
     def begin(self, last: int, capacity: Callable[[int], int]) -> None:
         """A sweep begins after which, or in which, step `last` is pulled first.
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 import odeopt
 from odeopt import Every, InputError, MemoryBudget, TimeGrid
 from odeopt.checkpoint.binomial import optimal_replays
-from odeopt.checkpoint.budget import simulate
 from odeopt.checkpoint.plan import format_bytes, parse_bytes
+from odeopt.checkpoint.simulation import simulate
 from odeopt.testing import check_schedule
 from tests.checkpoint.conftest import Bench, same
 

@@ -329,3 +329,25 @@ def test_a_budget_for_all_solves():
 def test_states_are_a_schedule_of_states(states):
     with pytest.raises(odeopt.InputError, match="the schedule of the states beside"):
         Graphs(states)
+
+
+@pytest.mark.parametrize("name", ["sgd", "rk4", "adaptive"])
+@given(st.integers(0, 60 * KIB), st.integers(0, 12))
+def test_the_plan_is_what_the_solve_did(name, budget, steps):
+    stats = run(name, Graphs(budget=budget), steps).stats
+    plan = stats.plan
+    assert plan.steps == stats.steps
+    assert plan.stored_states == stats.stored_states
+    assert plan.stored_bytes == plan.device_bytes == stats.device_bytes
+    assert plan.replayed_steps == stats.replayed_steps
+    assert plan.graphs <= stats.recorded_steps
+    assert plan.stored_states <= plan.slots["device"]
+    assert plan.schedule == "every state" or f"({plan.slots['device']})" in plan.schedule
+
+
+def test_a_plan_says_how_many_graphs_were_kept():
+    plan = run("sgd", None).stats.plan
+    assert plan.graphs == 11
+    assert "graphs kept:    11, of the last steps" in str(plan)
+    assert run("sgd", Graphs(Every(1))).stats.plan is None
+    assert "graphs" not in str(odeopt.MemoryBudget("1MiB").describe(96, 5))
