@@ -296,11 +296,12 @@ def _disagreement(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float
     """The relative difference of results that differ by more than rounding, or else 0.
 
     Both are allowed 100 eps of the largest result, since a small one (the gradient w.r.t. dt is an
-    inner product) may be a difference of large terms; and 100 eps^(3/4) of their own size.
+    inner product) may be a difference of large terms; and 100 eps^(3/4) of their own size. It is
+    the eps of the coarsest among the results, from which others are computed.
     """
     largest, worst = max((_largest(want) for want in expected), default=0.0), 0.0
+    eps = max((torch.finfo(want.dtype).eps for want in expected), default=0.0)
     for want, got in zip(expected, actual, strict=True):
-        eps = torch.finfo(want.dtype).eps
         gap = _gap(want, got, eps**0.25 * largest + eps)
         if gap > 100 * eps**0.75:
             worst = max(worst, gap)
