@@ -120,7 +120,7 @@ class Graphs(CheckpointSchedule):
 
     Steps that are made again for their states keep their graphs, too, if there is room. The
     gradient is the same whatever is kept. Graphs are kept where the engine records them: in eager
-    kernels, without tasks, with an exact adjoint; elsewhere states are.
+    kernels, with an exact adjoint, where tasks do not run under `vmap`; elsewhere states are.
 
     Cost of a step that is pulled from its graph: 1.6 gradients beside the one that made it; from
     its state 2.6; replayed, one more.

@@ -20,6 +20,7 @@ from odeopt.engine.flat import BoundField, BoundRule
 from odeopt.engine.many import fitting, fitting_bytes, in_chunks, over_losses
 from odeopt.engine.stats import Stats
 from odeopt.engine.tape import Pullback, Tape
+from odeopt.engine.turns import in_turn
 from odeopt.engine.watch import evaluation
 from odeopt.errors import InputError, NondeterminismError
 from odeopt.inner.stream import Stream
@@ -146,6 +147,8 @@ class Kernels:
     """Where steps are recorded as they are made; None if they are not."""
     differentiation: Differentiation = _NO_DERIVATIVE
     """What recorded steps are differentiated with."""
+    turns: bool = False
+    """Whether tasks are taken one after the other."""
     chunk_size: int | None = None
     """How many cotangents of many outer losses are pulled at once; None for all of them."""
 
@@ -187,6 +190,8 @@ class Kernels:
         """A kernel(*tensors, theta, data) over all tasks at once."""
         if self.tasks is None:
             return evaluation()(kernel)
+        if self.turns:
+            return evaluation()(in_turn(kernel, self.tasks))
 
         @evaluation()
         def over_tasks(*args: Any) -> Any:

@@ -29,6 +29,7 @@ from odeopt.engine.problem import Problem
 from odeopt.engine.stats import Stats
 from odeopt.engine.steppers import FixedStepper, GridStepper, Refinement, SettledStepper, Stepper
 from odeopt.engine.tape import Tape
+from odeopt.engine.turns import takes_turns
 from odeopt.engine.watch import refuse_autocast
 from odeopt.errors import CompatibilityError, NondeterminismError
 from odeopt.inner.attention import PLAIN_ATTENTION
@@ -71,9 +72,11 @@ def make_kernels(choices: Choices, problem: Problem, stats: Stats) -> Kernels:
             compiler.decline("steps draw random numbers, which a trace would draw anew.")
             compiler = None
     captured = () if compiler is None else choices.field.captured()
+    turns = compiler is None and can_record(problem.tensors()) and takes_turns(problem)
     return Kernels(
-        dynamics, choices.solver, theta, data, problem.tasks, steps, compiler, captured, stats
-    )
+        dynamics, choices.solver, theta, data, problem.tasks, steps, compiler, captured, stats,
+        turns=turns,
+    )  # fmt: skip
 
 
 @PLAIN_ATTENTION
@@ -137,7 +140,7 @@ def _begin_or_resume(
 def _with_tape(choices: Choices, kernels: Kernels, problem: Problem) -> Kernels:
     """The kernels with a tape, where steps can be recorded and the schedule keeps graphs."""
     adjoint, tensors = choices.adjoint, problem.tensors()
-    eager = kernels.compiler is None and kernels.tasks is None
+    eager = kernels.compiler is None and (kernels.tasks is None or kernels.turns)
     keeps = choices.checkpoints.keeps_graphs and adjoint.pulls_graphs
     if not (eager and keeps and can_record(tensors)):
         return kernels

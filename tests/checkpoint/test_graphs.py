@@ -145,14 +145,15 @@ def test_the_last_steps_alone():
     assert found.stats.recorded_steps == 4
 
 
-def test_with_tasks_states_are_kept():
+@pytest.mark.parametrize(("tasks", "recorded"), [(1, 5), (4, 5), (5, 0)])
+def test_many_small_tasks_keep_states(tasks, recorded):
     problem = smooth_problem()
-    batch, outer = (tree.map_tensors(lambda x: torch.stack([x, 2 * x]), data)
+    batch, outer = (tree.map_tensors(lambda x: torch.stack([x + i for i in range(tasks)]), data)
                     for data in (problem.batch, problem.outer_batch))  # fmt: skip
     opt = ODEOptimizer(odeopt.GradientFlow(problem.loss))
     call = opt.value_and_grad(problem.loss, tasks=True)
     res = call(problem.params, batch, TimeGrid.from_lr(0.05, 5), outer, problem.hparams)
-    assert res.stats.recorded_steps == 0
+    assert res.stats.recorded_steps == recorded
     assert res.stats.stored_states == 5
 
 

@@ -253,7 +253,7 @@ def jump_told_to_the_solver(device):
 
 def jump_with_tasks(device):
     opt = ODEOptimizer(lambda t, y, c, h, batch: batch * y if t < 0.5 else y**2, odeopt.Euler())
-    opt.solve(ones(device), ones(device, 3), TimeGrid.uniform(1.0, 4), tasks=True)
+    opt.solve(ones(device), ones(device, 5), TimeGrid.uniform(1.0, 4), tasks=True)
 
 
 def several_at_once(device):

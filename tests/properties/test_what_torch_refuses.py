@@ -32,11 +32,11 @@ def problem(device):
     return params, (draw(device, 6, 3, seed=3), draw(device, 6, seed=4))
 
 
-def gradient(loss, device, field=odeopt.SGD, tasks=False, **choices):
+def gradient(loss, device, field=odeopt.SGD, tasks=0, **choices):
     params, batch = problem(device)
     if tasks:
-        batch = tuple(torch.stack([leaf, leaf + 1]) for leaf in batch)
-    call = odeopt.ODEOptimizer(field(loss), **choices).value_and_grad(mse, tasks=tasks)
+        batch = tuple(torch.stack([leaf + i for i in range(tasks)]) for leaf in batch)
+    call = odeopt.ODEOptimizer(field(loss), **choices).value_and_grad(mse, tasks=tasks > 0)
     return call(params, batch, odeopt.TimeGrid.from_lr(0.05, 3), batch)
 
 
@@ -180,7 +180,15 @@ def test_what_cannot_be_batched_over_tasks_is_refused_with_advice(name, device):
     loss, message = TASKS[name]
     gradient(loss, device)
     with pytest.raises(odeopt.CompatibilityError, match=message):
-        gradient(loss, device, tasks=True)
+        gradient(loss, device, tasks=5)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_few_tasks_are_not_batched_on_a_cpu(name):
+    """They are solved one after the other, as they would be alone."""
+    loss, _ = TASKS[name]
+    alone = gradient(loss, "cpu")
+    assert gradient(loss, "cpu", tasks=4).values[0] == alone.value
 
 
 def test_the_outer_loss_is_looked_at_as_well(device):
