@@ -88,6 +88,7 @@ from odeopt.outer import (
     TaskBatch,
     TaskHorizon,
     TaskPool,
+    register_optimizer,
     tensorboard,
 )
 from odeopt.outer.workers import Workers, spread
@@ -217,6 +218,7 @@ __all__ = [
     "clip_by_value",
     "from_module",
     "from_tolerance",
+    "register_optimizer",
     "release_memory",
     "set_memory_budget",
     "spread",

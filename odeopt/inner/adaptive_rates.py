@@ -157,8 +157,9 @@ class Adagrad(TorchRule):
 class Adadelta(TorchRule):
     r"""$d = g \sqrt{s + \epsilon} / \sqrt{v + \epsilon},\; u = u - \alpha d$.
 
-    $v = \rho v + (1 - \rho) g^2$ is the mean square of gradients, $s = \rho s + (1 - \rho) d^2$ that of
-    earlier steps. Equal to `torch.optim.Adadelta` to rounding; g holds $w u$. Rates are about 1.
+    $v = \rho v + (1 - \rho) g^2$ is the mean square of gradients, $s = \rho s + (1 - \rho) d^2$
+    that of earlier steps. Equal to `torch.optim.Adadelta` to rounding; g holds $w u$. Rates are
+    about 1.
 
     Cost: one gradient per step, three times the state of gradient descent.
 

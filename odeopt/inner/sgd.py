@@ -88,8 +88,8 @@ class ASGD(TorchRule):
 
     Averaged gradient descent, equal to `torch.optim.ASGD` to rounding. g holds $w u$, and
     $\eta_0 = \alpha_0$, $\eta_{k+1} = \alpha_k / (1 + \lambda \alpha_k (k + 1))^p$,
-    $\mu_k = 1 / \max(1, k - t_0)$. So a rate counts one step later than in SGD, the first one twice,
-    and the last one has no effect. The average a is the last u until $t_0$.
+    $\mu_k = 1 / \max(1, k - t_0)$. So a rate counts one step later than in SGD, the first one
+    twice, and the last one has no effect. The average a is the last u until $t_0$.
 
     Cost: one gradient per step, three times the state of gradient descent.
 

@@ -20,7 +20,7 @@ from odeopt.adjoint.linearize import Differentiation
 from odeopt.checkpoint.binomial import Binomial
 from odeopt.checkpoint.store import Tier
 from odeopt.engine.steppers import SettledStepper, Waits
-from odeopt.inner.optimizers import _Adam
+from odeopt.inner.adam import _Adam
 from odeopt.solver.runge_kutta import ExplicitRungeKutta
 
 CHUNK = 20
