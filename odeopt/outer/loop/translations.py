@@ -205,34 +205,28 @@ def register_optimizer(
 
     Examples:
         >>> import torch, odeopt
-        >>> class SignDescent(torch.optim.Optimizer):
-        ...     def __init__(self, params, lr=0.1, softening=1.0):
-        ...         super().__init__(params, {"lr": lr, "softening": softening})
+        >>> class Signs(torch.optim.Optimizer):
+        ...     def __init__(self, params, lr=0.1, width=1.0):
+        ...         super().__init__(params, {"lr": lr, "width": width})
         >>> class SignRule(odeopt.LeafwiseRule):
-        ...     elementwise = True
-        ...     def __init__(self, loss, softening):
+        ...     def __init__(self, loss, width):
         ...         super().__init__(loss)
-        ...         self.softening = softening
+        ...         self.width = width
         ...     def options(self):
-        ...         return {"softening": self.softening}
+        ...         return {"width": self.width}
         ...     def step(self, k, lr, g, u, slots, options):
-        ...         return u - lr * torch.tanh(g / options["softening"]), {}
-        >>> odeopt.register_optimizer(SignDescent, SignRule, options=["softening"])
-        >>> model = torch.nn.Linear(3, 1)
-        >>> with odeopt.RecordedLoop(model, SignDescent(model.parameters())) as inner:
-        ...     loss = inner.step(lambda model, batch: model(batch).square().mean(), torch.ones(3))
+        ...         return u - lr * torch.tanh(g / options["width"]), {}
+        >>> odeopt.register_optimizer(Signs, SignRule, options=["width"])
 
     Args:
         torch_class: the optimiser's class; subclasses of it are not meant.
         make_rule: `make_rule(loss, **options)` makes a `LeafwiseRule`, whose `step` gets the
-            group's learning rate as lr. Each option is a number; a selector where it is a tensor
-            to be learned; a dictionary where groups differ; a tuple of these where it is one. What
-            `options()` of the rule returns may be all of them, and `step` gets plain values.
+            group's learning rate as lr. An option is what `Option` says, or a tuple of such; the
+            rule's `options()` returns them, and its `step` gets their values.
         options: options that are numbers, beside lr.
         flags: options of other kinds; they must be the same in every group.
-        slots: what `optimizer.state` holds for each parameter, as the rule's slots. All slots of
-            the rule must be there: what the optimiser remembers is taken over, and `write_back`
-            gives it back.
+        slots: what the optimiser's state holds for each parameter, as slots of the rule, all of
+            which must be there. A loop takes them over, and `write_back` gives them back.
         counter: what the state calls the number of steps. With None a loop that goes on begins
             with k = 1, as if one step had been made.
 
