@@ -65,7 +65,7 @@ class LeafwiseRule(GradientRule):
         options = [given] * len(leaves)
         if not _are_numbers(given):
             options = _each_leaf({
-                name: _for_leaves(option, hparams, params, name) for name, option in given.items()
+                name: for_leaves(option, hparams, params, name) for name, option in given.items()
             })  # fmt: skip
         own = _each_leaf({name: tree.leaves(slots[name]) for name in self.slot_names})
         each = zip(tree.leaves(grads), leaves, own or [{}] * len(leaves), options, strict=True)
@@ -101,7 +101,7 @@ def check_option(value: Option, what: str, below: float = float("inf")) -> None:
         raise InputError(f"{what} is {value!r}; expected a number in [0, {below:g}).")
 
 
-def _for_leaves(option: Option, hparams: PyTree, params: PyTree, what: str) -> list[Any]:
+def for_leaves(option: Option, hparams: PyTree, params: PyTree, what: str) -> list[Any]:
     """The option's value for each leaf of the params: a number, or a tensor that broadcasts."""
     if isinstance(option, int | float):
         return [option] * len(tree.leaves(params))
@@ -109,7 +109,7 @@ def _for_leaves(option: Option, hparams: PyTree, params: PyTree, what: str) -> l
         option = select(option, hparams, what)
     if isinstance(option, Mapping | list | tuple):
         parts = _children(cast("Any", option), params, what)
-        return [x for part, child in parts for x in _for_leaves(part, hparams, child, what)]
+        return [x for part, child in parts for x in for_leaves(part, hparams, child, what)]
     return [_check_fits(option, leaf, what) for leaf in tree.leaves(params)]
 
 

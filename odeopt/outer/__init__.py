@@ -3,6 +3,7 @@
 from odeopt.outer.bilevel import BilevelProblem, Minimized
 from odeopt.outer.learner import MetaLearner
 from odeopt.outer.loop.recorded import LoopGrads, LoopResult, RecordedLoop
+from odeopt.outer.loop.translations import register_optimizer
 from odeopt.outer.method import (
     InnerLoop,
     MetaGradient,
@@ -33,5 +34,6 @@ __all__ = [
     "TaskBatch",
     "TaskHorizon",
     "TaskPool",
+    "register_optimizer",
     "tensorboard",
 ]

@@ -16,6 +16,13 @@ RULES = {
     "rmsprop": lambda loss: odeopt.RMSprop(loss, momentum=0.5, centered=True, eps=1e-3),
     "adam": lambda loss: odeopt.Adam(loss, amsgrad=True),
     "adamw": odeopt.AdamW,
+    "adagrad": lambda loss: odeopt.Adagrad(loss, 0.1, eps=1e-3),
+    "adadelta": lambda loss: odeopt.Adadelta(loss, eps=1e-3),
+    "adamax": odeopt.Adamax,
+    "nadam": lambda loss: odeopt.NAdam(loss, eps=1e-4),
+    "radam": lambda loss: odeopt.RAdam(loss, betas=(0.5, 0.9), eps=1e-4),
+    "asgd": lambda loss: odeopt.ASGD(loss, 0.3, t0=2),
+    "rprop": lambda loss: odeopt.Rprop(loss, step_sizes=(1e-3, 0.1)),
 }
 PEERS = {
     "momentum": lambda ps: torch.optim.SGD(ps, 1.0, momentum=0.9),
@@ -23,6 +30,13 @@ PEERS = {
     "rmsprop": lambda ps: torch.optim.RMSprop(ps, 1.0, momentum=0.5, centered=True, eps=1e-3),
     "adam": lambda ps: torch.optim.Adam(ps, 1.0, amsgrad=True),
     "adamw": lambda ps: torch.optim.AdamW(ps, 1.0),
+    "adagrad": lambda ps: torch.optim.Adagrad(ps, 1.0, 0.1, eps=1e-3),
+    "adadelta": lambda ps: torch.optim.Adadelta(ps, 1.0, eps=1e-3),
+    "adamax": lambda ps: torch.optim.Adamax(ps, 1.0),
+    "nadam": lambda ps: torch.optim.NAdam(ps, 1.0, eps=1e-4),
+    "radam": lambda ps: torch.optim.RAdam(ps, 1.0, betas=(0.5, 0.9), eps=1e-4),
+    "asgd": lambda ps: torch.optim.ASGD(ps, WARM_UP[0], 0.3, t0=2),
+    "rprop": lambda ps: torch.optim.Rprop(ps, WARM_UP[0], step_sizes=(1e-3, 0.1)),
 }
 WARM_UP = [0.0, 0.0, 0.01, 0.0, 0.05, 0.03]
 

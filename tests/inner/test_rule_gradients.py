@@ -18,7 +18,34 @@ RULES = {
     ),
     "adam": lambda loss, **own: odeopt.Adam(loss, amsgrad=True, **own),
     "adamw": odeopt.AdamW,
+    "adam, eps_root": lambda loss, **own: odeopt.Adam(loss, eps_root=1e-3, maximize=True, **own),
+    "adagrad": lambda loss, **own: odeopt.Adagrad(loss, 0.1, initial_accumulator_value=0.1, **own),
+    "nadam": lambda loss, **own: odeopt.NAdam(loss, momentum_decay=0.3, **own),
+    "radam": lambda loss, **own: odeopt.RAdam(loss, **{"betas": (0.8, 0.9), **own}),
+    "adamax": odeopt.Adamax,
+    "adadelta": lambda loss, **own: odeopt.Adadelta(loss, **{"eps": 1e-3, **own}),
+    "asgd": lambda loss, **own: odeopt.ASGD(loss, 0.3, t0=2, averaged=True, **own),
+    "rprop": lambda loss, weight_decay=0, **own: odeopt.Rprop(loss, **own),  # it has none
 }
+LEARNED = {
+    "momentum": (odeopt.SGD, 0.9),
+    "smoothing": (lambda loss, own: odeopt.RMSprop(loss, own, eps=1e-3), 0.9),
+    "adam": (lambda loss, own: odeopt.Adam(loss, betas=(own, 0.99), eps=1e-4), 0.85),
+    "adamw": (lambda loss, own: odeopt.AdamW(loss, betas=(0.9, own), eps=1e-4), 0.9),
+    "eps_root": (lambda loss, own: odeopt.Adam(loss, eps_root=own), 1e-2),
+    "adagrad": (lambda loss, own: odeopt.Adagrad(loss, own, eps=1e-2), 0.1),
+    "nadam": (lambda loss, own: odeopt.NAdam(loss, betas=(own, own), eps=1e-4), 0.85),
+    "momentum_decay": (lambda loss, own: odeopt.NAdam(loss, momentum_decay=own, eps=1e-4), 0.3),
+    "radam": (lambda loss, own: odeopt.RAdam(loss, betas=(own, own), eps=1e-4), 0.9),
+    "radam, never": (lambda loss, own: odeopt.RAdam(loss, betas=(own, own)), 0.5),
+    "adamax": (lambda loss, own: odeopt.Adamax(loss, betas=(own, own)), 0.85),
+    "adadelta": (lambda loss, own: odeopt.Adadelta(loss, own, eps=1e-3), 0.85),
+    "alpha": (lambda loss, own: odeopt.ASGD(loss, 0.3, own), 0.7),
+    "t0": (lambda loss, own: odeopt.ASGD(loss, t0=own, averaged=True), 2.5),
+    "etas": (lambda loss, own: odeopt.Rprop(loss, (own, 1.2)), 0.5),
+    "step_sizes": (lambda loss, own: odeopt.Rprop(loss, step_sizes=(1e-6, own)), 0.035),
+}
+"""Rules of one option that is learned, and about what it is."""
 SCHEDULES = [odeopt.Every(1), odeopt.Every(3), odeopt.Density(2), odeopt.Binomial(2)]
 
 
@@ -67,22 +94,15 @@ def test_every_rule_with_every_option(
     assert relative_error(found, expected) < 1e-10
 
 
-@pytest.mark.parametrize("name", sorted(RULES))
-def test_learned_momenta(regression, name):
-    options = {
-        "sgd": {}, "nesterov": {}, "rmsprop": {},
-        "adam": {"betas": (lambda hp: torch.sigmoid(hp["rate"] + 2), 0.99)},
-        "adamw": {"betas": (0.9, lambda hp: torch.sigmoid(hp["rate"] + 3))},
-    }[name]  # fmt: skip
-    rule = (
-        RULES[name](regression.weighted_loss, eps=1e-4, **options)
-        if options
-        else odeopt.SGD(regression.weighted_loss, momentum=lambda hp: torch.sigmoid(hp["rate"]))
-    )
-    lrs = torch.full((6,), 0.03).to(regression.data[0])
+@pytest.mark.parametrize("name", LEARNED)
+def test_learned_options(regression, name):
+    make, start = LEARNED[name]
+    rule = make(regression.weighted_loss, lambda hp: start * (1 + 0.1 * torch.tanh(hp["rate"])))
+    lrs = torch.full((9,), 0.03).to(regression.data[0])
     expected = reference(rule, regression, regression.data, lrs)
-    found, _ = ours(rule, regression, regression.data, lrs)
+    found, res = ours(rule, regression, regression.data, lrs)
     assert relative_error(found, expected) < 1e-10
+    assert res.grads.hparams["rate"].abs() > 0
 
 
 @pytest.mark.parametrize("mode", [odeopt.ReverseMode(), odeopt.ForwardOverReverse()])
@@ -120,7 +140,12 @@ def test_an_entry_that_never_gets_a_gradient_stays_exact(device):
     def half(params, batch):
         return (params[0] - batch).square()
 
-    for rule in (odeopt.Adam(half), odeopt.RMSprop(half), odeopt.AdamW(half, amsgrad=True)):
+    for rule in (
+        odeopt.Adam(half), odeopt.RMSprop(half), odeopt.AdamW(half, amsgrad=True),
+        odeopt.Adagrad(half), odeopt.NAdam(half), odeopt.RAdam(half), odeopt.Adamax(half),
+        odeopt.RAdam(half, eps=0.0), odeopt.Adadelta(half), odeopt.Rprop(half),
+        odeopt.ASGD(half, lambd=0.0),
+    ):  # fmt: skip
         opt = odeopt.ODEOptimizer(rule)
         batch = torch.tensor(1.0, device=device)
         grid = odeopt.TimeGrid.from_lr(0.1, 5)
@@ -128,6 +153,42 @@ def test_an_entry_that_never_gets_a_gradient_stays_exact(device):
         shrink = 1.0 if not isinstance(rule, odeopt.AdamW) else (1 - 0.1 * 0.01) ** 5
         assert torch.isfinite(res.grads.params).all()
         assert abs(res.grads.params[1].item() - shrink) < 1e-14
+
+
+def test_a_number_below_the_root_bounds_the_derivative_where_gradients_are_small(device):
+    """Of a step of Adam w.r.t. a gradient near 0: up to lr / eps, or lr / sqrt(eps_root)."""
+    start = torch.tensor([1e-9, 0.5], device=device)
+
+    def derivative(**own):
+        opt = odeopt.ODEOptimizer(odeopt.Adam(lambda p, b: 0.5 * p.square().sum(), **own))
+        grid = odeopt.TimeGrid.from_lr(0.1, 1)
+        res = opt.value_and_grad(lambda p, b: p[0])(start, start[:0], grid, start[:0])
+        return res.grads.params[0].item()
+
+    assert derivative(eps=1e-8) < -1e6
+    assert derivative(eps=0.0, eps_root=1e-4) == pytest.approx(1 - 0.1 / 1e-2, rel=1e-6)
+
+
+def test_the_derivative_of_rprop_is_that_of_almost_everywhere(regression):
+    """The parameters move along with their start; of the rates only the first one counts."""
+    rule = odeopt.Rprop(regression.weighted_loss)
+    lrs = torch.full((8,), 0.03).to(regression.data[0])
+    _, res = ours(rule, regression, regression.data, lrs)
+    final = odeopt.ODEOptimizer(rule).solve(
+        regression.params, regression.data, odeopt.TimeGrid.from_lr(lrs), regression.hparams
+    )
+    direct = torch.func.grad(regression.outer_loss)(final.params, regression.outer)
+    assert relative_error(res.grads.params, direct) < 1e-14
+    assert res.grads.dt[0].abs() > 0
+    assert not res.grads.dt[1:].any()
+    ends = []
+    for change in (-1e-6, 1e-6):
+        grid = odeopt.TimeGrid.from_lr(lrs + change)
+        end = odeopt.ODEOptimizer(rule).solve(
+            regression.params, regression.data, grid, regression.hparams
+        )
+        ends.append(regression.outer_loss(end.params, regression.outer, regression.hparams))
+    assert relative_error((ends[1] - ends[0]) / 2e-6, res.grads.dt[0]) < 1e-6
 
 
 def test_autograd_through_solve_agrees(regression):

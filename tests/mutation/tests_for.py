@@ -133,12 +133,14 @@ _PARTS = {
     ),
     "rules": Part(
         (
-            "inner/clipping.py", "inner/leafwise.py", "inner/optimizers.py", "inner/rule.py",
+            "inner/adam.py", "inner/adaptive_rates.py", "inner/clipping.py", "inner/leafwise.py",
+            "inner/rprop.py", "inner/rule.py", "inner/sgd.py", "inner/torch_rule.py",
         ),
         (
             "inner/test_clipping.py",
             "inner/test_rates_of_zero.py",
             "inner/test_rules_against_torch.py",
+            "inner/test_more_rules_against_torch.py",
             "inner/test_rule_gradients.py",
             "inner/test_what_else_is_differentiated.py",
             _FUZZ,

@@ -46,16 +46,14 @@ def classified(model, batch):
 
 def classifying(optimizer, make=classifier, **options):
     """A loop of a classifier, in which Adam's eps is above the rounding of vanishing gradients."""
-    if optimizer in ("Adam", "AdamW", "RMSprop"):
+    if optimizer in ("Adam", "AdamW", "Adamax", "RAdam", "RMSprop"):
         options.setdefault("eps", 1e-3)
     return Loop(make, optimizer, options, classified)
 
 
-UNSUPPORTED = {
-    name: Refused(odeopt.CompatibilityError, f"{name}=True, which is not supported: leave {name}")
-    for name in ("maximize", "capturable", "differentiable")
-}
-NOT_TRANSLATED = Refused(odeopt.CompatibilityError, "is not translated; these are: SGD, Adam")
+UNSUPPORTED = Refused(
+    odeopt.CompatibilityError, "differentiable=True, which is not supported: leave differentiable"
+)
 TOLD = Refused(odeopt.OdeoptWarning, r"does not depend on 0\.spare, 0\.unused")
 OPTIMIZERS = {
     "sgd": (classifying("SGD"), RIGHT),
@@ -64,31 +62,30 @@ OPTIMIZERS = {
     "sgd, nesterov": (classifying("SGD", momentum=0.1, nesterov=True), RIGHT),
     "sgd, weight decay": (classifying("SGD", small, weight_decay=0.01), RIGHT),
     "sgd, weight decay of unused parts": (classifying("SGD", weight_decay=0.01), TOLD),
-    "sgd, maximize": (classifying("SGD", maximize=True), UNSUPPORTED["maximize"]),
+    "sgd, maximize": (classifying("SGD", maximize=True), RIGHT),
     "sgd, foreach": (classifying("SGD", momentum=0.9, foreach=True), RIGHT),
     "adam": (classifying("Adam"), RIGHT),
     "adam, betas": (classifying("Adam", betas=(0.95, 0.9995)), RIGHT),
     "adam, weight decay": (classifying("Adam", small, weight_decay=0.01), RIGHT),
     "adam, amsgrad": (classifying("Adam", amsgrad=True), RIGHT),
     "adam, fused": (classifying("Adam", fused=True), RIGHT),
-    "adam, maximize": (classifying("Adam", maximize=True), UNSUPPORTED["maximize"]),
-    "adam, capturable": (classifying("Adam", capturable=True), UNSUPPORTED["capturable"]),
+    "adam, maximize": (classifying("Adam", maximize=True), RIGHT),
     "adam, differentiable": (
-        classifying("Adam", differentiable=True), UNSUPPORTED["differentiable"],
+        classifying("Adam", differentiable=True), UNSUPPORTED,
     ),
     "adamw": (classifying("AdamW", small), RIGHT),
     "adamw, betas and decay": (
         classifying("AdamW", small, betas=(0.95, 0.9995), weight_decay=0.1), RIGHT,
     ),
     "adamw of unused parts": (classifying("AdamW"), TOLD),
-    "adamw, maximize": (classifying("AdamW", maximize=True), UNSUPPORTED["maximize"]),
+    "adamw, maximize": (classifying("AdamW", small, maximize=True), RIGHT),
     "rmsprop": (classifying("RMSprop"), RIGHT),
     "rmsprop, momentum": (classifying("RMSprop", alpha=0.9, momentum=0.1), RIGHT),
     "rmsprop, centered": (classifying("RMSprop", small, centered=True, weight_decay=0.01), RIGHT),
-    "adadelta": (classifying("Adadelta"), NOT_TRANSLATED),
-    "adagrad": (classifying("Adagrad", initial_accumulator_value=0.1), NOT_TRANSLATED),
-    "adamax": (classifying("Adamax"), NOT_TRANSLATED),
-    "radam": (classifying("RAdam"), NOT_TRANSLATED),
+    "adadelta": (classifying("Adadelta"), RIGHT),
+    "adagrad": (classifying("Adagrad", initial_accumulator_value=0.1), RIGHT),
+    "adamax": (classifying("Adamax"), RIGHT),
+    "radam": (classifying("RAdam"), RIGHT),
 }  # fmt: skip
 
 

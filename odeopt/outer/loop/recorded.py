@@ -45,11 +45,10 @@ from odeopt.outer.loop.records import (
 from odeopt.outer.loop.shared import looked_at, shared_compiler
 from odeopt.outer.loop.tape import LoopTape, RunStep, sums_of
 from odeopt.outer.loop.torch_optim import (
-    Groups,
     check_settings,
-    make_rule,
     read_memory,
     settings,
+    translate,
     write_memory,
 )
 from odeopt.solver.base import RecordedStep, reached
@@ -126,8 +125,9 @@ class RecordedLoop:
 
     Args:
         model: a module; its present parameters are the initialisation.
-        optimizer: SGD, Adam, AdamW or RMSprop of `torch.optim` over some of its parameters. Its
-            learning rates may change between steps; momentum buffers that it has are taken over.
+        optimizer: one of `torch.optim` over some of its parameters, or of a class of your own (see
+            `register_optimizer`). Of torch's all but LBFGS, SparseAdam, Muon and Adafactor will do.
+            Its learning rates may change between steps; what it remembers is taken over.
             Options that are tensors which require grad are learned. As a difference to torch, a
             parameter that a loss does not depend on has a gradient of zero, not None, so that
             weight decay and momentum move it; a warning says so.
@@ -164,8 +164,7 @@ class RecordedLoop:
         moved = {name for own in names for name in own}
         self._own = dict(model.named_parameters())
         self._problem = from_module(model, run_call, moved.__contains__)
-        self._groups = Groups(names, self._problem.params)
-        rule, self._options = make_rule(optimizer, self._groups.keys)
+        rule, self._options, self._groups = translate(optimizer, names, self._problem.params)
         parameters = {name: self._own[name] for name in self._problem.params}
         self._memory = read_memory(optimizer, rule.slot_names, parameters)
         self._records = Records()

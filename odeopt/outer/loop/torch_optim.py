@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, cast, final
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from odeopt.errors import CompatibilityError, InputError
-from odeopt.inner import SGD, Adam, AdamW, RMSprop
-from odeopt.inner.leafwise import LeafwiseRule, Option
+from odeopt.inner.leafwise import LeafwiseRule, Leaves, Option
+from odeopt.outer.loop.translations import no_loss, translation_of
 from odeopt.tools.types import PyTree
 
 
@@ -20,25 +20,35 @@ from odeopt.tools.types import PyTree
 class Groups:
     """Parameters by name, and the same joined into one vector per group.
 
-    Rules work entry by entry, so that they may work on few long vectors instead of many tensors,
-    which takes a fraction of the time in small models.
+    Rules that work entry by entry may work on few long vectors instead of many tensors, which takes
+    a fraction of the time in small models.
 
     Args:
         names: the names of the parameters in each group; a group may be empty.
         params: the parameters by name.
+        apart: whether every parameter stays as it is, for rules that look at it as a whole.
     """
 
-    def __init__(self, names: Sequence[Sequence[str]], params: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, names: Sequence[Sequence[str]], params: Mapping[str, Tensor], apart: bool = False
+    ) -> None:
         self._names = {str(index): list(own) for index, own in enumerate(names) if own}
         self._shapes = {name: leaf.shape for name, leaf in params.items()}
+        self._apart = apart
 
     @property
-    def keys(self) -> list[str]:
-        """What joined groups are called: their numbers, without the empty ones."""
-        return list(self._names)
+    def places(self) -> dict[str, int]:
+        """What the joined parts are called, and the number of the group of each."""
+        groups = {key: int(key) for key in self._names}
+        if not self._apart:
+            return groups
+        own = {name: groups[key] for key, names in self._names.items() for name in names}
+        return {name: own[name] for name in self._shapes}
 
     def join(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """One vector per group."""
+        if self._apart:
+            return {name: values[name] for name in self._shapes}
         return {
             key: torch.cat([values[name].reshape(-1) for name in own])
             for key, own in self._names.items()
@@ -46,6 +56,8 @@ class Groups:
 
     def split(self, joined: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inverse of `join`, in the order of the parameters."""
+        if self._apart:
+            return dict(joined)
         parts: dict[str, Tensor] = {}
         for key, own in self._names.items():
             sizes = [self._shapes[name].numel() for name in own]
@@ -97,10 +109,15 @@ def read_memory(
             " cannot be taken over: make a new one, or give each set of parameters its own."
         )
     slots = {
-        ours: {name: (s or {})[own].detach().clone() for name, s in states.items()}
+        ours: {name: _like((s or {})[own], parameters[name]) for name, s in states.items()}
         for ours, own in theirs.items()
     }
     return OptimizerMemory(slots, next(iter(counts.values())))
+
+
+def _like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A copy in the parameter's shape: some of what torch remembers is one number for all."""
+    return value.detach().to(parameter).expand_as(parameter).clone()
 
 
 def write_memory(
@@ -108,92 +125,28 @@ def write_memory(
 ) -> None:
     """Give an optimiser the slots of a rule that has made so many steps in all."""
     kind = translation_of(optimizer)
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in parameters.items():
         state: Any = optimizer.state[parameter]
+        group = groups[id(parameter)]
+        numbers: dict[str, Any] = dict(kind.numbers(steps, group))
         for ours, values in slots.items():
-            state[kind.slots[ours]] = values[name].detach().clone()
-        if type(optimizer) is not torch.optim.SGD:
-            state["step"] = torch.tensor(float(steps), dtype=torch.get_default_dtype())
+            value, theirs = values[name].detach(), kind.slots[ours]
+            if theirs in kind.scalars:
+                numbers[theirs] = value.reshape(-1)[:1].sum()  # an empty parameter has none
+            else:
+                state[theirs] = value.clone()
+        for theirs, number in numbers.items():
+            old = state.get(theirs, _scalar(parameter, group, kind.on_device))
+            state[theirs] = torch.zeros_like(old) + number if isinstance(old, Tensor) else number
 
 
-_FREE = {"foreach", "fused", "lr"}
-"""Options of torch that do not change the numbers, and the rate, which is a matter of its own."""
-
-
-@dataclass(frozen=True)
-class Translation:
-    """How one kind of optimiser is translated.
-
-    Attributes:
-        make: the rule of the options.
-        options: our name of each option; "betas" becomes a pair.
-        flags: options that change the algorithm, and must be the same in every group.
-        slots: torch's name of each slot.
-        count: how many steps a state that torch has left counts for.
-    """
-
-    make: Callable[..., LeafwiseRule]
-    options: dict[str, str]
-    flags: tuple[str, ...]
-    slots: dict[str, str]
-    count: Callable[[dict[str, Any]], int]
-
-
-_ADAM = Translation(
-    Adam,
-    {"betas": "betas", "eps": "eps", "weight_decay": "weight_decay"},
-    ("amsgrad", "decoupled_weight_decay"),
-    {"mean": "exp_avg", "square": "exp_avg_sq", "largest": "max_exp_avg_sq"},
-    lambda state: int(state["step"]),
-)
-TRANSLATIONS: dict[type[Optimizer], Translation] = {
-    torch.optim.SGD: Translation(
-        SGD,
-        {"momentum": "momentum", "dampening": "dampening", "weight_decay": "weight_decay"},
-        ("nesterov",),
-        {"momentum": "momentum_buffer"},
-        lambda state: 1,  # torch counts nothing; only the first step differs
-    ),
-    torch.optim.Adam: _ADAM,
-    torch.optim.AdamW: _ADAM,
-    torch.optim.RMSprop: Translation(
-        RMSprop,
-        {
-            "alpha": "smoothing", "eps": "eps", "weight_decay": "weight_decay",
-            "momentum": "momentum",
-        },
-        ("centered",),
-        {"square": "square_avg", "mean": "grad_avg", "momentum": "momentum_buffer"},
-        lambda state: int(state["step"]),
-    ),
-}  # fmt: skip
-
-
-def translation_of(optimizer: object) -> Translation:
-    """How an optimiser is translated.
-
-    Raises:
-        InputError: if it is no optimiser.
-        CompatibilityError: if there is no translation of it or of one of its options.
-    """
-    if not isinstance(optimizer, Optimizer):
-        raise InputError(f"optimizer is {optimizer!r}; expected a torch.optim.Optimizer.")
-    translation = TRANSLATIONS.get(type(optimizer))
-    if translation is None:
-        known = ", ".join(kind.__name__ for kind in TRANSLATIONS)
-        raise CompatibilityError(
-            f"{type(optimizer).__name__} is not translated; these are: {known} (not their"
-            " subclasses). Write it as an odeopt.LeafwiseRule and use BilevelProblem."
-        )
-    known = {*translation.options, *translation.flags, *_FREE}
-    for group in optimizer.param_groups:
-        for name in optimizer.defaults:
-            if name not in known and group.get(name):
-                raise CompatibilityError(
-                    f"{type(optimizer).__name__} has {name}={group[name]!r}, which is not"
-                    f" supported: leave {name} out."
-                )
-    return translation
+def _scalar(parameter: Tensor, group: Mapping[str, Any], on_device: bool) -> Tensor:
+    """A number as torch keeps it in its state: where, and how precise."""
+    precise = torch.get_default_dtype() == torch.float64 and not group.get("fused")
+    there = on_device or group.get("fused") or group.get("capturable")
+    dtype = torch.float64 if precise else torch.float32
+    return torch.zeros((), dtype=dtype, device=parameter.device if there else "cpu")
 
 
 def settings(optimizer: Optimizer) -> list[dict[str, Any]]:
@@ -226,50 +179,105 @@ def _same(a: Any, b: Any) -> bool:
     return a is b if isinstance(a, Tensor) or isinstance(b, Tensor) else a == b
 
 
-def make_rule(optimizer: Optimizer, keys: Sequence[str]) -> tuple[LeafwiseRule, list[Tensor]]:
-    """The rule of an optimiser, and those of its options that are tensors to be learned.
+@final
+class RuleOfGroups(LeafwiseRule):
+    """A rule whose learning rates are those of groups, and part of its options."""
 
-    The rule is for parameters joined by group (see `Groups`), and expects `hparams["rates"]`, shape
-    [groups], and `hparams["options"]`, the list.
+    def __init__(self, rule: LeafwiseRule, rates: Option) -> None:
+        super().__init__(no_loss)
+        self._rule = rule
+        self._options = {**rule.options(), _RATE: rates}
+        self.slot_names, self.elementwise = rule.slot_names, rule.elementwise
+
+    @override
+    def options(self) -> dict[str, Option]:
+        return self._options
+
+    @override
+    def init_slots(self, params: PyTree) -> PyTree:
+        return self._rule.init_slots(params)
+
+    @override
+    def step(
+        self, k: Tensor, lr: Tensor, g: Tensor, u: Tensor, slots: Leaves, options: dict[str, Any]
+    ) -> tuple[Tensor, Leaves]:
+        own = dict(options)
+        return self._rule.step(k, own.pop(_RATE), g, u, slots, own)
+
+
+_RATE = "lr"
+
+
+class Translated(NamedTuple):
+    """An optimiser as a rule.
+
+    Attributes:
+        rule: for parameters that are joined as `groups` says. It expects `hparams["rates"]`, shape
+            [groups], and `hparams["options"]`, the list of what is learned.
+        learned: those of its options that are tensors which require grad.
+        groups: how parameters are joined.
+    """
+
+    rule: LeafwiseRule
+    learned: list[Tensor]
+    groups: Groups
+
+
+def translate(
+    optimizer: Optimizer, names: Sequence[Sequence[str]], params: Mapping[str, Tensor]
+) -> Translated:
+    """The rule of an optimiser.
 
     Args:
         optimizer: the optimiser.
-        keys: the numbers of its groups that hold parameters.
+        names: the names of the parameters that each of its groups moves.
+        params: these parameters by name.
+
+    Raises:
+        CompatibilityError: if it cannot be translated.
+        InputError: if what was registered for it makes no rule.
     """
-    translation, learned = translation_of(optimizer), list[Tensor]()
-    own = settings(optimizer)
-    flags = {name: _flag(own, name) for name in translation.flags}
-    decoupled = flags.pop("decoupled_weight_decay", False)
+    kind = translation_of(optimizer)
+
+    def make(groups: Groups) -> Translated:
+        learned = list[Tensor]()
+        rule = kind.rule(optimizer, _options(optimizer, groups.places, learned))
+        rates = {key: _selector("rates", index) for key, index in groups.places.items()}
+        return Translated(RuleOfGroups(rule, rates), learned, groups)
+
+    joined = make(Groups(names, params))
+    return joined if joined.rule.elementwise else make(Groups(names, params, apart=True))
+
+
+def _options(
+    optimizer: Optimizer, places: Mapping[str, int], learned: list[Tensor]
+) -> dict[str, Any]:
+    """What the rule is made with; tensors that require grad are added to the learned."""
+    kind, own = translation_of(optimizer), settings(optimizer)
+    options: dict[str, Any] = {ours: _flag(own, theirs) for theirs, ours in kind.flags.items()}
 
     def option(values: list[Any]) -> Option:
-        return _per_group([_learnable(value, learned) for value in values], keys)
+        return _per_group([_learnable(value, learned) for value in values], places)
 
-    options: dict[str, Any] = {}
-    for theirs, ours in translation.options.items():
+    for theirs, ours in kind.options.items():
         values = [group[theirs] for group in own]
-        if theirs == "betas":
-            options[ours] = tuple(option([pair[i] for pair in values]) for i in range(2))
+        if isinstance(values[0], tuple | list):
+            places_of = range(len(cast("Any", values[0])))
+            options[ours] = tuple(option([each[i] for each in values]) for i in places_of)
             continue
         if theirs == "dampening":  # torch does not look at it without momentum
             momenta = [group["momentum"] for group in own]
             uses = [isinstance(m, Tensor) or m != 0 for m in momenta]
             values = [value if used else 0.0 for value, used in zip(values, uses, strict=True)]
         options[ours] = option(values)
-    options["lr_scale"] = {key: _selector("rates", int(key)) for key in keys}
-    options |= flags
-    make: Callable[..., LeafwiseRule] = AdamW if decoupled else translation.make
-    return make(_no_loss, **options), learned
+    return options
 
 
-def _no_loss(*args: Any) -> Tensor:
-    raise AssertionError("the loss of a step is recorded with it")
-
-
-def _flag(own: list[dict[str, Any]], name: str) -> bool:
-    values = {bool(group[name]) for group in own}
-    if len(values) > 1:
+def _flag(own: list[dict[str, Any]], name: str) -> Any:
+    values = [group[name] for group in own]
+    if any(value != values[0] for value in values):
         raise CompatibilityError(f"the groups differ in {name}: give all of them the same.")
-    return values.pop()
+    return values[0]
 
 
 def _selector(name: str, index: int) -> Callable[[Any], Tensor]:
@@ -294,8 +302,8 @@ def place_in(tensors: list[Tensor], tensor: Tensor) -> int:
     return len(tensors) - 1
 
 
-def _per_group(values: list[Any], keys: Sequence[str]) -> Option:
-    """One value for all, where they agree, or one for each group."""
+def _per_group(values: list[Any], places: Mapping[str, int]) -> Option:
+    """One value for all, where they agree, or one for each joined part."""
     if all(not callable(value) and value == values[0] for value in values) or len(values) == 1:
         return values[0]
-    return {key: values[int(key)] for key in keys}
+    return {key: values[index] for key, index in places.items()}

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from support.updates import UPDATES
 from torch import nn
 from torch.func import functional_call
 
@@ -21,45 +22,6 @@ def weighted(model, batch, hparams):
     return (hparams["weights"][index].exp() * error).mean() + hparams["decay"] * sum(
         p.square().sum() for p in model.parameters()
     )
-
-
-def sgd(g, u, slot, k, lr, o):
-    g = g + o.get("weight_decay", 0) * u
-    momentum = o.get("momentum", 0)
-    if not isinstance(momentum, torch.Tensor) and momentum == 0:
-        return u - lr * g, slot
-    buffer = g if "b" not in slot else momentum * slot["b"] + (1 - o.get("dampening", 0)) * g
-    return u - lr * (g + momentum * buffer if o.get("nesterov") else buffer), {"b": buffer}
-
-
-def adam(g, u, slot, k, lr, o):
-    beta1, beta2 = o.get("betas", (0.9, 0.999))
-    if o.get("decoupled"):
-        u = u * (1 - lr * o.get("weight_decay", 0.01))
-    else:
-        g = g + o.get("weight_decay", 0) * u
-    m = beta1 * slot.get("m", 0) + (1 - beta1) * g
-    v = beta2 * slot.get("v", 0) + (1 - beta2) * g * g
-    top = torch.maximum(slot.get("top", torch.zeros_like(v)), v) if o.get("amsgrad") else v
-    scale = (top / (1 - beta2 ** (k + 1))).sqrt() + o.get("eps", 1e-8)
-    return u - lr * m / (1 - beta1 ** (k + 1)) / scale, {"m": m, "v": v, "top": top}
-
-
-def adamw(g, u, slot, k, lr, o):
-    return adam(g, u, slot, k, lr, {"decoupled": True, **o})
-
-
-def rmsprop(g, u, slot, k, lr, o):
-    g = g + o.get("weight_decay", 0) * u
-    rho = o.get("alpha", 0.99)
-    v = rho * slot.get("v", 0) + (1 - rho) * g * g
-    m = rho * slot.get("m", 0) + (1 - rho) * g
-    spread = (v - m * m if o.get("centered") else v).sqrt() + o.get("eps", 1e-8)
-    b = o.get("momentum", 0) * slot.get("b", 0) + g / spread
-    return u - lr * b, {"v": v, "m": m, "b": b}
-
-
-UPDATES = {"SGD": sgd, "Adam": adam, "AdamW": adamw, "RMSprop": rmsprop}
 
 
 class Problem(NamedTuple):
@@ -102,7 +64,12 @@ def unroll(model, name, steps, seed=0, offset=0, slots=None):
                 continue
             lr, options = chosen[own]
             after[own], slots[own] = UPDATES[name](
-                g, values[own], slots.get(own, {}), k + offset, lr, options
+                -g if options.get("maximize") else g,
+                values[own],
+                slots.get(own, {}),
+                k + offset,
+                lr,
+                options,
             )
         values = {**values, **after}
     return values, buffers, slots

@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.updates import UPDATES
 from torch import nn
 
 import odeopt
@@ -20,7 +21,19 @@ OPTIMIZERS = {
     "AdamW": {"weight_decay": 0.3},
     "RMSprop": {"alpha": 0.9, "eps": 1e-3},
     "RMSprop centered": {"centered": True, "momentum": 0.5, "eps": 1e-3, "weight_decay": 0.1},
+    "Adagrad": {"lr_decay": 0.1, "initial_accumulator_value": 0.05, "weight_decay": 0.1},
+    "NAdam": {"momentum_decay": 0.1, "weight_decay": 0.1, "eps": 1e-4},
+    "NAdam decoupled": {"decoupled_weight_decay": True, "weight_decay": 0.3, "betas": (0.8, 0.9)},
+    "RAdam": {"betas": (0.8, 0.99), "weight_decay": 0.1, "eps": 1e-4},
+    "RAdam decoupled": {"decoupled_weight_decay": True, "weight_decay": 0.3, "betas": (0.8, 0.9)},
+    "Adamax": {"betas": (0.8, 0.9), "weight_decay": 0.1, "eps": 1e-3},
+    "Adadelta": {"rho": 0.8, "eps": 1e-3, "weight_decay": 0.1},
+    "ASGD": {"lambd": 0.1, "alpha": 0.6, "t0": 2, "weight_decay": 0.1},
+    "Rprop": {"etas": (0.4, 1.3), "step_sizes": (1e-3, 0.06)},
+    **{f"{name} uphill": {"maximize": True} for name in UPDATES},
 }
+FEW = settings(max_examples=max(2, settings.default.max_examples // 10))
+"""Of each optimiser."""
 SCHEDULES = [None, odeopt.Every(3), odeopt.Binomial(2)]
 
 
@@ -33,7 +46,9 @@ def leaf(*shape, device=None):
     return torch.randn(shape, device=device).mul_(0.1).requires_grad_()
 
 
-@given(name=st.sampled_from(sorted(OPTIMIZERS)), seed=st.integers(0, 20), steps=st.integers(1, 6))
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+@FEW
+@given(seed=st.integers(0, 20), steps=st.integers(4, 6))
 def test_the_steps_are_those_of_torch(problem, name, seed, steps):
     torch.manual_seed(seed)
     model = copy.deepcopy(problem.model)
@@ -51,10 +66,9 @@ def test_the_steps_are_those_of_torch(problem, name, seed, steps):
     assert relative_error(list(model.parameters()), list(problem.model.parameters())) == 0
 
 
-@given(
-    name=st.sampled_from(sorted(OPTIMIZERS)), checkpoints=st.sampled_from(SCHEDULES),
-    frozen=st.booleans(),
-)  # fmt: skip
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+@FEW
+@given(checkpoints=st.sampled_from(SCHEDULES), frozen=st.booleans())
 def test_gradients_of_everything(problem, device, name, checkpoints, frozen):
     model, steps = copy.deepcopy(problem.model), len(problem.batches)
     hparams = {"weights": leaf(8, device=device), "decay": torch.tensor(0.01, device=device)}
@@ -85,7 +99,10 @@ def test_gradients_of_everything(problem, device, name, checkpoints, frozen):
     assert relative_error(res.grads.lr[:, 0], expected[-1]) < 1e-10
 
 
-@pytest.mark.parametrize("name", ["SGD momentum", "Adam", "AdamW", "RMSprop centered"])
+GROUPED = ("Adam", "AdamW", "RMSprop centered", "NAdam", "RAdam decoupled", "Adagrad", "ASGD")
+
+
+@pytest.mark.parametrize("name", ["SGD momentum", *GROUPED])
 def test_groups_schedules_and_learned_options(problem, device, name):
     model = copy.deepcopy(problem.model)
     decay = torch.tensor(0.1, device=device, requires_grad=True)

@@ -15,6 +15,13 @@ OPTIMIZERS = {
     "Adam": {"amsgrad": True},
     "AdamW": {},
     "RMSprop": {"momentum": 0.5, "centered": True, "eps": 1e-3},
+    "Adagrad": {"lr_decay": 0.1, "initial_accumulator_value": 0.05, "weight_decay": 0.1},
+    "NAdam": {"momentum_decay": 0.1, "eps": 1e-4},
+    "RAdam": {"betas": (0.8, 0.9), "eps": 1e-4},
+    "Adamax": {"betas": (0.8, 0.9)},
+    "Adadelta": {"eps": 1e-3},
+    "ASGD": {"lambd": 0.1, "t0": 2},
+    "Rprop": {"etas": (0.4, 1.3), "step_sizes": (1e-3, 0.2)},
 }
 
 
@@ -95,11 +102,15 @@ def test_a_loss_tensor_is_answered_with_the_rewrite(problem):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (torch.optim.Adagrad, "Adagrad is not translated; these are: SGD, Adam"),
-        (lambda p: torch.optim.SGD(p, maximize=True), "maximize=True"),
-        (lambda p: torch.optim.Adam(p, capturable=True), "capturable=True"),
+        (torch.optim.LBFGS, "LBFGS evaluates the loss several times .* searches along a line"),
+        (torch.optim.SparseAdam, "SparseAdam takes sparse gradients only"),
+        (lambda p: torch.optim.Muon(p[::2]), r"Muon looks at .* odeopt\.register_optimizer"),
+        (torch.optim.Adafactor, "Adafactor looks at each matrix as a whole"),
         (lambda p: torch.optim.RMSprop(p, differentiable=True), "differentiable=True"),
-        (type("Own", (torch.optim.SGD,), {}), "Own is not translated"),
+        (
+            type("Own", (torch.optim.SGD,), {}),
+            r"Own is not translated; these are: SGD, .* odeopt\.register_optimizer",
+        ),
         (
             lambda p: torch.optim.Adam([{"params": p[:1], "amsgrad": True}, {"params": p[1:]}]),
             "the groups differ in amsgrad",
@@ -115,16 +126,16 @@ def test_unsupported_optimizers_are_refused_by_name(problem, make, message):
 
 def test_implementations_that_do_not_change_the_numbers_are_fine(problem):
     found = []
-    for foreach in (True, False):
-        optimizer = torch.optim.AdamW(problem.model.parameters(), foreach=foreach)
+    for own in ({"foreach": True}, {"foreach": False}, {"capturable": True}, {"fused": True}):
+        optimizer = torch.optim.AdamW(problem.model.parameters(), **own)
         problem.model.zero_grad()
         with odeopt.RecordedLoop(problem.model, optimizer) as inner:
             inner.step(problem.mse, problem.outer)
         inner.backward(problem.mse, problem.outer)
         found.append([p.grad.clone() for p in problem.model.parameters()])
     assert found[0][0].any()
-    for first, second in zip(*found, strict=True):
-        assert torch.equal(first, second)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
 def own_step(problem, optimizer):
