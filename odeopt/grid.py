@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from odeopt.errors import InputError
 from odeopt.tools.arguments import check_integer
+from odeopt.tools.shown import Shown, counted, number, shown
 
 Number = float | int | Tensor
 
@@ -18,7 +20,7 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True, init=False, eq=False)
-class TimeGrid:
+class TimeGrid(Shown):
     r"""Times $t_0 \le t_1 \le \dots \le t_N$ and step sizes $dt_k = t_{k+1} - t_k$.
 
     For gradient flow and Euler, $dt_k$ is the learning rate of step k. A flow stands still over an
@@ -65,6 +67,18 @@ class TimeGrid:
         object.__setattr__(self, "dt", steps)
         object.__setattr__(self, "observe", _check_observe(observe, steps.shape[-1]))
         object.__setattr__(self, "stops", None if stops is None else _check_stops(stops, steps))
+
+    @override
+    def _shown(self) -> Iterator[str]:
+        ends = [number(t) for t in (self.times[..., 0].min(), self.times[..., -1].max())]
+        yield ends[0] if ends[0].startswith("tensor") else " to ".join(ends)
+        yield counted(self.steps, "step")
+        if self.tasks is not None:
+            yield counted(self.tasks, "task")
+        if self.observe:
+            yield f"observe={shown(list(self.observe))}"
+        if self.stops is not None:
+            yield "stopping"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TimeGrid):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from odeopt.adjoint.base import Adjoint, LocalAdjoint
 from odeopt.adjoint.discrete import DiscreteAdjoint
@@ -33,11 +34,12 @@ from odeopt.solver.base import RuleSteps, Solver
 from odeopt.solver.runge_kutta import Euler
 from odeopt.tools import tree
 from odeopt.tools.eagerly import eagerly
+from odeopt.tools.shown import Shown
 from odeopt.tools.transforms import check_not_in_forward_mode, requires_grad
 from odeopt.tools.types import PyTree
 
 
-class ODEOptimizer:
+class ODEOptimizer(Shown):
     r"""An inner optimiser, run forward and differentiated backward.
 
     It is a flow $y' = f(t, y)$, put through a solver, or an update rule such as Adam.
@@ -93,6 +95,10 @@ class ODEOptimizer:
             Compiler(compile) if isinstance(compile, str) else compile,
         )
         self._choices.check()
+
+    @override
+    def _shown(self) -> Iterable[str]:
+        return self._choices.parts()
 
     @property
     def field(self) -> InnerOptimizer:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from heapq import heappop, heappush
-from typing import final
+from typing import Any, final
 
 from typing_extensions import override
 
@@ -161,6 +161,14 @@ class MemoryBudget(CheckpointSchedule):
             parts.append(_disk_part(disk))
         self.tiers = tuple(tier for tier, _ in parts)
         self._budgets = [budget for _, budget in parts]
+
+    @override
+    def _given(self) -> Mapping[str, Any]:
+        parts = zip(self.tiers, self._budgets, strict=True)
+        return {
+            tier.kind: (tier, format_bytes(size)) if tier.kind == "disk" else format_bytes(size)
+            for tier, size in parts
+        }
 
     def describe(self, state_bytes: int, steps: int, known: bool = True) -> Plan:
         """What would be chosen for a solve, and what it would cost.

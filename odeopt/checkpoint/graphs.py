@@ -14,7 +14,7 @@ from typing_extensions import override
 from odeopt.checkpoint.base import Action, CheckpointSchedule, ForwardStream
 from odeopt.checkpoint.binomial import Binomial
 from odeopt.checkpoint.online import Online
-from odeopt.checkpoint.plan import Plan, parse_bytes
+from odeopt.checkpoint.plan import Plan, format_bytes, parse_bytes
 from odeopt.checkpoint.simulation import Usage, simulate
 from odeopt.checkpoint.uniform import Every
 from odeopt.errors import InputError
@@ -161,6 +161,11 @@ class Graphs(CheckpointSchedule):
     def settings(self) -> dict[str, Any]:
         """What it was made with."""
         return {"states": self._states, "budget": self._room.given}
+
+    @override
+    def _given(self) -> dict[str, Any]:
+        budget = self._room.given
+        return {"states": self._states, "budget": None if budget is None else format_bytes(budget)}
 
     @override
     def on(self, device: torch.device) -> Graphs:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from odeopt.errors import InputError
+from odeopt.tools.shown import Shown
 
 _UNITS = {
     "B": 1,
@@ -42,7 +43,7 @@ def format_bytes(count: int) -> str:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Shown):
     """What `Graphs` or a `MemoryBudget` chose, and what it costs; `str` of it is text to read.
 
     Attributes:

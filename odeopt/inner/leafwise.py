@@ -42,6 +42,13 @@ class LeafwiseRule(GradientRule):
         """Its options by name, as they were given."""
         return {}
 
+    @override
+    def _given(self) -> Mapping[str, Any]:
+        options = self.options()
+        if {"beta1", "beta2"} <= set(options):
+            options = {**options, "betas": (options["beta1"], options["beta2"])}
+        return {**super()._given(), **options}
+
     @property
     @override
     def joins(self) -> bool:

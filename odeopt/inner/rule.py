@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -89,6 +90,10 @@ class GradientRule(UpdateRule):
         self._transform = gradient_transform
         self.micro_batches = check_integer(micro_batches, "micro_batches")
         self._buffers = _check_buffers(buffers)
+
+    @override
+    def _given(self) -> Mapping[str, Any]:
+        return {"gradient_transform": self._transform}
 
     @property
     @override

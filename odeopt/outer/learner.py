@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast, final
 
@@ -22,6 +22,7 @@ from odeopt.outer.workers import Workers
 from odeopt.outer.workers.spreading import SpreadMethod
 from odeopt.registry import METHODS
 from odeopt.tools.keywords import keywords_of
+from odeopt.tools.shown import Shown, shown
 from odeopt.tools.types import Loss, PyTree
 
 Tasks = Callable[[int], TaskData]
@@ -29,7 +30,7 @@ Tasks = Callable[[int], TaskData]
 
 
 @final
-class MetaLearner:
+class MetaLearner(Shown):
     r"""Learns an initialisation over meta-batches of tasks.
 
     $\theta \leftarrow \mathrm{Adam}(\theta, \tfrac1B\sum_n \partial J_n/\partial\theta)$, and the
@@ -103,6 +104,11 @@ class MetaLearner:
             clip=clip, validate_every=validate_every, callback=callback, folder=folder,
             checkpoint_every=checkpoint_every, show_progress=show_progress, workers=workers,
         )  # fmt: skip
+
+    @override
+    def _shown(self) -> Iterator[str]:
+        yield shown(self.method, limit=130)
+        yield from self._loop._shown()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
     @property
     def params(self) -> PyTree:

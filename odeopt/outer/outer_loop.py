@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from typing_extensions import override
 
 from odeopt.errors import DivergenceError, InputError, OdeoptError, OdeoptWarning
 from odeopt.outer.metrics import Step, progress
@@ -24,6 +25,7 @@ from odeopt.outer.workers import Workers
 from odeopt.tools import tree
 from odeopt.tools.arguments import check_integer
 from odeopt.tools.describing import describe_leniently
+from odeopt.tools.shown import Shown, counted, shown
 from odeopt.tools.types import PyTree
 from odeopt.tools.version import versions
 
@@ -80,7 +82,7 @@ class OuterObjective(ABC):
 
 
 @final
-class OuterLoop:
+class OuterLoop(Shown):
     r"""Moves what is learned along the gradients of an objective.
 
     $\eta \leftarrow \mathrm{optimizer}(\eta, \nabla F(\eta))$, the gradient cut to length `clip`,
@@ -132,6 +134,17 @@ class OuterLoop:
         self._folder = None if folder is None else RunFolder(Path(folder).absolute())
         self._writer = self._folder if self._speaks else None
         self._settings = {} if self._writer is None else self._describe(schedule)
+
+    @override
+    def _shown(self) -> Iterator[str]:
+        yield type(self._optimizer).__name__
+        yield counted(self.updates, "update")
+        if self._schedule is not None:
+            yield f"schedule={type(self._schedule).__name__}"
+        if self._clip is not None:
+            yield f"clip={self._clip}"
+        if self._folder is not None:
+            yield f"folder={shown(self._folder.path)}"
 
     def fit(self, updates: int, tolerance: float = 0.0) -> list[Step]:
         """Go on until so many updates have been made in all, or one moves by less than tolerance.

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from odeopt.errors import InputError
 from odeopt.solver.base import StepSolver
+from odeopt.tools.shown import Shown
 from odeopt.tools.types import Velocity
 
 
 @dataclass(frozen=True)
-class PIController:
+class PIController(Shown):
     r"""Multiplies dt by $s\, e_n^{-\alpha/k} e_{n-1}^{\beta/k}$, k being the estimate's order + 1.
 
     Here $e_n$ is the error of step n in units of the tolerance, 0-dim or of shape [tasks]. It costs
@@ -204,6 +207,14 @@ class ErrorControlled(StepSolver):
 
     attempt_gradients: int
     """Gradient evaluations of an attempt."""
+
+    _usual_controller: PIController = PIController()
+    """The controller where none is given."""
+
+    @override
+    def _given(self) -> Mapping[str, Any]:
+        own = self.tolerances.controller
+        return {"controller": None if own == self._usual_controller else own}
 
     def attempts(self, evaluate: Evaluations) -> Attempts:
         """The attempts of one solve; by default each is made with this solver itself."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from odeopt.inner.field import Field
 from odeopt.optimizer import ODEOptimizer
 from odeopt.tolerance.gradient import TunedValueAndGrad
 from odeopt.tolerance.tuning import Tuning
+from odeopt.tools.shown import shown
 from odeopt.tools.transforms import any_requires_grad, requires_grad
 from odeopt.tools.types import PyTree
 
@@ -94,6 +95,13 @@ class ToleranceOptimizer(ODEOptimizer):
                 " an update rule, whose gradient is exact: use ODEOptimizer."
             )
         self._tuning = Tuning(self.field, float(tol), self._choices.safety, compile)
+
+    @override
+    def _shown(self) -> Iterator[str]:
+        yield shown(self.field)
+        yield f"tol={self._tuning.tol:g}"
+        if self._choices.safety != Safety():
+            yield f"safety={shown(self._choices.safety)}"
 
     @override
     def value_and_grad(

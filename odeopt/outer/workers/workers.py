@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar, final
@@ -13,9 +13,11 @@ from typing import Any, Self, TypeVar, final
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from typing_extensions import override
 
 from odeopt.errors import InputError, WorkerError
 from odeopt.outer.workers.agreement import Message, compare, read, shorten, texts
+from odeopt.tools.shown import Shown
 
 T = TypeVar("T")
 
@@ -91,7 +93,7 @@ def _note(rank: int) -> str:
 
 
 @final
-class Workers:
+class Workers(Shown):
     """The processes of a job, as `torchrun` starts them; one where it did not.
 
     Each runs the same program with the same data. Given to `spread` or `MetaLearner`, the tasks of
@@ -139,6 +141,10 @@ class Workers:
     def alone(cls) -> Workers:
         """This process for itself, whatever started it."""
         return object.__new__(cls)
+
+    @override
+    def _shown(self) -> Iterator[str]:
+        yield f"rank {self.rank} of {self.count}"
 
     @property
     def device(self) -> torch.device:
