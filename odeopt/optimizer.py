@@ -34,7 +34,7 @@ from odeopt.solver.base import RuleSteps, Solver
 from odeopt.solver.runge_kutta import Euler
 from odeopt.tools import tree
 from odeopt.tools.eagerly import eagerly
-from odeopt.tools.shown import Shown
+from odeopt.tools.shown import Shown, shown
 from odeopt.tools.transforms import check_not_in_forward_mode, requires_grad
 from odeopt.tools.types import PyTree
 
@@ -204,5 +204,5 @@ def _instance(value: Any, kind: type[Any], what: str, default: Callable[[], Any]
         return default()
     if not isinstance(value, kind):
         hint = f"; did you mean {value.__name__}()?" if isinstance(value, type) else ""
-        raise InputError(f"{what} is {value!r}; expected an instance of {kind.__name__}{hint}")
+        raise InputError(f"{what} is {shown(value)}; expected an instance of {kind.__name__}{hint}")
     return value

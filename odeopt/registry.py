@@ -14,7 +14,7 @@ from odeopt.errors import InputError, UnknownNameError
 from odeopt.tools.keywords import unknown
 from odeopt.tools.plugins import BUILT_IN, PLUGINS, PluginReport, package
 from odeopt.tools.plugins import ENTRY_POINT_GROUP as ENTRY_POINT_GROUP  # noqa: PLC0414  (public here)
-from odeopt.tools.shown import Shown
+from odeopt.tools.shown import Shown, shown
 
 Entry = TypeVar("Entry", bound=Callable[..., Any])
 
@@ -72,7 +72,7 @@ class Registry(Shown):
                 PLUGINS.load_built_in()
             if not callable(entry):
                 raise InputError(
-                    f"cannot register {entry!r} as {self.kind} {name!r}; expected a class or a"
+                    f"cannot register {shown(entry)} as {self.kind} {name!r}; expected a class or a"
                     " function."
                 )
             known = self._entries.get(name)

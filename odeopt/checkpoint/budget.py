@@ -23,6 +23,7 @@ from odeopt.checkpoint.simulation import forward_actions, simulate
 from odeopt.checkpoint.store import Device, Disk, Host, Tier
 from odeopt.errors import InputError, OdeoptError
 from odeopt.registry import CHECKPOINTS
+from odeopt.tools.shown import shown
 
 
 @final
@@ -219,7 +220,7 @@ _NOT_FITTED = (
 
 def _disk_part(disk: object) -> tuple[Tier, int]:
     if not isinstance(disk, tuple) or len(disk) != 2:
-        raise InputError(f"disk is {disk!r}; expected a pair such as ('/scratch', '100GiB').")
+        raise InputError(f"disk is {shown(disk)}; expected a pair such as ('/scratch', '100GiB').")
     place, budget = disk
     tier = place if isinstance(place, Disk) else Disk(place)
     return tier, parse_bytes(budget, "the size in disk")

@@ -20,6 +20,7 @@ from odeopt.checkpoint.uniform import Every
 from odeopt.errors import InputError
 from odeopt.registry import CHECKPOINTS
 from odeopt.tools.memory import free_memory
+from odeopt.tools.shown import shown
 
 SHARE = 0.5
 """Of the memory that is free: what is taken at most where nobody has said how much it may be."""
@@ -147,8 +148,8 @@ class Graphs(CheckpointSchedule):
             not isinstance(states, CheckpointSchedule) or isinstance(states, Graphs)  # pyright: ignore
         ):
             raise InputError(
-                f"states is {states!r}; expected None, or the schedule of the states beside the"
-                " graphs, such as Every(1) or Binomial(20)."
+                f"states is {shown(states)}; expected None, or the schedule of the states beside"
+                " the graphs, such as Every(1) or Binomial(20)."
             )
         self._states = states
         given = None if budget is None else parse_bytes(budget, "budget")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from odeopt.errors import InputError
-from odeopt.tools.shown import Shown
+from odeopt.tools.shown import Shown, shown
 
 _UNITS = {
     "B": 1,
@@ -28,7 +28,7 @@ def parse_bytes(value: object, what: str) -> int:
     match = _FORM.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise InputError(
-            f"{what} is {value!r}; expected a number of bytes, or text with a unit such as"
+            f"{what} is {shown(value)}; expected a number of bytes, or text with a unit such as"
             f" '512MiB' or '2GB' (units: {', '.join(_UNITS)})."
         )
     return int(float(match[1]) * _UNITS[match[2]])

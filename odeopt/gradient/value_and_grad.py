@@ -41,7 +41,7 @@ OnFailure = Literal["raise", "skip"]
 def check_on_failure(value: object) -> None:
     """Raise `InputError` unless the value is "raise" or "skip"."""
     if value not in ("raise", "skip"):
-        raise InputError(f"on_failure is {value!r}; expected 'raise' or 'skip'.")
+        raise InputError(f"on_failure is {shown(value)}; expected 'raise' or 'skip'.")
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Stream(Shown):
         self, batch: Callable[[int], PyTree], seed: int | None = None, length: int | None = None
     ) -> None:
         if not callable(batch):
-            raise InputError(f"batch is {batch!r}; expected a function of the step's index.")
+            raise InputError(f"batch is {shown(batch)}; expected a function of the step's index.")
         self._batch = batch
         self.seed = None if seed is None else check_integer(seed, "seed", at_least=0)
         self.length = length

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from odeopt.errors import CapturedTensorError, InputError
 from odeopt.gradient.result import Result, Solution
-from odeopt.grid import TimeGrid
+from odeopt.grid import TimeGrid, check_grid
 from odeopt.inner.base import InnerOptimizer
 from odeopt.inner.stream import Stream
 from odeopt.optimizer import ODEOptimizer
@@ -292,11 +292,11 @@ _CAPTURED = (
 
 
 def _check_grid(grid: Any, learned: bool = False) -> TimeGrid:
-    if not isinstance(grid, TimeGrid):
-        raise InputError(
-            f"grid is {grid!r}; expected a TimeGrid, or a function of hparams that makes one, e.g."
-            " lambda hparams: TimeGrid.from_lr(hparams['lr'], steps=100)."
-        )
+    grid = check_grid(
+        grid,
+        " A grid that is learned comes from a function of hparams, e.g. lambda hparams:"
+        " TimeGrid.from_lr(hparams['lr'], steps=100).",
+    )
     if grid.tasks is not None:
         raise InputError(
             f"grid holds {grid.tasks} tasks, but a BilevelProblem has one inner problem: give it"

@@ -93,7 +93,7 @@ class MetaLearner(Shown):
         self.method, params, own = _method_and_start(method, model, loss, dict(settings or {}))
         if not callable(tasks):
             raise InputError(
-                f"tasks is {tasks!r}; expected tasks(k) -> TaskBatch, e.g. a TaskPool."
+                f"tasks is {shown(tasks)}; expected tasks(k) -> TaskBatch, e.g. a TaskPool."
             )
         initial = self.method.init_hparams(params, own) if hparams is None else hparams
         workers = Workers.alone() if workers is None else workers
@@ -125,12 +125,15 @@ class MetaLearner(Shown):
         """How many updates have been made."""
         return self._loop.updates
 
-    def fit(self, updates: int, tolerance: float = 0.0) -> list[Step]:
+    def fit(
+        self, updates: int, tolerance: float = 0.0, callback: Callable[[Step], None] | None = None
+    ) -> list[Step]:
         r"""Learn until so many updates have been made in all.
 
         Args:
             updates: the number of updates to reach, those before a `restore` included.
             tolerance: stop when $\lVert\Delta\theta\rVert$ is below this.
+            callback: called with each `Step` of this call, after the learner's own.
 
         Returns:
             The steps made in this call.
@@ -143,7 +146,7 @@ class MetaLearner(Shown):
             WorkerError: if a worker is lost, or has other parameters, settings or tasks than the
                 others.
         """
-        return self._loop.fit(updates, tolerance)
+        return self._loop.fit(updates, tolerance, callback)
 
     def adapt(self, train: PyTree) -> PyTree:
         """Parameters adapted to new tasks, each leaf with a leading task dimension."""
@@ -239,14 +242,14 @@ def _method_and_start(
         factory = METHODS.get(method)
         if own is None:
             raise InputError(
-                f"method is the name {method!r}, but there is no loss: pass a module with"
+                f"method is the name {shown(method)}, but there is no loss: pass a module with"
                 " loss=objective(model, batch), parameters with loss=loss(params, batch), or build"
-                f" the method yourself, METHODS.get({method!r})(loss, ...)."
+                f" the method yourself, METHODS.get({shown(method)})(loss, ...)."
             )
-        keywords_of(factory).check(f"method {method!r}", settings)
+        keywords_of(factory).check(f"method {shown(method)}", settings)
         return cast("Method", factory(own, **settings)), params, hparams
     if not isinstance(method, Method):  # pyright: ignore
-        raise InputError(f"method is {method!r}; expected a Method or a name in METHODS.")
+        raise InputError(f"method is {shown(method)}; expected a Method or a name in METHODS.")
     if settings or loss is not None:
         raise InputError(
             f"settings {sorted(settings)} and loss are for a method given by name; this one is"

@@ -17,7 +17,7 @@ from odeopt.engine.stats import Stats, cost
 from odeopt.errors import InputError
 from odeopt.gradient.result import tasks
 from odeopt.gradient.value_and_grad import OnFailure
-from odeopt.grid import TimeGrid
+from odeopt.grid import TimeGrid, check_grid
 from odeopt.optimizer import ODEOptimizer
 from odeopt.tools import tree
 from odeopt.tools.arguments import call_loss, check_integer
@@ -227,7 +227,7 @@ class InnerLoop(Method):
         on_failure: OnFailure = "raise",
         horizon: TaskHorizon | None = None,
     ) -> None:
-        self.opt, self.outer_loss, self.grid = opt, outer_loss, grid
+        self.opt, self.outer_loss, self.grid = opt, outer_loss, check_grid(grid)
         self.on_failure: OnFailure = on_failure
         self.horizon = horizon
         self._differentiate = opt.value_and_grad(outer_loss, tasks=True, on_failure=on_failure)
@@ -303,8 +303,8 @@ class TaskPool(Shown):
         size = self.batch_size
         if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= len(self):  # pyright: ignore
             raise InputError(
-                f"batch_size is {size!r}; expected an integer from 1 to {len(self)}, the number of"
-                " tasks."
+                f"batch_size is {shown(size)}; expected an integer from 1 to {len(self)}, the"
+                " number of tasks."
             )
         if self.names and len(self.names) != len(self):
             raise InputError(f"there are {len(self.names)} names for {len(self)} tasks.")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +113,8 @@ class OuterLoop(Shown):
         checkpoint_every: int = 100, show_progress: bool = True, workers: Workers | None = None,
     ) -> None:  # fmt: skip
         if clip is not None and not clip > 0:
-            raise InputError(f"clip is {clip!r}; expected a positive number or None.")
+            raise InputError(f"clip is {shown(clip)}; expected a positive number or None.")
+        _check_callback(callback)
         self._validate_every = check_integer(validate_every, "validate_every")
         self._checkpoint_every = check_integer(checkpoint_every, "checkpoint_every")
         self._objective, self._clip, self._callback = objective, clip, callback
@@ -131,7 +133,7 @@ class OuterLoop(Shown):
         if schedule is not None:
             self._schedule = _built("schedule", schedule, self._optimizer, LRScheduler, _SCHEDULE)
         self._named_optimizer = NamedOptimizer(self._optimizer, leaves)
-        self._folder = None if folder is None else RunFolder(Path(folder).absolute())
+        self._folder = None if folder is None else RunFolder(_path(folder))
         self._writer = self._folder if self._speaks else None
         self._settings = {} if self._writer is None else self._describe(schedule)
 
@@ -146,14 +148,18 @@ class OuterLoop(Shown):
         if self._folder is not None:
             yield f"folder={shown(self._folder.path)}"
 
-    def fit(self, updates: int, tolerance: float = 0.0) -> list[Step]:
+    def fit(
+        self, updates: int, tolerance: float = 0.0, callback: Callable[[Step], None] | None = None
+    ) -> list[Step]:
         """Go on until so many updates have been made in all, or one moves by less than tolerance.
 
-        Returns the steps made in this call; raises as `MetaLearner.fit`.
+        Returns the steps made in this call; raises as `MetaLearner.fit`. `callback` is called after
+        that of the loop.
         """
+        _check_callback(callback)
         with self._claimed():
             self._check_same({"updates and tolerance": (updates, tolerance)})
-            steps = self._go_on(updates, tolerance)
+            steps = self._go_on(updates, tolerance, (self._callback, callback))
             if steps:
                 self._save()
         return steps
@@ -183,7 +189,9 @@ class OuterLoop(Shown):
             self._load(header, checkpoint)
         return True
 
-    def _go_on(self, updates: int, tolerance: float) -> list[Step]:
+    def _go_on(
+        self, updates: int, tolerance: float, callbacks: Sequence[Callable[[Step], None] | None]
+    ) -> list[Step]:
         steps: list[Step] = []
         with progress(updates, self.updates, self._show) as show:
             while self.updates < updates:
@@ -191,6 +199,9 @@ class OuterLoop(Shown):
                 steps.append(step)
                 show(step)
                 self._record(step)
+                for callback in callbacks:
+                    if callback is not None:
+                        callback(step)
                 if step.change < tolerance:
                     break
         return steps
@@ -326,8 +337,6 @@ class OuterLoop(Shown):
             self._writer.metrics.append(step)
         if self.updates % self._checkpoint_every == 0:
             self._save()
-        if self._callback is not None:
-            self._callback(step)
 
     def _check_same(self, call: Mapping[str, Any]) -> None:
         """Compare all that decides the next updates, and what was asked for."""
@@ -349,6 +358,17 @@ class OuterLoop(Shown):
         return {**own, "clip": repr(self._clip), **named, **self._named_optimizer.settings()}
 
 
+def _path(folder: Any) -> Path:
+    if not isinstance(folder, str | os.PathLike):
+        raise InputError(f"folder is {shown(folder)}; expected the path of a folder.")
+    return Path(folder).absolute()
+
+
+def _check_callback(callback: Any) -> None:
+    if callback is not None and not callable(callback):
+        raise InputError(f"callback is {shown(callback)}; expected a function of a Step.")
+
+
 _OPTIMIZER = (
     "a torch.optim.Optimizer from a list of tensors, which are copies of those given, e.g."
     " torch.optim.Adam or lambda leaves: torch.optim.SGD(leaves, lr=0.1)"
@@ -359,6 +379,10 @@ _SCHEDULE = (
 )
 
 
+_MADE = " This one has been made already: write {what}=lambda {given}: {name}({given}, ...)."
+_GIVEN = {"optimizer": "leaves", "schedule": "optimizer"}
+
+
 def _built(what: str, factory: Any, argument: Any, kind: type[T], wanted: str) -> T:
     """What a factory returns.
 
@@ -367,8 +391,10 @@ def _built(what: str, factory: Any, argument: Any, kind: type[T], wanted: str) -
     """
     value = factory(argument) if callable(factory) else factory
     if not callable(factory) or not isinstance(value, kind):
-        said = "returned" if callable(factory) else "is"
+        said, name = "returned" if callable(factory) else "is", type(value).__name__
+        made = "" if callable(factory) or not isinstance(value, Optimizer | LRScheduler) else _MADE
         raise InputError(
-            f"{what} {said} a {type(value).__name__}; expected a function that makes {wanted}."
+            f"{what} {said} a {name}; expected a function that makes {wanted}."
+            + made.format(what=what, name=name, given=_GIVEN[what])
         )
     return value

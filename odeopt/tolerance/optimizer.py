@@ -88,7 +88,7 @@ class ToleranceOptimizer(ODEOptimizer):
     ) -> None:
         super().__init__(field, safety=safety, compile=compile)
         if isinstance(tol, bool) or not isinstance(tol, int | float) or not 0 < tol < 1:  # pyright: ignore
-            raise InputError(f"tol is {tol!r}; expected a number between 0 and 1.")
+            raise InputError(f"tol is {shown(tol)}; expected a number between 0 and 1.")
         if not isinstance(self.field, Field):
             raise CompatibilityError(
                 f"from_tolerance chooses how to follow a flow, but {type(self.field).__name__} is"

@@ -124,6 +124,11 @@ class RecordedLoop(Shown):
         gradient_transform: GradientTransform | None = None, seed: int | None = None,
         compile: str | None = None,
     ) -> None:  # fmt: skip
+        if not isinstance(model, nn.Module):  # pyright: ignore
+            raise InputError(
+                f"model is {shown(model)}; expected a torch.nn.Module. An inner loop over other"
+                " parameters is solved by ODEOptimizer(SGD(loss)), with params and a loss of them."
+            )
         self._module, self._optimizer, self._hparams = model, optimizer, hparams
         self._settings = settings(optimizer)
         check_hooks(list(model.modules()), optimizer)

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from odeopt.errors import InputError, WorkerError
 from odeopt.outer.workers.agreement import Message, compare, read, shorten, texts
-from odeopt.tools.shown import Shown
+from odeopt.tools.shown import Shown, shown
 
 T = TypeVar("T")
 
@@ -129,7 +129,7 @@ class Workers(Shown):
 
     def __init__(self, timeout: float = 1800.0) -> None:
         if isinstance(timeout, bool) or not timeout > 0:
-            raise InputError(f"timeout is {timeout!r}; expected a positive number of seconds.")
+            raise InputError(f"timeout is {shown(timeout)}; expected a positive number of seconds.")
         self.timeout = float(timeout)
         if dist.is_available() and dist.is_initialized():
             self.rank, self.count = dist.get_rank(), dist.get_world_size()
