@@ -118,8 +118,11 @@ class TimeGrid(Shown):
         horizon = _as_float64(t1, "t1")
         if horizon.ndim > 1:
             raise InputError(f"t1 has shape {tuple(horizon.shape)}; expected [] or [tasks].")
-        if _first(~(torch.isfinite(horizon) & (horizon >= 0))) is not None:
-            raise InputError(f"t1 is {shown(horizon)}; expected finite horizons of at least 0.")
+        where = _first(~(torch.isfinite(horizon) & (horizon >= 0)))
+        if where is not None:
+            task = f" of task {where[0]}" if where else ""
+            value = horizon.detach()[where].item()
+            raise InputError(f"t1{task} is {value:g}; expected finite horizons of at least 0.")
         fractions = torch.arange(count + 1, dtype=torch.float64, device=horizon.device)
         times = horizon[..., None] * (fractions / max(count, 1))
         dt = (horizon / max(count, 1))[..., None].expand((*horizon.shape, count))
@@ -198,7 +201,7 @@ def check_grid(grid: Any, more: str = "") -> TimeGrid:
 
     Args:
         grid: what was given for one.
-        more: what the message says at its end.
+        more: what else would do.
 
     Raises:
         InputError: if it is none; the message makes one of a learning rate or a number of steps.
@@ -212,7 +215,7 @@ def check_grid(grid: Any, more: str = "") -> TimeGrid:
         make = f"TimeGrid.from_lr(0.01, steps={grid})"
     elif isinstance(grid, float | Tensor):
         make = f"TimeGrid.from_lr({number(grid)}, steps=500)"
-    raise InputError(f"grid is {shown(grid)}; expected a TimeGrid, e.g. {make}.{more}")
+    raise InputError(f"grid is {shown(grid)}; expected a TimeGrid{more}, e.g. {make}.")
 
 
 def _as_float64(value: Number, what: str) -> Tensor:

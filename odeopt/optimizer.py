@@ -86,6 +86,11 @@ class ODEOptimizer(Shown):
         default = partial(RuleSteps, inner.pull_gradients) if makes_steps else Euler
         chosen: Adjoint = _instance(adjoint, Adjoint, "adjoint", DiscreteAdjoint)
         kept = Graphs if isinstance(chosen, LocalAdjoint) and chosen.pulls_steps else Every
+        if compile is not None and not isinstance(compile, str | Compiler):  # pyright: ignore
+            raise InputError(
+                f"compile is {shown(compile)}; expected None, or a name in BACKENDS such as"
+                ' "inductor".'
+            )
         self._choices = Choices(
             inner,
             _instance(solver, Solver, "solver", default),

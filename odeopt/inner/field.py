@@ -116,6 +116,7 @@ def _check_velocity(velocity: Callable[..., Any]) -> None:
             "the velocity cannot be called with (t, state, consts, hparams, batch): give it these"
             " arguments. One of torchdiffeq, f(t, y), is passed as"
             " lambda t, y, consts, hparams, batch: f(t, y), its parameters in hparams."
+            " A model to be trained goes to odeopt.RecordedLoop, or through odeopt.from_module."
         )
     callbacks = [name for name in _CALLBACKS if hasattr(velocity, name)]
     if callbacks:

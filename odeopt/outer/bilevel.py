@@ -294,8 +294,8 @@ _CAPTURED = (
 def _check_grid(grid: Any, learned: bool = False) -> TimeGrid:
     grid = check_grid(
         grid,
-        " A grid that is learned comes from a function of hparams, e.g. lambda hparams:"
-        " TimeGrid.from_lr(hparams['lr'], steps=100).",
+        ", or a function of hparams that makes one (lambda hparams: TimeGrid.from_lr(hparams['lr'],"
+        " steps=100))",
     )
     if grid.tasks is not None:
         raise InputError(

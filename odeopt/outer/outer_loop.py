@@ -24,7 +24,7 @@ from odeopt.outer.metrics import Step, progress
 from odeopt.outer.run_folder import Checkpoint, NamedOptimizer, RunFolder, layout, named_leaves
 from odeopt.outer.workers import Workers
 from odeopt.tools import tree
-from odeopt.tools.arguments import check_integer
+from odeopt.tools.arguments import check_integer, is_positive
 from odeopt.tools.describing import describe_leniently
 from odeopt.tools.shown import Shown, counted, shown
 from odeopt.tools.types import PyTree
@@ -112,7 +112,7 @@ class OuterLoop(Shown):
         callback: Callable[[Step], None] | None = None, folder: str | Path | None = None,
         checkpoint_every: int = 100, show_progress: bool = True, workers: Workers | None = None,
     ) -> None:  # fmt: skip
-        if clip is not None and not clip > 0:
+        if clip is not None and not is_positive(clip):
             raise InputError(f"clip is {shown(clip)}; expected a positive number or None.")
         _check_callback(callback)
         self._validate_every = check_integer(validate_every, "validate_every")

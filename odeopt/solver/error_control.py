@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from odeopt.errors import InputError
 from odeopt.solver.base import StepSolver
+from odeopt.tools.arguments import is_positive
 from odeopt.tools.shown import Shown, shown
 from odeopt.tools.types import Velocity
 
@@ -95,7 +96,7 @@ class Tolerances:
     def __post_init__(self) -> None:
         first_step = 1.0 if self.first_step is None else self.first_step
         for name, value in (("rtol", self.rtol), ("atol", self.atol), ("first_step", first_step)):
-            if not 0 < value < float("inf"):
+            if not (is_positive(value) and value < float("inf")):
                 raise InputError(f"{name} is {shown(value)}; expected a positive finite number.")
 
     def ratio(self, error: Tensor, y0: Tensor, y1: Tensor) -> Tensor:

@@ -62,8 +62,8 @@ class Torchdiffeq(GridSolver):
         atol: float = 1e-9,
         options: dict[str, Any] | None = None,
     ) -> None:
-        if method not in ORDERS:
-            raise InputError(f"method is {method!r}; expected one of {', '.join(ORDERS)}.")
+        if not isinstance(method, str) or method not in ORDERS:  # pyright: ignore
+            raise InputError(f"method is {shown(method)}; expected one of {', '.join(ORDERS)}.")
         self.method = method
         self.rtol, self.atol = _check_tolerance("rtol", rtol), _check_tolerance("atol", atol)
         self.options = _check_options(method, options)

@@ -13,7 +13,7 @@ from odeopt.errors import CompatibilityError, InputError
 from odeopt.gradient.event import StopWhen
 from odeopt.gradient.result import Solution
 from odeopt.gradient.value_and_grad import OnFailure, ValueAndGrad
-from odeopt.grid import TimeGrid
+from odeopt.grid import TimeGrid, check_grid
 from odeopt.inner.field import Field
 from odeopt.optimizer import ODEOptimizer
 from odeopt.tolerance.gradient import TunedValueAndGrad
@@ -150,6 +150,7 @@ class ToleranceOptimizer(ODEOptimizer):
         Raises:
             CompatibilityError: if there is none yet and something requires grad, or the grid does.
         """
+        check_grid(grid)
         working = self._tuning.search(grid, tasks).working
         inputs = (params, batch, hparams, state, grid.dt)
         tracked = torch.is_grad_enabled() and any_requires_grad(inputs)

@@ -158,6 +158,14 @@ def check_positive_number(value: object, what: str, or_none: bool = False) -> No
         raise InputError(f"{what} is {shown(value)}; expected {expected}.")
 
 
+def is_positive(value: Any) -> bool:
+    """Whether a value is a number above zero, or a tensor of one."""
+    try:
+        return bool(value > 0)
+    except (TypeError, RuntimeError, ValueError):  # text, or a tensor of several
+        return False
+
+
 def takes(fn: Callable[..., Any], args: Sequence[Any], keywords: Mapping[str, Any]) -> bool:
     """Whether a function can be called with these arguments, as far as its signature says."""
     try:

@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from odeopt.errors import InputError, WorkerError
 from odeopt.outer.workers.agreement import Message, compare, read, shorten, texts
+from odeopt.tools.arguments import is_positive
 from odeopt.tools.shown import Shown, shown
 
 T = TypeVar("T")
@@ -128,7 +129,7 @@ class Workers(Shown):
     _roll: Roll = Roll(None, 0, 1)
 
     def __init__(self, timeout: float = 1800.0) -> None:
-        if isinstance(timeout, bool) or not timeout > 0:
+        if isinstance(timeout, bool) or not is_positive(timeout):
             raise InputError(f"timeout is {shown(timeout)}; expected a positive number of seconds.")
         self.timeout = float(timeout)
         if dist.is_available() and dist.is_initialized():
