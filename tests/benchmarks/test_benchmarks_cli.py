@@ -137,7 +137,7 @@ def test_results_that_cannot_be_written_are_one_line(runs, tmp_path, monkeypatch
         (line,) = result.stderr.splitlines()
         assert line.startswith(f"results cannot be written to {folder}: ")
         assert line.endswith("Give another folder with --results.")
-    monkeypatch.setattr(cli.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(cli.os, "access", lambda path, mode: mode == cli.os.R_OK)
     assert "may not be written to" in call("first", "--results", str(tmp_path)).stderr
     assert runs == []
 
