@@ -169,7 +169,7 @@ class ImplicitAdjoint(WholeAdjoint):
         self.linear_solver = ConjugateGradient() if linear_solver is None else linear_solver
         if not isinstance(self.linear_solver, LinearSolver):  # pyright: ignore
             raise InputError(
-                f"linear_solver is {shown(linear_solver)}; expected a LinearSolver, e.g."
+                f"linear_solver is {shown(linear_solver)}; expected e.g."
                 " ConjugateGradient(steps=5)."
             )
         if not damping >= 0:
