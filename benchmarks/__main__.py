@@ -51,6 +51,7 @@ def main(
     if device is Device.CUDA and not torch.cuda.is_available():
         _fail("this machine has no CUDA device that torch can use", code=2)
     store = ResultStore(results or Path("results") / name)
+    _check_writable(store.directory)
     settings = Settings(preset, store, data or default_data(), torch.device(device.value), only)
     try:
         benchmark.run(settings)
@@ -60,6 +61,10 @@ def main(
         typer.echo(str(error))
     except UnknownCellError as error:
         _fail(str(error), code=2)
+    except OSError as error:
+        if store.directory not in Path(os.fsdecode(error.filename or "")).parents:
+            raise
+        _fail(_unwritable(store.directory, error), code=1)
     typer.echo(f"results: {store.directory}")
 
 
@@ -70,6 +75,19 @@ def default_data() -> Path | None:
         return Path(named)
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     return beside if beside.is_dir() else None
+
+
+def _check_writable(folder: Path) -> None:
+    """Fail before anything is computed for a folder that cannot be written to; make nothing."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        _fail(_unwritable(folder, f"{there} is no folder"), code=1)
+    if not os.access(there, os.W_OK | os.X_OK):
+        _fail(_unwritable(folder, f"{there} may not be written to"), code=1)
+
+
+def _unwritable(folder: Path, why: object) -> str:
+    return f"results cannot be written to {folder}: {why}. Give another folder with --results."
 
 
 def _fail(message: str, code: int) -> NoReturn:

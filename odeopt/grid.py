@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from odeopt.errors import InputError
 from odeopt.tools.arguments import check_integer
+from odeopt.tools.shown import Shown, counted, number, shown
 
 Number = float | int | Tensor
 
@@ -18,7 +21,7 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True, init=False, eq=False)
-class TimeGrid:
+class TimeGrid(Shown):
     r"""Times $t_0 \le t_1 \le \dots \le t_N$ and step sizes $dt_k = t_{k+1} - t_k$.
 
     For gradient flow and Euler, $dt_k$ is the learning rate of step k. A flow stands still over an
@@ -66,6 +69,18 @@ class TimeGrid:
         object.__setattr__(self, "observe", _check_observe(observe, steps.shape[-1]))
         object.__setattr__(self, "stops", None if stops is None else _check_stops(stops, steps))
 
+    @override
+    def _shown(self) -> Iterator[str]:
+        ends = [number(t) for t in (self.times[..., 0].min(), self.times[..., -1].max())]
+        yield ends[0] if ends[0].startswith("tensor") else " to ".join(ends)
+        yield counted(self.steps, "step")
+        if self.tasks is not None:
+            yield counted(self.tasks, "task")
+        if self.observe:
+            yield f"observe={shown(list(self.observe))}"
+        if self.stops is not None:
+            yield "stopping"
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TimeGrid):
             return NotImplemented
@@ -103,8 +118,11 @@ class TimeGrid:
         horizon = _as_float64(t1, "t1")
         if horizon.ndim > 1:
             raise InputError(f"t1 has shape {tuple(horizon.shape)}; expected [] or [tasks].")
-        if _first(~(torch.isfinite(horizon) & (horizon >= 0))) is not None:
-            raise InputError(f"t1 is {horizon.tolist()}; expected finite horizons of at least 0.")
+        where = _first(~(torch.isfinite(horizon) & (horizon >= 0)))
+        if where is not None:
+            task = f" of task {where[0]}" if where else ""
+            value = horizon.detach()[where].item()
+            raise InputError(f"t1{task} is {value:g}; expected finite horizons of at least 0.")
         fractions = torch.arange(count + 1, dtype=torch.float64, device=horizon.device)
         times = horizon[..., None] * (fractions / max(count, 1))
         dt = (horizon / max(count, 1))[..., None].expand((*horizon.shape, count))
@@ -136,7 +154,9 @@ class TimeGrid:
         if isinstance(steps, int):
             steps = torch.tensor(steps)
         if not isinstance(steps, Tensor) or steps.dtype not in _INTEGERS:  # pyright: ignore
-            raise InputError(f"steps is {steps!r}; expected an integer or a tensor of integers.")
+            raise InputError(
+                f"steps is {shown(steps)}; expected an integer or a tensor of integers."
+            )
         lead = steps.shape if self.tasks is None else (self.tasks,)
         taking_place = torch.arange(self.steps, device=steps.device) < steps[..., None]
         dt = torch.where(taking_place.to(self.dt.device), self.dt, 0.0)
@@ -176,6 +196,28 @@ class TimeGrid:
         return TimeGrid(change(self.times), self.observe, dt=change(self.dt), stops=stops)
 
 
+def check_grid(grid: Any, more: str = "") -> TimeGrid:
+    """The grid.
+
+    Args:
+        grid: what was given for one.
+        more: what else would do.
+
+    Raises:
+        InputError: if it is none; the message makes one of a learning rate or a number of steps.
+    """
+    if isinstance(grid, TimeGrid):
+        return grid
+    make = "TimeGrid.from_lr(lr=0.01, steps=500)"
+    if isinstance(grid, Sequence | np.ndarray) or (isinstance(grid, Tensor) and grid.ndim):
+        make = "TimeGrid.from_lr(rates), with one learning rate for each step, or TimeGrid(times)"
+    elif isinstance(grid, int):
+        make = f"TimeGrid.from_lr(0.01, steps={grid})"
+    elif isinstance(grid, float | Tensor):
+        make = f"TimeGrid.from_lr({number(grid)}, steps=500)"
+    raise InputError(f"grid is {shown(grid)}; expected a TimeGrid{more}, e.g. {make}.")
+
+
 def _as_float64(value: Number, what: str) -> Tensor:
     if isinstance(value, Tensor) and (value.is_complex() or value.dtype is torch.bool):
         raise InputError(f"{what} has dtype {value.dtype}; expected real numbers.")
@@ -184,7 +226,7 @@ def _as_float64(value: Number, what: str) -> Tensor:
     try:
         return torch.tensor(value, dtype=torch.float64)  # a copy of an array, too
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{what} is {value!r}; expected a number or a tensor.") from error
+        raise InputError(f"{what} is {shown(value)}; expected a number or a tensor.") from error
 
 
 def _copy(value: Tensor) -> Tensor:
@@ -225,19 +267,23 @@ def _check_steps(times: Tensor, dt: Tensor) -> None:
 
 def _check_observe(observe: Any, steps: int) -> tuple[int, ...]:
     if not isinstance(observe, Iterable):
-        raise InputError(f"observe is {observe!r}; expected a list of state indices.")
+        raise InputError(f"observe is {shown(observe)}; expected a list of state indices.")
     observe = list(observe)
     for index in observe:
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index <= steps:
-            raise InputError(f"observe holds {index!r}; expected state indices from 0 to {steps}.")
+            raise InputError(
+                f"observe holds {shown(index)}; expected state indices from 0 to {steps}."
+            )
     if len(set(observe)) != len(observe):
-        raise InputError(f"observe is {list(observe)}; expected each index once.")
+        raise InputError(f"observe is {shown(observe)}; expected each index once.")
     return tuple(observe)
 
 
 def _check_stops(stops: Any, dt: Tensor) -> Tensor:
     if not isinstance(stops, Tensor) or stops.dtype not in _INTEGERS:
-        raise InputError(f"the steps that are made are {stops!r}; expected a tensor of integers.")
+        raise InputError(
+            f"the steps that are made are {shown(stops)}; expected a tensor of integers."
+        )
     count = dt.shape[-1]
     if stops.shape != dt.shape[:-1]:
         raise InputError(
@@ -246,7 +292,7 @@ def _check_stops(stops: Any, dt: Tensor) -> Tensor:
         )
     if _first((stops < 0) | (stops > count)) is not None:
         raise InputError(
-            f"the steps that are made are {stops.tolist()}; expected integers from 0 to {count}."
+            f"the steps that are made are {shown(stops)}; expected integers from 0 to {count}."
         )
     later = torch.arange(count, device=dt.device) >= stops.to(dt.device)[..., None]
     where = _first(later & (dt != 0))

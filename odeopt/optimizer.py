@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from odeopt.adjoint.base import Adjoint, LocalAdjoint
 from odeopt.adjoint.discrete import DiscreteAdjoint
@@ -33,11 +34,12 @@ from odeopt.solver.base import RuleSteps, Solver
 from odeopt.solver.runge_kutta import Euler
 from odeopt.tools import tree
 from odeopt.tools.eagerly import eagerly
+from odeopt.tools.shown import Shown, shown
 from odeopt.tools.transforms import check_not_in_forward_mode, requires_grad
 from odeopt.tools.types import PyTree
 
 
-class ODEOptimizer:
+class ODEOptimizer(Shown):
     r"""An inner optimiser, run forward and differentiated backward.
 
     It is a flow $y' = f(t, y)$, put through a solver, or an update rule such as Adam.
@@ -84,6 +86,11 @@ class ODEOptimizer:
         default = partial(RuleSteps, inner.pull_gradients) if makes_steps else Euler
         chosen: Adjoint = _instance(adjoint, Adjoint, "adjoint", DiscreteAdjoint)
         kept = Graphs if isinstance(chosen, LocalAdjoint) and chosen.pulls_steps else Every
+        if compile is not None and not isinstance(compile, str | Compiler):  # pyright: ignore
+            raise InputError(
+                f"compile is {shown(compile)}; expected None, or a name in BACKENDS such as"
+                ' "inductor".'
+            )
         self._choices = Choices(
             inner,
             _instance(solver, Solver, "solver", default),
@@ -93,6 +100,10 @@ class ODEOptimizer:
             Compiler(compile) if isinstance(compile, str) else compile,
         )
         self._choices.check()
+
+    @override
+    def _shown(self) -> Iterable[str]:
+        return self._choices.parts()
 
     @property
     def field(self) -> InnerOptimizer:
@@ -198,5 +209,5 @@ def _instance(value: Any, kind: type[Any], what: str, default: Callable[[], Any]
         return default()
     if not isinstance(value, kind):
         hint = f"; did you mean {value.__name__}()?" if isinstance(value, type) else ""
-        raise InputError(f"{what} is {value!r}; expected an instance of {kind.__name__}{hint}")
+        raise InputError(f"{what} is {shown(value)}; expected an instance of {kind.__name__}{hint}")
     return value

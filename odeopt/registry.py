@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
+
+from typing_extensions import override
 
 from odeopt.errors import InputError, UnknownNameError
 from odeopt.tools.keywords import unknown
 from odeopt.tools.plugins import BUILT_IN, PLUGINS, PluginReport, package
 from odeopt.tools.plugins import ENTRY_POINT_GROUP as ENTRY_POINT_GROUP  # noqa: PLC0414  (public here)
+from odeopt.tools.shown import Shown, shown
 
 Entry = TypeVar("Entry", bound=Callable[..., Any])
 
@@ -26,7 +29,7 @@ class Registration(NamedTuple):
 
 
 @dataclass
-class Registry:
+class Registry(Shown):
     """Entries by name; plugins are loaded when a name is first looked up.
 
     An entry is a class or a factory. With it goes an example: a function that builds a
@@ -35,6 +38,11 @@ class Registry:
 
     kind: str
     _entries: dict[str, Registration] = field(default_factory=dict[str, Registration])
+
+    @override
+    def _shown(self) -> Iterator[str]:
+        yield self.kind
+        yield from map(repr, sorted(self._entries))
 
     def register(
         self, name: str, example: Callable[..., Any] | None = None
@@ -64,7 +72,7 @@ class Registry:
                 PLUGINS.load_built_in()
             if not callable(entry):
                 raise InputError(
-                    f"cannot register {entry!r} as {self.kind} {name!r}; expected a class or a"
+                    f"cannot register {shown(entry)} as {self.kind} {name!r}; expected a class or a"
                     " function."
                 )
             known = self._entries.get(name)

@@ -15,6 +15,7 @@ from odeopt.registry import ADJOINTS
 from odeopt.solver.base import Solver, Stepping
 from odeopt.solver.dynamics import Theta, add_thetas, scale_theta
 from odeopt.solver.runge_kutta import RK4, ExplicitRungeKutta, combine, weighted_sum
+from odeopt.tools.shown import shown
 
 
 class _Back(NamedTuple):
@@ -54,8 +55,8 @@ class BacksolveAdjoint(WholeAdjoint):
         chosen = RK4() if solver is None else solver
         if not isinstance(chosen, ExplicitRungeKutta):
             raise CompatibilityError(
-                f"BacksolveAdjoint got {chosen!r}; expected an explicit Runge-Kutta method, e.g."
-                " RK4()."
+                f"BacksolveAdjoint got {shown(chosen)}; expected an explicit Runge-Kutta method,"
+                " e.g. RK4()."
             )
         self.solver = chosen
         self.differentiation = check_differentiation(differentiation)

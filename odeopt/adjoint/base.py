@@ -92,6 +92,11 @@ class Adjoint(KnownKeywords):
         """Whether a step can be pulled through the graph it was made with."""
         return False
 
+    @override
+    def _given(self) -> Mapping[str, Any]:
+        by_default = type(self.differentiation) is ReverseMode
+        return {"differentiation": None if by_default else self.differentiation}
+
 
 class LocalAdjoint(Adjoint, ABC):
     """Goes backward interval by interval."""

@@ -24,6 +24,7 @@ from odeopt.solver.runge_kutta import (
     combine,
     weighted_sum,
 )
+from odeopt.tools.shown import shown
 
 INTERPOLATION_ORDER = 4
 """The order of its error in the length of the interval."""
@@ -90,7 +91,7 @@ class ContinuousAdjoint(LocalAdjoint):
     def __init__(self, solver: Solver, differentiation: Differentiation | None = None) -> None:
         if not isinstance(solver, ExplicitRungeKutta):
             raise CompatibilityError(
-                f"ContinuousAdjoint got {solver!r}; expected an explicit Runge-Kutta method:"
+                f"ContinuousAdjoint got {shown(solver)}; expected an explicit Runge-Kutta method:"
                 " Euler(), ModifiedEuler(), Midpoint() or RK4()."
             )
         self.solver = solver

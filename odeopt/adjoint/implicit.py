@@ -20,6 +20,7 @@ from odeopt.solver.base import Stepping
 from odeopt.solver.dynamics import Theta
 from odeopt.tools.arguments import check_integer
 from odeopt.tools.keywords import KnownKeywords
+from odeopt.tools.shown import shown
 
 MatVec = Callable[[Tensor], Tensor]
 
@@ -98,7 +99,7 @@ class Neumann(LinearSolver):
     def __post_init__(self) -> None:
         check_integer(self.steps, "steps")
         if isinstance(self.rate, bool) or not self.rate > 0:
-            raise InputError(f"rate is {self.rate!r}; expected a positive number.")
+            raise InputError(f"rate is {shown(self.rate)}; expected a positive number.")
 
     @override
     def solve(self, matvec: MatVec, b: Tensor) -> Tensor:
@@ -168,10 +169,11 @@ class ImplicitAdjoint(WholeAdjoint):
         self.linear_solver = ConjugateGradient() if linear_solver is None else linear_solver
         if not isinstance(self.linear_solver, LinearSolver):  # pyright: ignore
             raise InputError(
-                f"linear_solver is {linear_solver!r}; expected e.g. ConjugateGradient(steps=5)."
+                f"linear_solver is {shown(linear_solver)}; expected e.g."
+                " ConjugateGradient(steps=5)."
             )
         if not damping >= 0:
-            raise InputError(f"damping is {damping!r}; expected a number of at least 0.")
+            raise InputError(f"damping is {shown(damping)}; expected a number of at least 0.")
         self.damping, self.stationarity = damping, stationarity
         self.differentiation = check_differentiation(differentiation)
 

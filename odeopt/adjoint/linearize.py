@@ -14,6 +14,7 @@ from odeopt.solver.dynamics import Cotangents, Data, FlatField, Linearization, T
 from odeopt.tools import autodiff
 from odeopt.tools.keywords import KnownKeywords
 from odeopt.tools.seeds import random_state, restore_random_state
+from odeopt.tools.shown import shown
 
 
 class Differentiation(KnownKeywords, ABC):
@@ -42,7 +43,7 @@ def check_differentiation(value: object) -> Differentiation:
         return ReverseMode()
     if not isinstance(value, Differentiation):
         raise InputError(
-            f"differentiation is {value!r}; expected ReverseMode() or ForwardOverReverse()."
+            f"differentiation is {shown(value)}; expected ReverseMode() or ForwardOverReverse()."
         )
     return value
 

@@ -7,12 +7,13 @@ make, and a step needs five.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from odeopt.checkpoint.plan import Plan
 from odeopt.checkpoint.store import Device, Tier, check_tier
@@ -96,6 +97,10 @@ class CheckpointSchedule(KnownKeywords, ABC):
 
     tiers: tuple[Tier, ...] = (Device(),)
     """Where kept states are; `Store` says in which of them."""
+
+    @override
+    def _given(self) -> Mapping[str, Any]:
+        return {"store": None if isinstance(self.tiers[0], Device) else self.tiers[0]}
 
     def on(self, device: torch.device) -> CheckpointSchedule:
         """The schedule to use for states on a device."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from heapq import heappop, heappush
-from typing import final
+from typing import Any, final
 
 from typing_extensions import override
 
@@ -23,6 +23,7 @@ from odeopt.checkpoint.simulation import forward_actions, simulate
 from odeopt.checkpoint.store import Device, Disk, Host, Tier
 from odeopt.errors import InputError, OdeoptError
 from odeopt.registry import CHECKPOINTS
+from odeopt.tools.shown import shown
 
 
 @final
@@ -162,6 +163,14 @@ class MemoryBudget(CheckpointSchedule):
         self.tiers = tuple(tier for tier, _ in parts)
         self._budgets = [budget for _, budget in parts]
 
+    @override
+    def _given(self) -> Mapping[str, Any]:
+        parts = zip(self.tiers, self._budgets, strict=True)
+        return {
+            tier.kind: (tier, format_bytes(size)) if tier.kind == "disk" else format_bytes(size)
+            for tier, size in parts
+        }
+
     def describe(self, state_bytes: int, steps: int, known: bool = True) -> Plan:
         """What would be chosen for a solve, and what it would cost.
 
@@ -211,7 +220,7 @@ _NOT_FITTED = (
 
 def _disk_part(disk: object) -> tuple[Tier, int]:
     if not isinstance(disk, tuple) or len(disk) != 2:
-        raise InputError(f"disk is {disk!r}; expected a pair such as ('/scratch', '100GiB').")
+        raise InputError(f"disk is {shown(disk)}; expected a pair such as ('/scratch', '100GiB').")
     place, budget = disk
     tier = place if isinstance(place, Disk) else Disk(place)
     return tier, parse_bytes(budget, "the size in disk")

@@ -14,12 +14,13 @@ from typing_extensions import override
 from odeopt.checkpoint.base import Action, CheckpointSchedule, ForwardStream
 from odeopt.checkpoint.binomial import Binomial
 from odeopt.checkpoint.online import Online
-from odeopt.checkpoint.plan import Plan, parse_bytes
+from odeopt.checkpoint.plan import Plan, format_bytes, parse_bytes
 from odeopt.checkpoint.simulation import Usage, simulate
 from odeopt.checkpoint.uniform import Every
 from odeopt.errors import InputError
 from odeopt.registry import CHECKPOINTS
 from odeopt.tools.memory import free_memory
+from odeopt.tools.shown import shown
 
 SHARE = 0.5
 """Of the memory that is free: what is taken at most where nobody has said how much it may be."""
@@ -147,8 +148,8 @@ class Graphs(CheckpointSchedule):
             not isinstance(states, CheckpointSchedule) or isinstance(states, Graphs)  # pyright: ignore
         ):
             raise InputError(
-                f"states is {states!r}; expected None, or the schedule of the states beside the"
-                " graphs, such as Every(1) or Binomial(20)."
+                f"states is {shown(states)}; expected None, or the schedule of the states beside"
+                " the graphs, such as Every(1) or Binomial(20)."
             )
         self._states = states
         given = None if budget is None else parse_bytes(budget, "budget")
@@ -161,6 +162,11 @@ class Graphs(CheckpointSchedule):
     def settings(self) -> dict[str, Any]:
         """What it was made with."""
         return {"states": self._states, "budget": self._room.given}
+
+    @override
+    def _given(self) -> dict[str, Any]:
+        budget = self._room.given
+        return {"states": self._states, "budget": None if budget is None else format_bytes(budget)}
 
     @override
     def on(self, device: torch.device) -> Graphs:

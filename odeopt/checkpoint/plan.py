@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from odeopt.errors import InputError
+from odeopt.tools.shown import Shown, shown
 
 _UNITS = {
     "B": 1,
@@ -27,7 +28,7 @@ def parse_bytes(value: object, what: str) -> int:
     match = _FORM.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise InputError(
-            f"{what} is {value!r}; expected a number of bytes, or text with a unit such as"
+            f"{what} is {shown(value)}; expected a number of bytes, or text with a unit such as"
             f" '512MiB' or '2GB' (units: {', '.join(_UNITS)})."
         )
     return int(float(match[1]) * _UNITS[match[2]])
@@ -42,7 +43,7 @@ def format_bytes(count: int) -> str:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Shown):
     """What `Graphs` or a `MemoryBudget` chose, and what it costs; `str` of it is text to read.
 
     Attributes:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from torch import Tensor
+from typing_extensions import override
 
 from odeopt.adjoint.base import Adjoint, LocalAdjoint
 from odeopt.adjoint.discrete import FirstOrderAdjoint
@@ -21,10 +23,11 @@ from odeopt.inner.rule import UpdateRule
 from odeopt.inner.stream import Stream
 from odeopt.solver.base import GridSolver, Solver, StepSolver
 from odeopt.tools.captured import check_not_scripted
+from odeopt.tools.shown import Shown, shown
 
 
 @dataclass(frozen=True)
-class Choices:
+class Choices(Shown):
     """The four choices of an `ODEOptimizer`, and its limits."""
 
     field: InnerOptimizer
@@ -60,6 +63,19 @@ class Choices:
     def replayed(self) -> bool:
         """Whether some state will be made again, so that it can be compared."""
         return self.replays and not self.checkpoints.keeps_all
+
+    @override
+    def _shown(self) -> Iterator[str]:
+        return self.parts()
+
+    def parts(self) -> Iterator[str]:
+        """What is said of the choices: limits and a compiler only where they are others."""
+        solver = () if self.solver.takes_rules else (self.solver,)
+        yield from map(shown, (self.field, *solver, self.adjoint, self.checkpoints))
+        if self.safety != Safety():
+            yield f"safety={shown(self.safety)}"
+        if self.compiler is not None:
+            yield f"compile={self.compiler.backend!r}"
 
     def forward_only(self) -> Choices:
         """The choices for a solve that nobody will differentiate."""

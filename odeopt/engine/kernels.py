@@ -310,7 +310,7 @@ class Kernels:
         """How many cotangents can be pulled through a step at once, see `many.fitting`."""
         tape, tasks = self.tape, self.tasks
         if tape is not None and tape.graph_bytes:
-            return fitting_bytes(tape.graph_bytes, y.device)
+            return fitting_bytes(tape.graph_bytes + y.nbytes, y.device)
         data = self.data if self.steps is None else self.steps.data(k)
         theta, tensors = self.theta, (t, dt, y)
         if tasks is not None:

@@ -16,6 +16,10 @@ from odeopt.checkpoint.graphs import memory_budget
 from odeopt.tools import tree
 from odeopt.tools.memory import measured
 
+MOST_ON_CPU = 2**25
+"""Bytes that cotangents take at once on a CPU: more would come from fresh memory in every step,
+which is slow. 100 losses of a perceptron of 135,000 parameters took 0.6 to 0.9 times as long with it."""
+
 Pull = Callable[[Tensor], Any]
 """From a cotangent to tensors."""
 
@@ -58,4 +62,7 @@ def fitting(make: Callable[[], Any], shared: Sequence[Tensor], copies: int = 1) 
 
 def fitting_bytes(nbytes: int, device: torch.device) -> int:
     """The same for a graph of a known size."""
-    return max(memory_budget(device) // max(nbytes, 1), 1)
+    room = memory_budget(device)
+    if device.type == "cpu":
+        room = min(room, MOST_ON_CPU)
+    return max(room // max(nbytes, 1), 1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from odeopt.engine.flat import Layout
 from odeopt.errors import CapturedTensorError, InputError
-from odeopt.grid import TimeGrid
+from odeopt.grid import TimeGrid, check_grid
 from odeopt.inner.base import InnerOptimizer
 from odeopt.inner.stream import Stream
 from odeopt.solver.dynamics import Data, Theta
@@ -91,10 +91,7 @@ def start(
 
 def assemble(begin: Start, batch: PyTree, grid: TimeGrid, tasks: bool, wanted: Wanted) -> Problem:
     """Put the start, the batch and the grid together, and check that they fit."""
-    if not isinstance(grid, TimeGrid):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InputError(
-            f"grid is {grid!r}; expected a TimeGrid, e.g. TimeGrid.from_lr(lr=0.01, steps=500)."
-        )
+    check_grid(grid)
     stream = batch if isinstance(batch, Stream) else None
     if stream is not None:
         batch, wanted = _first_batch(stream, grid), lambda leaf: False

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from odeopt.tools.arguments import check_integer, check_positive_number
+from odeopt.tools.shown import Shown
 
 
 class Status(IntEnum):
@@ -27,7 +28,7 @@ class Status(IntEnum):
 
 
 @dataclass(frozen=True)
-class Safety:
+class Safety(Shown):
     r"""Limits beyond which a gradient is refused with a `StabilityError`; None switches one off.
 
     The first three concern adjoints that interpolate or integrate anew (`ContinuousAdjoint`,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+from typing_extensions import override
 
 from odeopt.checkpoint.plan import Plan
+from odeopt.tools.shown import Shown, counted, number
 
 
 @dataclass
-class Stats:
+class Stats(Shown):
     """Counts along one trajectory; with tasks, each task's own share (all tasks cost the same).
 
     Attributes:
@@ -45,3 +49,24 @@ class Stats:
     compile_misses: int = 0
     compile_hits: int = 0
     compile_seconds: float = 0.0
+
+    @override
+    def _shown(self) -> Iterator[str]:
+        for part in fields(self):
+            value: Plan | int | float | None = getattr(self, part.name)
+            if value:
+                yield f"{part.name}={_count(value)}"
+
+
+def cost(stats: Stats) -> list[str]:
+    """What is said of the cost of a result: `100 steps`, `100 gradients`, `100 HVPs`."""
+    counts = {
+        "step": stats.steps, "gradient": stats.gradient_evaluations, "HVP": stats.hvps,
+    }  # fmt: skip
+    return [counted(count, what) for what, count in counts.items() if count]
+
+
+def _count(value: Plan | float) -> str:
+    if isinstance(value, Plan):
+        return repr(value.schedule)
+    return str(value) if isinstance(value, int) else number(value)

@@ -29,6 +29,7 @@ from odeopt.inner.stream import Stream
 from odeopt.solver.base import StepSolver
 from odeopt.tools import tree
 from odeopt.tools.arguments import Selector, call_loss, check_selector, select
+from odeopt.tools.shown import Shown, shown
 from odeopt.tools.transforms import any_requires_grad
 from odeopt.tools.types import Loss, PyTree, Tensors
 
@@ -76,7 +77,7 @@ def find_crossing(
 
 
 @dataclass(frozen=True, eq=False)
-class StopWhen:
+class StopWhen(Shown):
     r"""Stop where a function of the parameters comes down to zero, each task at its own time.
 
     The last step is cut to the length at which $g = 0$, to rounding. The gradients are those of
@@ -110,7 +111,9 @@ class StopWhen:
 
     def __post_init__(self) -> None:
         if not callable(self.event):
-            raise InputError(f"event is {self.event!r}; expected a function of (params, batch).")
+            raise InputError(
+                f"event is {shown(self.event)}; expected a function of (params, batch)."
+            )
 
     @classmethod
     def loss_below(cls, loss: Loss, threshold: Selector, batch: PyTree = None) -> StopWhen:

@@ -16,6 +16,7 @@ from odeopt.errors import CapturedTensorError, InputError
 from odeopt.inner.base import InnerOptimizer
 from odeopt.tools import autodiff, tree
 from odeopt.tools.arguments import call_loss, check_integer, check_scalar, check_vector
+from odeopt.tools.shown import shown
 from odeopt.tools.transforms import any_requires_grad
 from odeopt.tools.types import PyTree, Tensors
 
@@ -49,7 +50,9 @@ class OuterLoss:
         if not self.has_aux:
             return check(result, "outer_loss"), ()
         if not isinstance(result, tuple) or len(cast("tuple[Any, ...]", result)) != 2:
-            raise InputError(f"has_aux=True, but outer_loss returned {result!r}; expected a pair.")
+            raise InputError(
+                f"has_aux=True, but outer_loss returned {shown(result)}; expected a pair."
+            )
         value, aux = cast("tuple[Any, Any]", result)
         return check(value, "outer_loss"), aux
 
@@ -63,9 +66,11 @@ def make_outer_loss(
         InputError: if loss is no function, or chunk_size no positive number of losses.
     """
     if not callable(loss):
-        raise InputError(f"outer_loss is {loss!r}; expected a function.")
+        raise InputError(f"outer_loss is {shown(loss)}; expected a function.")
     if chunk_size is not None and not many:
-        raise InputError(f"chunk_size is {chunk_size!r}, which is of use with many=True alone.")
+        raise InputError(
+            f"chunk_size is {shown(chunk_size)}, which is of use with many=True alone."
+        )
     if chunk_size is not None:
         check_integer(chunk_size, "chunk_size")
     return OuterLoss(loss, has_aux, many, chunk_size)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import override
 
-from odeopt.engine.stats import Stats
+from odeopt.engine.stats import Stats, cost
+from odeopt.tools import tree
+from odeopt.tools.shown import Shown, counted, norm, number, shown
 from odeopt.tools.types import PyTree
 
 
 @dataclass(frozen=True, eq=False)
-class Solution:
+class Solution(Shown):
     """The end of an inner optimisation; differentiable.
 
     Attributes:
@@ -30,9 +33,17 @@ class Solution:
     status: Tensor | None
     stats: Stats
 
+    @override
+    def _shown(self) -> Iterator[str]:
+        yield from norm("params", tree.tensors(self.params)) or [f"params={shown(self.params)}"]
+        if self.observed:
+            yield f"{len(self.observed)} observed"
+        yield from tasks(self.status)
+        yield from cost(self.stats)
+
 
 @dataclass(frozen=True, eq=False)
-class Grads:
+class Grads(Shown):
     """Gradients of the mean outer loss.
 
     Attributes:
@@ -51,9 +62,16 @@ class Grads:
     dt: Tensor
     batch: PyTree
 
+    @override
+    def _shown(self) -> Iterator[str]:
+        for name in ("params", "hparams", "dt", "batch"):
+            own: PyTree = getattr(self, name)
+            leaves = tree.tensors(own)
+            yield from norm(name, leaves) or ([f"{name}={shown(own)}"] if leaves else [])
+
 
 @dataclass(frozen=True, eq=False)
-class ErrorEstimate:
+class ErrorEstimate(Shown):
     r"""An estimate of the discretisation error, by Richardson's rule.
 
     The solve and its gradient are computed once more with steps (and kept nodes) twice as long;
@@ -83,6 +101,13 @@ class ErrorEstimate:
     stats: Stats
     defects: Tensor | None = None
 
+    @override
+    def _shown(self) -> Iterator[str]:
+        for name in ("value", "params", "hparams", "gap"):
+            yield f"{name}={number(getattr(self, name))}"
+        yield f"order={self.order}"
+        yield "trusted" if self.trusted else f"doubts={shown(self.doubts)}"
+
     @property
     def trusted(self) -> bool:
         """Whether there is no doubt."""
@@ -90,7 +115,7 @@ class ErrorEstimate:
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
+class Result(Shown):
     """A value and its gradients.
 
     Attributes:
@@ -112,3 +137,29 @@ class Result:
     aux: Any = None
     diagnostics: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     error: ErrorEstimate | None = None
+
+    @override
+    def _shown(self) -> Iterator[str]:
+        yield f"value={number(self.value)}"
+        yield from norm("grads.params", tree.tensors(self.grads.params))
+        yield from norm("grads.hparams", tree.tensors(self.grads.hparams))
+        if self.error is not None:
+            yield f"error={number(max(self.error.params, self.error.hparams))}"
+        yield from tasks(self.status)
+        yield from cost(self.stats)
+
+
+def tasks(status: Tensor | None) -> list[str]:
+    """How many tasks there are, and how many of them failed; nothing without tasks.
+
+    Without tasks it says so where the one solve failed.
+    """
+    if status is None:
+        return []
+    try:
+        failed = int((status != 0).sum())
+    except RuntimeError:  # inside of a transform
+        return []
+    if status.ndim == 0:
+        return ["failed"] if failed else []
+    return [counted(len(status), "task"), *([f"{failed} failed"] if failed else [])]

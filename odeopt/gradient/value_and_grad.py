@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from odeopt.adjoint.base import Swept
 from odeopt.engine.choices import Choices
@@ -24,6 +26,7 @@ from odeopt.grid import TimeGrid
 from odeopt.inner.base import InnerOptimizer
 from odeopt.tools import tree
 from odeopt.tools.eagerly import eagerly
+from odeopt.tools.shown import Shown, shown
 from odeopt.tools.transforms import (
     check_not_in_forward_mode,
     inside_gradient_transform,
@@ -38,11 +41,11 @@ OnFailure = Literal["raise", "skip"]
 def check_on_failure(value: object) -> None:
     """Raise `InputError` unless the value is "raise" or "skip"."""
     if value not in ("raise", "skip"):
-        raise InputError(f"on_failure is {value!r}; expected 'raise' or 'skip'.")
+        raise InputError(f"on_failure is {shown(value)}; expected 'raise' or 'skip'.")
 
 
 @dataclass(frozen=True)
-class ValueAndGrad:
+class ValueAndGrad(Shown):
     """`opt.value_and_grad(outer_loss)`, ready to be called."""
 
     choices: Choices
@@ -50,6 +53,16 @@ class ValueAndGrad:
     tasks: bool
     on_failure: OnFailure
     stop: StopWhen | None = None
+
+    @override
+    def _shown(self) -> Iterator[str]:
+        yield from self.choices.parts()
+        yield f"outer_loss={shown(self.outer.loss)}"
+        settings = {
+            "tasks": self.tasks, "on_failure": self.on_failure, "has_aux": self.outer.has_aux,
+            "stop": self.stop, "estimate_error": self.estimates_errors, "many": self.outer.many,
+        }  # fmt: skip
+        yield from (f"{n}={shown(v)}" for n, v in settings.items() if v and v != "raise")
 
     @property
     def estimates_errors(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from textwrap import shorten
 from typing import Any, final
 
 import torch
@@ -15,6 +14,7 @@ from odeopt.errors import CompatibilityError, InputError
 from odeopt.inner.base import Binder, Bound, InnerOptimizer
 from odeopt.tools import autodiff, tree
 from odeopt.tools.arguments import takes
+from odeopt.tools.shown import shown
 from odeopt.tools.types import PyTree
 
 
@@ -99,7 +99,7 @@ def as_field(field: Any) -> InnerOptimizer:
         return field
     if isinstance(field, type) or not callable(field):
         raise InputError(
-            f"the inner optimiser is {shorten(repr(field), 80)}; expected a Field instance such as"
+            f"the inner optimiser is {shown(field)}; expected a Field instance such as"
             " GradientFlow(loss), an UpdateRule such as Adam(loss), or a function velocity(t,"
             " state, consts, hparams, batch). An optimizer of torch.optim goes, with its module, to"
             " odeopt.RecordedLoop."
@@ -116,6 +116,7 @@ def _check_velocity(velocity: Callable[..., Any]) -> None:
             "the velocity cannot be called with (t, state, consts, hparams, batch): give it these"
             " arguments. One of torchdiffeq, f(t, y), is passed as"
             " lambda t, y, consts, hparams, batch: f(t, y), its parameters in hparams."
+            " A model to be trained goes to odeopt.RecordedLoop, or through odeopt.from_module."
         )
     callbacks = [name for name in _CALLBACKS if hasattr(velocity, name)]
     if callbacks:

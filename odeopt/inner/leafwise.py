@@ -14,6 +14,7 @@ from odeopt.errors import InputError
 from odeopt.inner.rule import GradientRule
 from odeopt.tools import tree
 from odeopt.tools.arguments import check_selector, select
+from odeopt.tools.shown import shown
 from odeopt.tools.types import PyTree
 
 Option = Any
@@ -41,6 +42,13 @@ class LeafwiseRule(GradientRule):
     def options(self) -> dict[str, Option]:
         """Its options by name, as they were given."""
         return {}
+
+    @override
+    def _given(self) -> Mapping[str, Any]:
+        options = self.options()
+        if {"beta1", "beta2"} <= set(options):
+            options = {**options, "betas": (options["beta1"], options["beta2"])}
+        return {**super()._given(), **options}
 
     @property
     @override
@@ -98,7 +106,7 @@ def check_option(value: Option, what: str, below: float = float("inf")) -> None:
         return
     check_selector(value, what)
     if isinstance(value, bool) or (isinstance(value, int | float) and not 0 <= value < below):
-        raise InputError(f"{what} is {value!r}; expected a number in [0, {below:g}).")
+        raise InputError(f"{what} is {shown(value)}; expected a number in [0, {below:g}).")
 
 
 def for_leaves(option: Option, hparams: PyTree, params: PyTree, what: str) -> list[Any]:
@@ -122,9 +130,9 @@ def _children(value: Any, params: PyTree, what: str) -> list[tuple[Any, PyTree]]
         and len(value) == len(cast("Any", params))
     ):
         return list(zip(value, cast("Any", params), strict=True))
-    shown = sorted(map(str, value)) if isinstance(value, Mapping) else f"{len(value)} entries"
+    said = sorted(map(str, value)) if isinstance(value, Mapping) else f"{len(value)} entries"
     raise InputError(
-        f"{what} has the parts {shown}, which are not those of the params; expected a number, or a"
+        f"{what} has the parts {said}, which are not those of the params; expected a number, or a"
         " tree that follows the params from the top."
     )
 

@@ -15,6 +15,7 @@ from odeopt.errors import InputError
 from odeopt.tools.arguments import check_scalar
 from odeopt.tools.captured import check_not_scripted
 from odeopt.tools.describing import module_settings
+from odeopt.tools.shown import Shown
 from odeopt.tools.types import PyTree
 
 Objective = Callable[[Callable[..., Any], PyTree], Tensor]
@@ -30,7 +31,7 @@ def _no_evaluation(*args: Any, **keywords: Any) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class ModuleLoss:
+class ModuleLoss(Shown):
     """A module taken apart: what the inner loop moves, what it does not, and the loss of both.
 
     Attributes:

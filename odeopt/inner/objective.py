@@ -11,6 +11,7 @@ from torch import Tensor
 from odeopt.errors import InputError
 from odeopt.tools import autodiff, tree
 from odeopt.tools.arguments import Selector, call_loss, check_scalar, check_selector, select
+from odeopt.tools.shown import shown
 from odeopt.tools.types import Loss, PyTree
 
 
@@ -31,7 +32,9 @@ class Objective:
 
     def __post_init__(self) -> None:
         if not callable(self.loss):
-            raise InputError(f"loss is {self.loss!r}; expected a function loss(params, batch).")
+            raise InputError(
+                f"loss is {shown(self.loss)}; expected a function loss(params, batch)."
+            )
         check_selector(self.weight_decay, "weight_decay")
 
     def value(self, params: PyTree, hparams: PyTree, batch: PyTree) -> Tensor:
@@ -53,7 +56,7 @@ class Objective:
         if self.has_aux:
             if not isinstance(value, tuple) or len(cast("tuple[Any, ...]", value)) != 2:
                 raise InputError(
-                    f"has_aux=True, but loss returned {value!r}; expected (scalar, aux)."
+                    f"has_aux=True, but loss returned {shown(value)}; expected (scalar, aux)."
                 )
             value, _ = cast("tuple[Any, Any]", value)
         return check_scalar(value, "loss")

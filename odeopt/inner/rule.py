@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -14,6 +15,7 @@ from odeopt.inner.base import Binder, Bound, InnerOptimizer
 from odeopt.inner.clipping import GradientTransform
 from odeopt.tools import autodiff, tree
 from odeopt.tools.arguments import call_loss, check_integer, check_scalar
+from odeopt.tools.shown import shown
 from odeopt.tools.types import Loss, PyTree
 
 
@@ -84,11 +86,15 @@ class GradientRule(UpdateRule):
         micro_batches: int = 1, buffers: PyTree = None,
     ) -> None:  # fmt: skip
         if not callable(loss):
-            raise InputError(f"loss is {loss!r}; expected a function loss(params, batch).")
+            raise InputError(f"loss is {shown(loss)}; expected a function loss(params, batch).")
         self._loss = loss
         self._transform = gradient_transform
         self.micro_batches = check_integer(micro_batches, "micro_batches")
         self._buffers = _check_buffers(buffers)
+
+    @override
+    def _given(self) -> Mapping[str, Any]:
+        return {"gradient_transform": self._transform}
 
     @property
     @override
@@ -190,7 +196,7 @@ class GradientRule(UpdateRule):
             value = call_loss(self._loss, hparams, params, batch, buffers=buffers)
             if not isinstance(value, tuple) or len(cast("tuple[Any, ...]", value)) != 2:
                 raise InputError(
-                    f"with buffers, loss returned {value!r}; expected (scalar, new buffers)."
+                    f"with buffers, loss returned {shown(value)}; expected (scalar, new buffers)."
                 )
             value, buffers = cast("tuple[Any, Any]", value)
         value = check_scalar(value, "loss")

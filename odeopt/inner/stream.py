@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from odeopt.errors import InputError
 from odeopt.tools import tree
 from odeopt.tools.arguments import check_integer
 from odeopt.tools.seeds import generator, mix
+from odeopt.tools.shown import Shown, shown
 from odeopt.tools.types import PyTree
 
 
 @final
-class Stream:
+class Stream(Shown):
     """The batch of each step, as a function of the step's index alone.
 
     Each step is evaluated again in the backward sweep, so that the batch of step k must be the
@@ -41,10 +43,17 @@ class Stream:
         self, batch: Callable[[int], PyTree], seed: int | None = None, length: int | None = None
     ) -> None:
         if not callable(batch):
-            raise InputError(f"batch is {batch!r}; expected a function of the step's index.")
+            raise InputError(f"batch is {shown(batch)}; expected a function of the step's index.")
         self._batch = batch
         self.seed = None if seed is None else check_integer(seed, "seed", at_least=0)
         self.length = length
+
+    @override
+    def _shown(self) -> Iterator[str]:
+        own = self._batch
+        known = own.settings() if isinstance(own, _Batches) else {"batch": own}
+        told = {**known, "seed": self.seed, "length": self.length}
+        yield from (f"{n}={shown(v)}" for n, v in told.items() if v is not None)
 
     def __call__(self, k: int) -> PyTree:
         """The batch of step k."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, final
@@ -15,13 +15,14 @@ from typing_extensions import override
 
 from odeopt.errors import CapturedTensorError, InputError
 from odeopt.gradient.result import Result, Solution
-from odeopt.grid import TimeGrid
+from odeopt.grid import TimeGrid, check_grid
 from odeopt.inner.base import InnerOptimizer
 from odeopt.inner.stream import Stream
 from odeopt.optimizer import ODEOptimizer
 from odeopt.outer.metrics import Step
 from odeopt.outer.outer_loop import OuterGradient, OuterLoop, OuterObjective
 from odeopt.tools import tree
+from odeopt.tools.shown import Shown, counted, number, shown
 from odeopt.tools.transforms import any_requires_grad
 from odeopt.tools.types import PyTree
 
@@ -29,7 +30,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
-class Minimized:
+class Minimized(Shown):
     """What `BilevelProblem.minimize` gives.
 
     Attributes:
@@ -40,9 +41,16 @@ class Minimized:
     hparams: PyTree
     steps: list[Step]
 
+    @override
+    def _shown(self) -> Iterator[str]:
+        yield f"hparams={shown(self.hparams)}"
+        yield counted(len(self.steps), "update")
+        if self.steps:
+            yield f"value={number(self.steps[-1].value)} before the last one"
+
 
 @final
-class BilevelProblem:
+class BilevelProblem(Shown):
     r"""$\min_\eta F(u_N(\eta), \eta)$, where $u_N$ is the end of an inner optimisation.
 
     hparams $\eta$ are any pytree: strengths of regularisation, weights of examples, synthetic data,
@@ -95,6 +103,12 @@ class BilevelProblem:
         self._outer_loss, self._grid = outer_loss, grid
         if not callable(grid):
             _check_grid(grid)
+
+    @override
+    def _shown(self) -> Iterator[str]:
+        yield shown(self._opt, limit=130)
+        yield f"outer_loss={shown(self._outer_loss)}"
+        yield f"grid={shown(self._grid)}"
 
     def value_and_grad(
         self, hparams: PyTree, params: PyTree, batch: PyTree, outer_batch: PyTree, *,
@@ -278,11 +292,11 @@ _CAPTURED = (
 
 
 def _check_grid(grid: Any, learned: bool = False) -> TimeGrid:
-    if not isinstance(grid, TimeGrid):
-        raise InputError(
-            f"grid is {grid!r}; expected a TimeGrid, or a function of hparams that makes one, e.g."
-            " lambda hparams: TimeGrid.from_lr(hparams['lr'], steps=100)."
-        )
+    grid = check_grid(
+        grid,
+        ", or a function of hparams that makes one (lambda hparams: TimeGrid.from_lr(hparams['lr'],"
+        " steps=100))",
+    )
     if grid.tasks is not None:
         raise InputError(
             f"grid holds {grid.tasks} tasks, but a BilevelProblem has one inner problem: give it"

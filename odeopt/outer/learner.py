@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast, final
 
@@ -22,6 +22,7 @@ from odeopt.outer.workers import Workers
 from odeopt.outer.workers.spreading import SpreadMethod
 from odeopt.registry import METHODS
 from odeopt.tools.keywords import keywords_of
+from odeopt.tools.shown import Shown, shown
 from odeopt.tools.types import Loss, PyTree
 
 Tasks = Callable[[int], TaskData]
@@ -29,7 +30,7 @@ Tasks = Callable[[int], TaskData]
 
 
 @final
-class MetaLearner:
+class MetaLearner(Shown):
     r"""Learns an initialisation over meta-batches of tasks.
 
     $\theta \leftarrow \mathrm{Adam}(\theta, \tfrac1B\sum_n \partial J_n/\partial\theta)$, and the
@@ -92,7 +93,7 @@ class MetaLearner:
         self.method, params, own = _method_and_start(method, model, loss, dict(settings or {}))
         if not callable(tasks):
             raise InputError(
-                f"tasks is {tasks!r}; expected tasks(k) -> TaskBatch, e.g. a TaskPool."
+                f"tasks is {shown(tasks)}; expected tasks(k) -> TaskBatch, e.g. a TaskPool."
             )
         initial = self.method.init_hparams(params, own) if hparams is None else hparams
         workers = Workers.alone() if workers is None else workers
@@ -103,6 +104,11 @@ class MetaLearner:
             clip=clip, validate_every=validate_every, callback=callback, folder=folder,
             checkpoint_every=checkpoint_every, show_progress=show_progress, workers=workers,
         )  # fmt: skip
+
+    @override
+    def _shown(self) -> Iterator[str]:
+        yield shown(self.method, limit=130)
+        yield from self._loop._shown()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
     @property
     def params(self) -> PyTree:
@@ -119,12 +125,15 @@ class MetaLearner:
         """How many updates have been made."""
         return self._loop.updates
 
-    def fit(self, updates: int, tolerance: float = 0.0) -> list[Step]:
+    def fit(
+        self, updates: int, tolerance: float = 0.0, callback: Callable[[Step], None] | None = None
+    ) -> list[Step]:
         r"""Learn until so many updates have been made in all.
 
         Args:
             updates: the number of updates to reach, those before a `restore` included.
             tolerance: stop when $\lVert\Delta\theta\rVert$ is below this.
+            callback: called with each `Step` of this call, after the learner's own.
 
         Returns:
             The steps made in this call.
@@ -137,7 +146,7 @@ class MetaLearner:
             WorkerError: if a worker is lost, or has other parameters, settings or tasks than the
                 others.
         """
-        return self._loop.fit(updates, tolerance)
+        return self._loop.fit(updates, tolerance, callback)
 
     def adapt(self, train: PyTree) -> PyTree:
         """Parameters adapted to new tasks, each leaf with a leading task dimension."""
@@ -233,14 +242,14 @@ def _method_and_start(
         factory = METHODS.get(method)
         if own is None:
             raise InputError(
-                f"method is the name {method!r}, but there is no loss: pass a module with"
+                f"method is the name {shown(method)}, but there is no loss: pass a module with"
                 " loss=objective(model, batch), parameters with loss=loss(params, batch), or build"
-                f" the method yourself, METHODS.get({method!r})(loss, ...)."
+                f" the method yourself, METHODS.get({shown(method)})(loss, ...)."
             )
-        keywords_of(factory).check(f"method {method!r}", settings)
+        keywords_of(factory).check(f"method {shown(method)}", settings)
         return cast("Method", factory(own, **settings)), params, hparams
     if not isinstance(method, Method):  # pyright: ignore
-        raise InputError(f"method is {method!r}; expected a Method or a name in METHODS.")
+        raise InputError(f"method is {shown(method)}; expected a Method or a name in METHODS.")
     if settings or loss is not None:
         raise InputError(
             f"settings {sorted(settings)} and loss are for a method given by name; this one is"

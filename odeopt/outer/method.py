@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -12,15 +13,17 @@ from torch import Tensor
 from typing_extensions import override
 
 from odeopt.engine.problem import check_lead
-from odeopt.engine.stats import Stats
+from odeopt.engine.stats import Stats, cost
 from odeopt.errors import InputError
+from odeopt.gradient.result import tasks
 from odeopt.gradient.value_and_grad import OnFailure
-from odeopt.grid import TimeGrid
+from odeopt.grid import TimeGrid, check_grid
 from odeopt.optimizer import ODEOptimizer
 from odeopt.tools import tree
 from odeopt.tools.arguments import call_loss, check_integer
 from odeopt.tools.keywords import KnownKeywords
 from odeopt.tools.seeds import generator
+from odeopt.tools.shown import Shown, call, counted, norm, number, shown
 from odeopt.tools.types import PyTree
 
 
@@ -31,6 +34,12 @@ class TaskBatch(NamedTuple):
     validation: PyTree
     names: tuple[str, ...] = ()
     """What the tasks are called in reports of failures; their positions if it is empty."""
+
+    @override
+    def __repr__(self) -> str:
+        leads = [leaf.shape[0] for leaf in tree.tensors(self.train) if leaf.ndim]
+        parts = [f"{name}={shown(getattr(self, name))}" for name in self._fields]
+        return call("TaskBatch", [*(counted(n, "task") for n in leads[:1]), *parts])
 
 
 TaskData = TaskBatch | tuple[PyTree, PyTree]
@@ -49,9 +58,14 @@ class MetaGrads(NamedTuple):
     hparams: PyTree
     """Like hparams; None for leaves that are not learned."""
 
+    @override
+    def __repr__(self) -> str:
+        parts = [norm(name, tree.tensors(getattr(self, name))) for name in self._fields]
+        return call("MetaGrads", chain(*parts))
+
 
 @dataclass(frozen=True, eq=False)
-class MetaGradient:
+class MetaGradient(Shown):
     """What a method returns.
 
     Attributes:
@@ -69,6 +83,14 @@ class MetaGradient:
     values: Tensor
     status: Tensor
     diagnostics: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    @override
+    def _shown(self) -> Iterator[str]:
+        yield f"value={number(self.value)}"
+        yield from norm("grads.params", tree.tensors(self.grads.params))
+        yield from norm("grads.hparams", tree.tensors(self.grads.hparams))
+        yield from tasks(self.status)
+        yield from cost(self.stats)
 
 
 class Method(KnownKeywords, ABC):
@@ -142,7 +164,7 @@ def task_losses(
 
 
 @dataclass(frozen=True)
-class TaskHorizon:
+class TaskHorizon(Shown):
     """A horizon per task: where its validation loss is least along the inner trajectory.
 
     Since the derivative of the validation loss along the trajectory vanishes there (or the
@@ -205,7 +227,7 @@ class InnerLoop(Method):
         on_failure: OnFailure = "raise",
         horizon: TaskHorizon | None = None,
     ) -> None:
-        self.opt, self.outer_loss, self.grid = opt, outer_loss, grid
+        self.opt, self.outer_loss, self.grid = opt, outer_loss, check_grid(grid)
         self.on_failure: OnFailure = on_failure
         self.horizon = horizon
         self._differentiate = opt.value_and_grad(outer_loss, tasks=True, on_failure=on_failure)
@@ -252,7 +274,7 @@ class InnerLoop(Method):
 
 
 @dataclass(frozen=True, eq=False)
-class TaskPool:
+class TaskPool(Shown):
     """Meta-batches of tasks drawn without replacement, anew in each epoch.
 
     `pool(k)` is the meta-batch of update k. It depends on k and the seed alone, so that an
@@ -281,8 +303,8 @@ class TaskPool:
         size = self.batch_size
         if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= len(self):  # pyright: ignore
             raise InputError(
-                f"batch_size is {size!r}; expected an integer from 1 to {len(self)}, the number of"
-                " tasks."
+                f"batch_size is {shown(size)}; expected an integer from 1 to {len(self)}, the"
+                " number of tasks."
             )
         if self.names and len(self.names) != len(self):
             raise InputError(f"there are {len(self.names)} names for {len(self)} tasks.")

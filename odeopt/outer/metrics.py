@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from odeopt.errors import CompatibilityError, StorageError
 from odeopt.tools.files import write_text
+from odeopt.tools.shown import Shown, number, shown
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(Shown):
     """One meta-update, as it is logged and handed to callbacks.
 
     Attributes:
@@ -35,6 +38,14 @@ class Step:
     seconds: float
     failed: tuple[str, ...] = ()
     validation: float | None = None
+
+    @override
+    def _shown(self) -> Iterator[str]:
+        for part in fields(self):
+            value = getattr(self, part.name)
+            if value is not None and value != ():
+                text = number(value) if isinstance(value, float) else shown(value)
+                yield f"{part.name}={text}"
 
 
 class MetricsFile:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,16 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from typing_extensions import override
 
 from odeopt.errors import DivergenceError, InputError, OdeoptError, OdeoptWarning
 from odeopt.outer.metrics import Step, progress
 from odeopt.outer.run_folder import Checkpoint, NamedOptimizer, RunFolder, layout, named_leaves
 from odeopt.outer.workers import Workers
 from odeopt.tools import tree
-from odeopt.tools.arguments import check_integer
+from odeopt.tools.arguments import check_integer, is_positive
 from odeopt.tools.describing import describe_leniently
+from odeopt.tools.shown import Shown, counted, shown
 from odeopt.tools.types import PyTree
 from odeopt.tools.version import versions
 
@@ -80,7 +83,7 @@ class OuterObjective(ABC):
 
 
 @final
-class OuterLoop:
+class OuterLoop(Shown):
     r"""Moves what is learned along the gradients of an objective.
 
     $\eta \leftarrow \mathrm{optimizer}(\eta, \nabla F(\eta))$, the gradient cut to length `clip`,
@@ -109,8 +112,9 @@ class OuterLoop:
         callback: Callable[[Step], None] | None = None, folder: str | Path | None = None,
         checkpoint_every: int = 100, show_progress: bool = True, workers: Workers | None = None,
     ) -> None:  # fmt: skip
-        if clip is not None and not clip > 0:
-            raise InputError(f"clip is {clip!r}; expected a positive number or None.")
+        if clip is not None and not is_positive(clip):
+            raise InputError(f"clip is {shown(clip)}; expected a positive number or None.")
+        _check_callback(callback)
         self._validate_every = check_integer(validate_every, "validate_every")
         self._checkpoint_every = check_integer(checkpoint_every, "checkpoint_every")
         self._objective, self._clip, self._callback = objective, clip, callback
@@ -129,18 +133,33 @@ class OuterLoop:
         if schedule is not None:
             self._schedule = _built("schedule", schedule, self._optimizer, LRScheduler, _SCHEDULE)
         self._named_optimizer = NamedOptimizer(self._optimizer, leaves)
-        self._folder = None if folder is None else RunFolder(Path(folder).absolute())
+        self._folder = None if folder is None else RunFolder(_path(folder))
         self._writer = self._folder if self._speaks else None
         self._settings = {} if self._writer is None else self._describe(schedule)
 
-    def fit(self, updates: int, tolerance: float = 0.0) -> list[Step]:
+    @override
+    def _shown(self) -> Iterator[str]:
+        yield type(self._optimizer).__name__
+        yield counted(self.updates, "update")
+        if self._schedule is not None:
+            yield f"schedule={type(self._schedule).__name__}"
+        if self._clip is not None:
+            yield f"clip={self._clip}"
+        if self._folder is not None:
+            yield f"folder={shown(self._folder.path)}"
+
+    def fit(
+        self, updates: int, tolerance: float = 0.0, callback: Callable[[Step], None] | None = None
+    ) -> list[Step]:
         """Go on until so many updates have been made in all, or one moves by less than tolerance.
 
-        Returns the steps made in this call; raises as `MetaLearner.fit`.
+        Returns the steps made in this call; raises as `MetaLearner.fit`. `callback` is called after
+        that of the loop.
         """
+        _check_callback(callback)
         with self._claimed():
             self._check_same({"updates and tolerance": (updates, tolerance)})
-            steps = self._go_on(updates, tolerance)
+            steps = self._go_on(updates, tolerance, (self._callback, callback))
             if steps:
                 self._save()
         return steps
@@ -170,7 +189,9 @@ class OuterLoop:
             self._load(header, checkpoint)
         return True
 
-    def _go_on(self, updates: int, tolerance: float) -> list[Step]:
+    def _go_on(
+        self, updates: int, tolerance: float, callbacks: Sequence[Callable[[Step], None] | None]
+    ) -> list[Step]:
         steps: list[Step] = []
         with progress(updates, self.updates, self._show) as show:
             while self.updates < updates:
@@ -178,6 +199,9 @@ class OuterLoop:
                 steps.append(step)
                 show(step)
                 self._record(step)
+                for callback in callbacks:
+                    if callback is not None:
+                        callback(step)
                 if step.change < tolerance:
                     break
         return steps
@@ -313,8 +337,6 @@ class OuterLoop:
             self._writer.metrics.append(step)
         if self.updates % self._checkpoint_every == 0:
             self._save()
-        if self._callback is not None:
-            self._callback(step)
 
     def _check_same(self, call: Mapping[str, Any]) -> None:
         """Compare all that decides the next updates, and what was asked for."""
@@ -336,6 +358,17 @@ class OuterLoop:
         return {**own, "clip": repr(self._clip), **named, **self._named_optimizer.settings()}
 
 
+def _path(folder: Any) -> Path:
+    if not isinstance(folder, str | os.PathLike):
+        raise InputError(f"folder is {shown(folder)}; expected the path of a folder.")
+    return Path(folder).absolute()
+
+
+def _check_callback(callback: Any) -> None:
+    if callback is not None and not callable(callback):
+        raise InputError(f"callback is {shown(callback)}; expected a function of a Step.")
+
+
 _OPTIMIZER = (
     "a torch.optim.Optimizer from a list of tensors, which are copies of those given, e.g."
     " torch.optim.Adam or lambda leaves: torch.optim.SGD(leaves, lr=0.1)"
@@ -346,6 +379,10 @@ _SCHEDULE = (
 )
 
 
+_MADE = " This one has been made already: write {what}=lambda {given}: {name}({given}, ...)."
+_GIVEN = {"optimizer": "leaves", "schedule": "optimizer"}
+
+
 def _built(what: str, factory: Any, argument: Any, kind: type[T], wanted: str) -> T:
     """What a factory returns.
 
@@ -354,8 +391,10 @@ def _built(what: str, factory: Any, argument: Any, kind: type[T], wanted: str) -
     """
     value = factory(argument) if callable(factory) else factory
     if not callable(factory) or not isinstance(value, kind):
-        said = "returned" if callable(factory) else "is"
+        said, name = "returned" if callable(factory) else "is", type(value).__name__
+        made = "" if callable(factory) or not isinstance(value, Optimizer | LRScheduler) else _MADE
         raise InputError(
-            f"{what} {said} a {type(value).__name__}; expected a function that makes {wanted}."
+            f"{what} {said} a {name}; expected a function that makes {wanted}."
+            + made.format(what=what, name=name, given=_GIVEN[what])
         )
     return value

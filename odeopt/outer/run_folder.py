@@ -109,12 +109,13 @@ class RunFolder:
     """The folder of a run, as one learner sees it.
 
     Attributes:
+        path: where it is.
         checkpoint: the path of the checkpoint.
         metrics: the file of metrics.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self.checkpoint = path / CHECKPOINT
         self.metrics = MetricsFile(path / METRICS)
         self._lock: FolderLock | None = None
@@ -131,15 +132,15 @@ class RunFolder:
         if self._lock is not None and self._lock.is_held:  # not by the process it was forked from
             return False
         try:
-            self._lock = FolderLock.take_in(self._path, LOCK)
+            self._lock = FolderLock.take_in(self.path, LOCK)
         except OSError as error:
             raise StorageError(
-                f"the learner's folder {self._path} cannot be written to: {error}. Give it one that"
+                f"the learner's folder {self.path} cannot be written to: {error}. Give it one that"
                 " can."
             ) from error
         if self._lock is None:
             raise StorageError(
-                f"{self._path} is in use by another learner, of this process or of another. Wait"
+                f"{self.path} is in use by another learner, of this process or of another. Wait"
                 " until its fit has ended, or give each learner a folder of its own."
             )
         return True
@@ -159,7 +160,7 @@ class RunFolder:
         now = read_header(self.checkpoint)
         if now is not None and not self._owned:
             raise InputError(
-                f"{self._path} holds the checkpoint of another run: call restore() to go on with"
+                f"{self.path} holds the checkpoint of another run: call restore() to go on with"
                 " it, or give another folder."
             )
         self._check(now)

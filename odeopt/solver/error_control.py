@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from odeopt.errors import InputError
 from odeopt.solver.base import StepSolver
+from odeopt.tools.arguments import is_positive
+from odeopt.tools.shown import Shown, shown
 from odeopt.tools.types import Velocity
 
 
 @dataclass(frozen=True)
-class PIController:
+class PIController(Shown):
     r"""Multiplies dt by $s\, e_n^{-\alpha/k} e_{n-1}^{\beta/k}$, k being the estimate's order + 1.
 
     Here $e_n$ is the error of step n in units of the tolerance, 0-dim or of shape [tasks]. It costs
@@ -92,8 +96,8 @@ class Tolerances:
     def __post_init__(self) -> None:
         first_step = 1.0 if self.first_step is None else self.first_step
         for name, value in (("rtol", self.rtol), ("atol", self.atol), ("first_step", first_step)):
-            if not 0 < value < float("inf"):
-                raise InputError(f"{name} is {value!r}; expected a positive finite number.")
+            if not (is_positive(value) and value < float("inf")):
+                raise InputError(f"{name} is {shown(value)}; expected a positive finite number.")
 
     def ratio(self, error: Tensor, y0: Tensor, y1: Tensor) -> Tensor:
         """The root mean square of an error over what is allowed, shape [] or [tasks]."""
@@ -204,6 +208,14 @@ class ErrorControlled(StepSolver):
 
     attempt_gradients: int
     """Gradient evaluations of an attempt."""
+
+    _usual_controller: PIController = PIController()
+    """The controller where none is given."""
+
+    @override
+    def _given(self) -> Mapping[str, Any]:
+        own = self.tolerances.controller
+        return {"controller": None if own == self._usual_controller else own}
 
     def attempts(self, evaluate: Evaluations) -> Attempts:
         """The attempts of one solve; by default each is made with this solver itself."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Mapping, Sequence
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -101,6 +101,7 @@ class StabilizedRK(ErrorControlled):
     error_order = 2
     real_spectrum = True
     by_stage = True
+    _usual_controller = CONTROLLER
 
     def __init__(
         self,
@@ -119,6 +120,10 @@ class StabilizedRK(ErrorControlled):
         self.attempt_gradients = self.stages
         self.stability_limit = chebyshev.coefficients(self.stages).beta
         self.error_constant = chebyshev.coefficients(self.stages).error
+
+    @override
+    def _given(self) -> Mapping[str, Any]:
+        return {**super()._given(), "stages": None if self.chooses_steps else self.stages}
 
     def at(self, stages: int) -> StabilizedRK:
         """The same with a fixed number of stages."""

@@ -13,6 +13,7 @@ from odeopt.errors import CompatibilityError, DivergenceError, InputError, Unkno
 from odeopt.registry import SOLVERS
 from odeopt.solver.base import GridSolver
 from odeopt.tools.keywords import keywords_of, unknown
+from odeopt.tools.shown import shown
 from odeopt.tools.types import Velocity
 
 ORDERS = {
@@ -61,8 +62,8 @@ class Torchdiffeq(GridSolver):
         atol: float = 1e-9,
         options: dict[str, Any] | None = None,
     ) -> None:
-        if method not in ORDERS:
-            raise InputError(f"method is {method!r}; expected one of {', '.join(ORDERS)}.")
+        if not isinstance(method, str) or method not in ORDERS:  # pyright: ignore
+            raise InputError(f"method is {shown(method)}; expected one of {', '.join(ORDERS)}.")
         self.method = method
         self.rtol, self.atol = _check_tolerance("rtol", rtol), _check_tolerance("atol", atol)
         self.options = _check_options(method, options)
@@ -135,7 +136,7 @@ def _check_tolerance(name: str, value: float) -> float:
     except (TypeError, ValueError, RuntimeError):
         valid = False
     if not valid:
-        raise InputError(f"{name} is {value!r}; expected a finite number of at least 0.")
+        raise InputError(f"{name} is {shown(value)}; expected a finite number of at least 0.")
     return value
 
 
@@ -147,7 +148,7 @@ def _check_options(method: str, options: object) -> dict[str, Any] | None:
     if options is None:
         return None
     if not isinstance(options, Mapping):
-        raise InputError(f"options is {options!r}; expected a dictionary, or None.")
+        raise InputError(f"options is {shown(options)}; expected a dictionary, or None.")
     classes: dict[str, type[Any]] = _odeint().__globals__["SOLVERS"]  # where it looks methods up
     bases = classes[method].__mro__[:-1]
     names = {name for base in bases for name in keywords_of(base.__init__).names}

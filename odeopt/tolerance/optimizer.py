@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,11 +13,12 @@ from odeopt.errors import CompatibilityError, InputError
 from odeopt.gradient.event import StopWhen
 from odeopt.gradient.result import Solution
 from odeopt.gradient.value_and_grad import OnFailure, ValueAndGrad
-from odeopt.grid import TimeGrid
+from odeopt.grid import TimeGrid, check_grid
 from odeopt.inner.field import Field
 from odeopt.optimizer import ODEOptimizer
 from odeopt.tolerance.gradient import TunedValueAndGrad
 from odeopt.tolerance.tuning import Tuning
+from odeopt.tools.shown import shown
 from odeopt.tools.transforms import any_requires_grad, requires_grad
 from odeopt.tools.types import PyTree
 
@@ -87,13 +88,20 @@ class ToleranceOptimizer(ODEOptimizer):
     ) -> None:
         super().__init__(field, safety=safety, compile=compile)
         if isinstance(tol, bool) or not isinstance(tol, int | float) or not 0 < tol < 1:  # pyright: ignore
-            raise InputError(f"tol is {tol!r}; expected a number between 0 and 1.")
+            raise InputError(f"tol is {shown(tol)}; expected a number between 0 and 1.")
         if not isinstance(self.field, Field):
             raise CompatibilityError(
                 f"from_tolerance chooses how to follow a flow, but {type(self.field).__name__} is"
                 " an update rule, whose gradient is exact: use ODEOptimizer."
             )
         self._tuning = Tuning(self.field, float(tol), self._choices.safety, compile)
+
+    @override
+    def _shown(self) -> Iterator[str]:
+        yield shown(self.field)
+        yield f"tol={self._tuning.tol:g}"
+        if self._choices.safety != Safety():
+            yield f"safety={shown(self._choices.safety)}"
 
     @override
     def value_and_grad(
@@ -142,6 +150,7 @@ class ToleranceOptimizer(ODEOptimizer):
         Raises:
             CompatibilityError: if there is none yet and something requires grad, or the grid does.
         """
+        check_grid(grid)
         working = self._tuning.search(grid, tasks).working
         inputs = (params, batch, hparams, state, grid.dt)
         tracked = torch.is_grad_enabled() and any_requires_grad(inputs)

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from odeopt.errors import CapturedTensorError, InputError
+from odeopt.tools.shown import shown
 from odeopt.tools.types import PyTree
 
 Selector = float | int | Tensor | Callable[[PyTree], Any]
@@ -47,18 +48,31 @@ def call_loss(
     try:
         value = loss(*positional, **keywords)
     except TypeError as error:
-        if takes(loss, positional, keywords):
+        module = loss if isinstance(loss, nn.Module) else None
+        if takes(loss if module is None else module.forward, positional, keywords):
             raise
         names = f"({of}, batch)" if hparams is None else f"({of}, batch, hparams)"
         extra = f" and the keywords {sorted(keywords)}" if keywords else ""
         raise InputError(
             f"{what} cannot be called with {names}{extra}: {error}. It is called with hparams"
-            " exactly when hparams is not None."
+            f" exactly when hparams is not None.{'' if module is None else _MODULE}"
         ) from error
     noted = _noted.get()
     if noted is not None:
         noted.append(value)
     return value
+
+
+_MODULE = (
+    " It is a module: odeopt.from_module(module, objective) makes a loss of its parameters, and"
+    " odeopt.RecordedLoop takes a module as it is."
+)
+
+
+def _returned(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"shape {tuple(value.shape)}, {value.dtype}"
+    return shown(value)
 
 
 def check_scalar(value: Any, what: str) -> Tensor:
@@ -68,8 +82,9 @@ def check_scalar(value: Any, what: str) -> Tensor:
         InputError: if it is anything else.
     """
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
-        shown = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else value
-        raise InputError(f"{what} returned {shown}; expected a floating-point scalar tensor.")
+        raise InputError(
+            f"{what} returned {_returned(value)}; expected a floating-point scalar tensor."
+        )
     return value.reshape(())
 
 
@@ -83,10 +98,9 @@ def check_vector(value: Any, what: str) -> Tensor:
         not isinstance(value, Tensor) or value.ndim != 1 or not len(value)
         or not value.is_floating_point()
     ):  # fmt: skip
-        shown = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else value
         raise InputError(
-            f"{what} returned {shown}; expected a floating-point tensor of shape [losses], since"
-            " many=True."
+            f"{what} returned {_returned(value)}; expected a floating-point tensor of shape"
+            " [losses], since many=True."
         )
     return value
 
@@ -100,7 +114,7 @@ def check_selector(value: Selector, what: str) -> Selector:
     """
     if not (callable(value) or isinstance(value, float | int | Tensor)):  # pyright: ignore
         raise InputError(
-            f"{what} is {value!r}; expected a number, or a selector such as"
+            f"{what} is {shown(value)}; expected a number, or a selector such as"
             f" lambda hparams: hparams['{what}']."
         )
     if isinstance(value, Tensor) and value.requires_grad:
@@ -127,7 +141,7 @@ def check_integer(value: object, what: str, at_least: int = 1) -> int:
         InputError: if it is anything else.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise InputError(f"{what} is {value!r}; expected an integer of at least {at_least}.")
+        raise InputError(f"{what} is {shown(value)}; expected an integer of at least {at_least}.")
     return value
 
 
@@ -141,7 +155,15 @@ def check_positive_number(value: object, what: str, or_none: bool = False) -> No
         return
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         expected = "a positive number or None" if or_none else "a positive number"
-        raise InputError(f"{what} is {value!r}; expected {expected}.")
+        raise InputError(f"{what} is {shown(value)}; expected {expected}.")
+
+
+def is_positive(value: Any) -> bool:
+    """Whether a value is a number above zero, or a tensor of one."""
+    try:
+        return bool(value > 0)
+    except (TypeError, RuntimeError, ValueError):  # text, or a tensor of several
+        return False
 
 
 def takes(fn: Callable[..., Any], args: Sequence[Any], keywords: Mapping[str, Any]) -> bool:

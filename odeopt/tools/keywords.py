@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from odeopt.errors import UnknownKeywordError
+from odeopt.tools.shown import Shown
 
 _WORD = re.compile(r"[^\W_]+")
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -85,10 +86,11 @@ def keywords_of(function: Callable[..., Any]) -> Keywords:
 _of_constructor = lru_cache(maxsize=256)(keywords_of)
 
 
-class KnownKeywords:
+class KnownKeywords(Shown):
     """Base of classes whose constructors name the keyword that was probably meant.
 
-    They raise `UnknownKeywordError` where Python would raise a bare `TypeError`.
+    They raise `UnknownKeywordError` where Python would raise a bare `TypeError`. Objects are shown
+    by their arguments, see `Shown`.
     """
 
     __slots__ = ()

@@ -15,6 +15,7 @@ from odeopt.gradient.value_and_grad import OnFailure
 from odeopt.outer.method import TaskBatch, TaskData, as_task_batch
 from odeopt.solver import Solver
 from odeopt.tools import tree
+from odeopt.tools.shown import shown
 from odeopt.tools.types import PyTree
 from odeopt_plugins.common import (
     Settings,
@@ -146,7 +147,7 @@ class COMLN(odeopt.Method):
             raise odeopt.InputError("COMLN learns one horizon for all tasks; leave horizon out.")
         if not (math.isfinite(initial_horizon) and initial_horizon > 0):
             raise odeopt.InputError(
-                f"initial_horizon is {initial_horizon!r}; expected a positive number."
+                f"initial_horizon is {shown(initial_horizon)}; expected a positive number."
             )
         self._features, self._outer = features, outer_loss or output_loss
         self._names, self._horizon = (weight, bias), initial_horizon

@@ -127,3 +127,36 @@ def test_every_benchmark_refuses_cells_that_it_does_not_have(name, tmp_path):
     assert result.stderr.startswith("--only: unknown cell 'no such cell'; expected one of '")
     assert result.stdout == ""
     assert not any((tmp_path / "r").glob("*.*"))
+
+
+def test_results_that_cannot_be_written_are_one_line(runs, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "inside"):
+        result = call("first", "--results", str(folder))
+        assert result.exit_code == 1
+        (line,) = result.stderr.splitlines()
+        assert line.startswith(f"results cannot be written to {folder}: ")
+        assert line.endswith("Give another folder with --results.")
+    monkeypatch.setattr(cli.os, "access", lambda path, mode: mode == cli.os.R_OK)
+    assert "may not be written to" in call("first", "--results", str(tmp_path)).stderr
+    assert runs == []
+
+
+def full(settings):
+    raise OSError(28, "No space left on device", str(settings.store.directory / "cells" / "a.json"))
+
+
+def broken(settings):
+    raise FileNotFoundError(2, "No such file", "elsewhere")
+
+
+def test_a_disk_that_is_full_is_one_line_and_other_errors_are_not_hidden(
+    runs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sys.modules["a_first_report"], "run", full)
+    result = call("first", "--results", str(tmp_path))
+    assert result.exit_code == 1
+    assert "No space left" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    monkeypatch.setattr(sys.modules["a_first_report"], "run", broken)
+    assert isinstance(call("first", "--results", str(tmp_path)).exception, FileNotFoundError)

@@ -273,3 +273,35 @@ def test_steps_that_do_not_move_do_not_end_a_run_without_a_tolerance(device):
     )  # fmt: skip
     assert [step.change for step in found.fit(3)] == [0.0, 0.0, 0.0]
     assert len(found.fit(9, tolerance=1e-9)) == 1
+
+
+def test_a_callback_of_fit_is_called_after_that_of_the_learner(device):
+    seen = []
+    own = learner(device, callback=lambda step: seen.append(("learner", step)))
+    steps = own.fit(2, callback=lambda step: seen.append(("fit", step)))
+    assert seen == [(who, step) for step in steps for who in ("learner", "fit")]
+    (last,) = own.fit(3)
+    assert seen[4:] == [("learner", last)]
+
+
+def test_a_callback_or_a_folder_of_another_kind_is_refused(device, tmp_path):
+    with pytest.raises(odeopt.InputError, match="callback is 3; expected a function of a Step"):
+        learner(device).fit(1, callback=3)
+    with pytest.raises(odeopt.InputError, match="callback is 3; expected a function of a Step"):
+        learner(device, callback=3)
+    with pytest.raises(odeopt.InputError, match="folder is 3; expected the path of a folder"):
+        learner(device, folder=3)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(odeopt.StorageError, match="file cannot be written to"):
+        learner(device, folder=tmp_path / "file").fit(1)
+
+
+def test_an_optimizer_that_is_made_already_is_told_what_to_write(device):
+    made = torch.optim.Adam([torch.ones(2)])
+    with pytest.raises(odeopt.InputError, match=r"write optimizer=lambda leaves: Adam\(leaves, "):
+        learner(device, optimizer=made)
+    with pytest.raises(odeopt.InputError, match=r"write schedule=lambda optimizer: StepLR\(opt"):
+        learner(device, schedule=torch.optim.lr_scheduler.StepLR(made, 1))
+    with pytest.raises(odeopt.InputError) as caught:
+        learner(device, optimizer=lambda leaves: None)
+    assert "already" not in str(caught.value)

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from odeopt.errors import InputError
 from odeopt.tools.keywords import KnownKeywords
+from odeopt.tools.shown import shown
 
 
 class Shelf(ABC):
@@ -121,7 +122,7 @@ def check_tier(store: object) -> Tier:
     if not isinstance(store, Tier):
         hint = f"; did you mean {store.__name__}()?" if isinstance(store, type) else ""
         raise InputError(
-            f"store is {store!r}; expected odeopt.Device(), odeopt.Host() or odeopt.Disk(path)"
+            f"store is {shown(store)}; expected odeopt.Device(), odeopt.Host() or odeopt.Disk(path)"
             f"{hint}."
         )
     return store

@@ -30,6 +30,7 @@ from odeopt.checkpoint.store.solve_files import (
 from odeopt.checkpoint.store.solve_folder import ResumableShelf, SolveFolder
 from odeopt.errors import InputError, StorageError
 from odeopt.tools.locks import FolderLock
+from odeopt.tools.shown import shown
 
 _PREFIX = "odeopt-"
 _NAME = re.compile(_PREFIX + "[a-z0-9_]{8}")
@@ -83,9 +84,9 @@ class Disk(Tier):
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, str | os.PathLike) or not str(self.path):  # pyright: ignore
-            raise InputError(f"path is {self.path!r}; expected the path of a folder.")
+            raise InputError(f"path is {shown(self.path)}; expected the path of a folder.")
         if not isinstance(self.seconds, int | float) or not self.seconds >= 0:  # pyright: ignore
-            raise InputError(f"seconds is {self.seconds!r}; expected a number of at least 0.")
+            raise InputError(f"seconds is {shown(self.seconds)}; expected a number of at least 0.")
         object.__setattr__(self, "path", Path(self.path).absolute())
 
     @property

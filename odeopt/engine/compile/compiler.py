@@ -17,6 +17,7 @@ from odeopt.errors import CompilationError, OdeoptWarning
 from odeopt.registry import BACKENDS
 from odeopt.solver.dynamics import Data, Theta
 from odeopt.tools import tree
+from odeopt.tools.shown import Shown
 
 Kernel = Callable[..., Any]
 
@@ -39,7 +40,7 @@ class Traced(NamedTuple):
     """The graph as it was recorded, to be compared with that of a later one."""
 
 
-class Compiler:
+class Compiler(Shown):
     """The compiled kernels of one optimiser.
 
     A kernel is traced once per name, structure, shapes, dtypes and devices of its inputs, and

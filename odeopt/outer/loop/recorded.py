@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from odeopt.adjoint.base import Adjoint
 from odeopt.adjoint.discrete import DiscreteAdjoint
@@ -18,7 +19,6 @@ from odeopt.checkpoint.base import CheckpointSchedule
 from odeopt.checkpoint.graphs import Graphs
 from odeopt.engine.flat import BoundRule, Layout
 from odeopt.engine.safety import Safety
-from odeopt.engine.stats import Stats
 from odeopt.engine.watch import (
     evaluation,
     loss_code,
@@ -42,6 +42,7 @@ from odeopt.outer.loop.records import (
     check_loss,
     run_call,
 )
+from odeopt.outer.loop.result import LoopGrads, LoopResult
 from odeopt.outer.loop.shared import looked_at, shared_compiler
 from odeopt.outer.loop.tape import LoopTape, RunStep, sums_of
 from odeopt.outer.loop.torch_optim import (
@@ -57,47 +58,13 @@ from odeopt.tools import tree
 from odeopt.tools.autodiff import can_record
 from odeopt.tools.eagerly import eagerly
 from odeopt.tools.seeds import mix, random_state, same_random_state, seeded
+from odeopt.tools.shown import Shown, counted, shown
 from odeopt.tools.transforms import versions
 from odeopt.tools.types import PyTree
 
 
-@dataclass(frozen=True, eq=False)
-class LoopGrads:
-    """Gradients of an outer loss through a recorded loop.
-
-    Attributes:
-        params: w.r.t. the module's parameters before the loop, by name; those that the optimiser
-            does not move included.
-        hparams: like hparams; None for leaves that are not floating-point tensors.
-        lr: w.r.t. the learning rates, shape [steps, groups], on the CPU.
-        batch: w.r.t. the tensors in batches that require grad, in the order of their appearance.
-        options: w.r.t. options of the optimiser that are tensors which require grad, likewise.
-    """
-
-    params: dict[str, Tensor]
-    hparams: PyTree
-    lr: Tensor
-    batch: tuple[Tensor, ...]
-    options: tuple[Tensor, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class LoopResult:
-    """The outer loss after a recorded loop, its gradients, and what they cost.
-
-    Attributes:
-        value: the outer loss, 0-dim.
-        grads: its gradients.
-        stats: what the backward sweep cost, steps that were made again included.
-    """
-
-    value: Tensor
-    grads: LoopGrads
-    stats: Stats
-
-
 @final
-class RecordedLoop:
+class RecordedLoop(Shown):
     r"""A training loop that stays yours, and can be differentiated afterwards.
 
     `step` makes one update of the optimiser at once, and keeps its graph while memory allows.
@@ -157,6 +124,11 @@ class RecordedLoop:
         gradient_transform: GradientTransform | None = None, seed: int | None = None,
         compile: str | None = None,
     ) -> None:  # fmt: skip
+        if not isinstance(model, nn.Module):  # pyright: ignore
+            raise InputError(
+                f"model is {shown(model)}; expected a torch.nn.Module. An inner loop over other"
+                " parameters is solved by ODEOptimizer(SGD(loss)), with params and a loss of them."
+            )
         self._module, self._optimizer, self._hparams = model, optimizer, hparams
         self._settings = settings(optimizer)
         check_hooks(list(model.modules()), optimizer)
@@ -198,6 +170,15 @@ class RecordedLoop:
 
     def __exit__(self, *error: object) -> None:
         self._open = False
+
+    @override
+    def _shown(self) -> Iterator[str]:
+        yield f"{type(self._module).__name__}, {type(self._optimizer).__name__}"
+        yield counted(self.steps, "step")
+        tape = self._records.tape
+        if tape is not None:
+            yield f"{counted(len(tape), 'graph')} kept"
+        yield from (shown(own) for own in self._engine.keywords.values() if own is not None)
 
     @property
     def steps(self) -> int:

@@ -24,6 +24,7 @@ from odeopt.solver.dynamics import Theta
 from odeopt.tools import tree
 from odeopt.tools.arguments import call_loss
 from odeopt.tools.captured import captured_values
+from odeopt.tools.shown import shown
 from odeopt.tools.types import PyTree
 
 StepLoss = Callable[..., Tensor]
@@ -236,4 +237,6 @@ def check_loss(loss: Any) -> None:
             "    inner.step(lambda model, batch: criterion(model(batch[0]), batch[1]), (x, y))"
         )
     if not callable(loss):
-        raise InputError(f"loss is {loss!r}; expected a function loss(model, batch) -> scalar.")
+        raise InputError(
+            f"loss is {shown(loss)}; expected a function loss(model, batch) -> scalar."
+        )

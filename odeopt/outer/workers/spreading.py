@@ -10,10 +10,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from odeopt.engine.problem import count_tasks, start
-from odeopt.errors import CompatibilityError, InputError
+from odeopt.errors import CompatibilityError
 from odeopt.gradient.result import Grads, Result
 from odeopt.gradient.value_and_grad import ValueAndGrad
-from odeopt.grid import TimeGrid
+from odeopt.grid import TimeGrid, check_grid
 from odeopt.inner.stream import Stream
 from odeopt.outer.method import MetaGradient, MetaGrads, Method, TaskBatch, TaskData, as_task_batch
 from odeopt.outer.workers.agreement import Settings, first_batches
@@ -126,9 +126,7 @@ class SpreadValueAndGrad:
             first = tree.pytree.tree_map(
                 lambda leaf: leaf(0) if isinstance(leaf, Stream) else leaf, batch
             )
-            if not isinstance(grid, TimeGrid):  # pyright: ignore
-                raise InputError(f"grid is {grid!r}; expected a TimeGrid.")
-            return count_tasks(first, grid, lead())
+            return count_tasks(first, check_grid(grid), lead())
 
         def compute(share: Share) -> Part:
             stop = call.stop

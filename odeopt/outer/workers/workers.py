@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar, final
@@ -13,9 +13,12 @@ from typing import Any, Self, TypeVar, final
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from typing_extensions import override
 
 from odeopt.errors import InputError, WorkerError
 from odeopt.outer.workers.agreement import Message, compare, read, shorten, texts
+from odeopt.tools.arguments import is_positive
+from odeopt.tools.shown import Shown, shown
 
 T = TypeVar("T")
 
@@ -91,7 +94,7 @@ def _note(rank: int) -> str:
 
 
 @final
-class Workers:
+class Workers(Shown):
     """The processes of a job, as `torchrun` starts them; one where it did not.
 
     Each runs the same program with the same data. Given to `spread` or `MetaLearner`, the tasks of
@@ -126,8 +129,8 @@ class Workers:
     _roll: Roll = Roll(None, 0, 1)
 
     def __init__(self, timeout: float = 1800.0) -> None:
-        if isinstance(timeout, bool) or not timeout > 0:
-            raise InputError(f"timeout is {timeout!r}; expected a positive number of seconds.")
+        if isinstance(timeout, bool) or not is_positive(timeout):
+            raise InputError(f"timeout is {shown(timeout)}; expected a positive number of seconds.")
         self.timeout = float(timeout)
         if dist.is_available() and dist.is_initialized():
             self.rank, self.count = dist.get_rank(), dist.get_world_size()
@@ -139,6 +142,10 @@ class Workers:
     def alone(cls) -> Workers:
         """This process for itself, whatever started it."""
         return object.__new__(cls)
+
+    @override
+    def _shown(self) -> Iterator[str]:
+        yield f"rank {self.rank} of {self.count}"
 
     @property
     def device(self) -> torch.device:
