@@ -18,7 +18,8 @@ from odeopt.tools.memory import measured
 
 MOST_ON_CPU = 2**25
 """Bytes that cotangents take at once on a CPU: more would come from fresh memory in every step,
-which is slow. 100 losses of a perceptron of 135,000 parameters took 0.6 to 0.9 times as long with it."""
+which is slow. 100 losses of a perceptron of 135,000 parameters took 0.6 to 0.9 times as long
+with it."""
 
 Pull = Callable[[Tensor], Any]
 """From a cotangent to tensors."""

@@ -7,19 +7,22 @@ import weakref
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from odeopt.errors import InputError
-from odeopt.tools.arguments import check_scalar
+from odeopt.tools.arguments import call_loss, check_scalar
 from odeopt.tools.captured import check_not_scripted
 from odeopt.tools.describing import module_settings
-from odeopt.tools.shown import Shown
+from odeopt.tools.shown import Shown, shown
 from odeopt.tools.types import PyTree
 
-Objective = Callable[[Callable[..., Any], PyTree], Tensor]
-"""`objective(model, batch) -> scalar`, where `model` is the module with other parameters in it."""
+Objective = Callable[..., Tensor]
+"""`objective(model, batch) -> scalar`, where `model` is the module with other parameters in it.
+
+With hyperparameters of your own it is `objective(model, batch, hparams)`.
+"""
 
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 _MAKING = threading.Lock()
@@ -30,14 +33,24 @@ def _no_evaluation(*args: Any, **keywords: Any) -> Tensor:
     raise InputError("a ModuleLoss put together by hand has no `evaluate`; from_module gives one.")
 
 
+class ModuleHparams(NamedTuple):
+    """The hyperparameters of a module's loss, where it has both kinds."""
+
+    frozen: dict[str, Tensor]
+    """The parameters that the inner loop does not move, by name."""
+    own: PyTree
+    """Those that the objective is called with."""
+
+
 @dataclass(frozen=True, eq=False)
 class ModuleLoss(Shown):
     """A module taken apart: what the inner loop moves, what it does not, and the loss of both.
 
     Attributes:
         params: adapted parameters by name, detached copies of the module's own.
-        hparams: the other parameters by name, or None if all are adapted. Pass it on as hparams,
-            so that the frozen parameters can be meta-learned.
+        hparams: what to pass on as hparams, so that it can be learned: the other parameters by
+            name, if some are frozen; your own hyperparameters, if there are some; a
+            `ModuleHparams` of both; or None.
         loss: `loss(params, batch)`, or `loss(params, batch, hparams)` if hparams is not None. If
             there are buffers it also takes the keyword `buffers` and returns (value, buffers).
         buffers: running statistics by name, if the module updates some in its forward pass; else
@@ -47,15 +60,16 @@ class ModuleLoss(Shown):
     """
 
     params: dict[str, Tensor]
-    hparams: dict[str, Tensor] | None
+    hparams: Any
     loss: Callable[..., Any]
     buffers: dict[str, Tensor] | None = None
     evaluate: Callable[..., Tensor] = _no_evaluation
 
 
 def from_module(
-    module: nn.Module, objective: Objective, adapt: Callable[[str], bool] = lambda name: True
-) -> ModuleLoss:
+    module: nn.Module, objective: Objective, adapt: Callable[[str], bool] = lambda name: True, *,
+    hparams: PyTree = None,
+) -> ModuleLoss:  # fmt: skip
     """Take a module apart for an inner optimisation; the module itself is not changed.
 
     A module that draws random numbers (dropout) needs a `Stream` with a seed for its batch. One in
@@ -72,9 +86,11 @@ def from_module(
 
     Args:
         module: any module.
-        objective: `objective(model, batch)`, a scalar tensor; `model` is the module, with the
-            parameters of the moment in it.
+        objective: `objective(model, batch)`, a scalar tensor, or with your own hyperparameters as a
+            third argument; `model` is the module, with the parameters of the moment in it.
         adapt: which parameters the inner loop moves, by name; all by default.
+        hparams: None, or hyperparameters of your own, any pytree: weights of examples, strengths of
+            regularisation. The objective is called with those of the moment.
 
     Raises:
         InputError: if no parameter is adapted, if running statistics are averaged in a way that
@@ -92,9 +108,12 @@ def from_module(
         raise InputError(
             f"adapt chose none of the parameters {sorted(copies)}: choose at least one."
         )
-    parts = _Parts(module, objective, _statistics(module))
+    both: Any = frozen or None
+    if hparams is not None:
+        both = ModuleHparams(frozen, hparams) if frozen else hparams
+    parts = _Parts(module, objective, _statistics(module), frozenset(frozen), hparams is not None)
     moving = {name: parts.fixed.pop(name) for name in parts.moving}
-    return ModuleLoss(params, frozen or None, parts.loss, moving or None, parts.evaluate)
+    return ModuleLoss(params, both, parts.loss, moving or None, parts.evaluate)
 
 
 class _Parts:
@@ -107,9 +126,20 @@ class _Parts:
     Attributes:
         moving: the names of buffers that the forward pass updates and that join the state.
         fixed: the other buffers.
+
+    Args:
+        module: the module.
+        objective: the loss of it.
+        moving: see above.
+        frozen: the names of the parameters that come as hparams.
+        has_own: whether there are hyperparameters with which the objective is called.
     """
 
-    def __init__(self, module: nn.Module, objective: Objective, moving: list[str]) -> None:
+    def __init__(
+        self, module: nn.Module, objective: Objective, moving: list[str], frozen: frozenset[str],
+        has_own: bool,
+    ) -> None:  # fmt: skip
+        self._frozen, self._has_own = frozen, has_own
         self._module, self._objective, self.moving = module, objective, moving
         self._children = dict(module.named_modules())
         self._training = {name: child.training for name, child in self._children.items()}
@@ -175,8 +205,11 @@ class _Parts:
             for name, buffer in self.fixed.items()
         }
         before = [buffer._version for buffer in self.fixed.values()]  # noqa: SLF001
-        with self._lent({**fixed, **now, **(hparams or {}), **params}, training):
-            value = self._objective(self._module, batch)
+        frozen, own = self._split(hparams)
+        with self._lent({**fixed, **now, **frozen, **params}, training):
+            value = call_loss(
+                self._objective, own, self._module, batch, what="objective", of="model"
+            )
         after = zip(self.fixed.items(), before, strict=True)
         changed = [name for (name, own), was in after if own._version != was]  # noqa: SLF001
         if changed:
@@ -185,6 +218,34 @@ class _Parts:
                 " replay: call module.eval(), or take that part out of the module."
             )
         return value
+
+    def _split(self, hparams: Any) -> tuple[Mapping[str, Tensor], PyTree]:
+        """The frozen parameters, and the hyperparameters that the objective is called with.
+
+        Raises:
+            InputError: if hparams is anything but what `ModuleLoss.hparams` is.
+        """
+        if hparams is None and not self._has_own:
+            return {}, None  # frozen parameters are the module's own, which must not require grad
+        frozen: Any = hparams
+        own: PyTree = None
+        if self._has_own:
+            both = self._frozen and isinstance(hparams, ModuleHparams)
+            frozen, own = hparams if both else ({}, hparams)
+        named = isinstance(frozen, Mapping) and frozen.keys() == self._frozen
+        if not named or (own is None) is self._has_own:
+            raise InputError(
+                f"hparams is {shown(hparams)}; expected {self._expected()}, as the attribute"
+                " hparams of what from_module returned. Hyperparameters of your own are declared"
+                " with from_module(module, objective, hparams=...)."
+            )
+        return frozen, own
+
+    def _expected(self) -> str:
+        names = f"the frozen parameters {sorted(self._frozen)}"
+        if not self._has_own:
+            return names if self._frozen else "None, since every parameter is adapted"
+        return f"ModuleHparams of {names} and your own" if self._frozen else "your own"
 
     @contextmanager
     def _lent(self, values: Mapping[str, Tensor], training: Mapping[str, bool]) -> Generator[None]:
