@@ -156,7 +156,7 @@ _QUICK = (
 )  # fmt: skip
 SIZES = {
     Preset.SMOKE: Sizes((Point(8, 5, 3, 4),), 1, 5.0),
-    Preset.QUICK: Sizes(_QUICK, 7, 30.0),
+    Preset.QUICK: Sizes(_QUICK, 5, 15.0),
     Preset.PAPER: Sizes((*_QUICK, Point(256, 50, 500, 100), Point(512, 50, 50, 100)), 7, 300.0),
 }
 

@@ -229,11 +229,12 @@ class _Parts:
             return {}, None  # frozen parameters are the module's own, which must not require grad
         frozen: Any = hparams
         own: PyTree = None
-        if self._has_own:
-            both = self._frozen and isinstance(hparams, ModuleHparams)
-            frozen, own = hparams if both else ({}, hparams)
-        named = isinstance(frozen, Mapping) and frozen.keys() == self._frozen
-        if not named or (own is None) is self._has_own:
+        if isinstance(hparams, ModuleHparams) and self._has_own and self._frozen:
+            frozen, own = hparams
+        elif self._has_own:
+            frozen, own = {}, hparams
+        given: set[Any] | None = set(frozen) if isinstance(frozen, Mapping) else None
+        if given != set(self._frozen) or (own is None) is self._has_own:
             raise InputError(
                 f"hparams is {shown(hparams)}; expected {self._expected()}, as the attribute"
                 " hparams of what from_module returned. Hyperparameters of your own are declared"

@@ -122,7 +122,9 @@ def sgd(g: Tensor, u: Tensor, s: Slots, k: int, lr: Any, o: dict[str, Any], flag
     g = g + o.get("weight_decay", 0.0) * u
     if "momentum" in s:
         momentum = o["momentum"]
-        b = g if k == 0 else momentum * s["momentum"] + (1 - o.get("dampening", 0.0)) * g
+        dampening = o.get("dampening", 0.0)
+        first = k == 0 and dampening  # else the momentum of a warm start counts
+        b = g if first else momentum * s["momentum"] + (1 - dampening) * g
         s, g = {"momentum": b}, g + momentum * b if flag else b
     return u - lr * o.get("lr_scale", 1.0) * g, s
 
