@@ -17,7 +17,7 @@ from odeopt.adjoint.discrete import as_pulled
 from odeopt.adjoint.linearize import Differentiation, ReverseMode
 from odeopt.engine.compile.compiler import CompiledKernel, Compiler
 from odeopt.engine.flat import BoundField, BoundRule
-from odeopt.engine.many import fitting, fitting_bytes, in_chunks, over_losses
+from odeopt.engine.many import fitting, fitting_bytes, in_chunks, one_or_many
 from odeopt.engine.stats import Stats
 from odeopt.engine.tape import Pullback, Tape
 from odeopt.engine.turns import in_turn
@@ -268,7 +268,7 @@ class Kernels:
             def one(lam: Tensor) -> PullResult:
                 return batched(t, dt, y0, y1, lam, theta, data)
 
-            return one(lam) if lam.ndim == y0.ndim else over_losses(one)(lam)
+            return one_or_many(one, lam, y0)
 
         batched, tape = self.batched(kernel), self.tape
 
@@ -300,7 +300,7 @@ class Kernels:
             return PullResult.of(Pulled(step.lam, step.t, step.dt, step.theta, diagnostics))
 
         try:
-            return one(lam) if lam.ndim == interval.y0.ndim else over_losses(one)(lam)
+            return one_or_many(one, lam, interval.y0)
         except RuntimeError as error:
             if "modified by an inplace operation" in str(error):
                 raise NondeterminismError(_CHANGED) from error
@@ -314,12 +314,10 @@ class Kernels:
         data = self.data if self.steps is None else self.steps.data(k)
         theta, tensors = self.theta, (t, dt, y)
         if tasks is not None:
-            theta, data = (
-                theta._replace(batch=_first(theta.batch)),
-                data._replace(batch=_first(data.batch)),
-            )
+            theta, data = theta.of_task(0), data.of_task(0)
             tensors = (t.reshape(-1)[0], dt.reshape(-1)[0], y[0])
         stepping, solver = self.stepping(self.differentiation, theta, data), self.solver
+        self.stats.gradient_evaluations += solver.stages if isinstance(solver, StepSolver) else 1
 
         @evaluation()
         def make() -> object:
@@ -417,11 +415,6 @@ _CHANGED = (
     " tensor that the loss itself changes. Pass copies, compute new tensors in the loss, or keep"
     " states in place of graphs with checkpoints=Every(1)."
 )
-
-
-def _first(leaves: tree.Tensors) -> tree.Tensors:
-    """Those of the first task."""
-    return tuple(leaf[0] for leaf in leaves)
 
 
 class _Stage(Linearization):

@@ -30,6 +30,11 @@ def over_losses(pull: Pull) -> Pull:
     return torch.func.vmap(pull, randomness="same")
 
 
+def one_or_many(pull: Pull, cotangent: Tensor, state: Tensor) -> Any:
+    """The pull of one cotangent, or of many, which have a dimension more than the state."""
+    return pull(cotangent) if cotangent.ndim == state.ndim else over_losses(pull)(cotangent)
+
+
 def in_chunks(pull: Pull, cotangents: Tensor, size: int | None) -> Any:
     """The pull of many cotangents, so many at a time; all at once where size is None.
 

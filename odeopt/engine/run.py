@@ -250,7 +250,7 @@ def _run_local(
     choices, kernels, iterations = run.choices, run.kernels, run.choices.safety.power_iterations
     losses = len(lam) if _is_many(run, lam) else 1
     if losses > 1:
-        kernels = replace(kernels, chunk_size=chunk_size or _fitting(run, stats))
+        kernels = replace(kernels, chunk_size=chunk_size or _fitting(run))
     at, monitor = StepKernels(kernels, run.stepper, adjoint), None
     if iterations > 0 and adjoint.stability_limit(kernels.solver) is not None:
         monitor = SpectralMonitor(at, kernels, adjoint, iterations)
@@ -277,11 +277,10 @@ def _is_many(run: Run, lam: Tensor) -> bool:
     return lam.ndim > run.problem.y0.ndim
 
 
-def _fitting(run: Run, stats: Stats) -> int | None:
+def _fitting(run: Run) -> int | None:
     """How many cotangents fit into memory, from a look at the first step."""
     if run.stepper.length == 0:
         return None
-    stats.gradient_evaluations += 1
     t, dt = run.stepper.interval(0, 1)
     return run.kernels.fitting(0, t, dt, run.problem.y0)
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from odeopt.engine.problem import Problem
 from odeopt.solver.base import RecordedStep, StepGradient
-from odeopt.solver.dynamics import Data, Theta
 from odeopt.tools import tree
 
 FEW = 4
@@ -39,16 +38,11 @@ def in_turn(kernel: Callable[..., Any], tasks: int) -> Callable[..., Any]:
     def each_task(*args: Any) -> Any:
         *tensors, theta, data = args
         return _together([
-            kernel(*(x[i] for x in tensors), Theta(theta.shared, _row(theta.batch, i)),
-                   Data(data.shared, _row(data.batch, i)))
+            kernel(*(x[i] for x in tensors), theta.of_task(i), data.of_task(i))
             for i in range(tasks)
         ])  # fmt: skip
 
     return each_task
-
-
-def _row(leaves: tree.Tensors, task: int) -> tree.Tensors:
-    return tuple(leaf[task] for leaf in leaves)
 
 
 def _together(results: Sequence[Any]) -> Any:

@@ -231,6 +231,5 @@ def _first_task(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Theta, Data]:
     start, lr = grid.times[..., 0], grid.dt[..., 0]
     if problem.tasks is not None:
         start, lr, y = start[0], lr[0], y[0]
-        theta = theta._replace(batch=tuple(leaf[0] for leaf in theta.batch))
-        data = data._replace(batch=tuple(leaf[0] for leaf in data.batch))
+        theta, data = theta.of_task(0), data.of_task(0)
     return start.to(y.dtype), lr.to(y.dtype), y, theta, data

@@ -19,12 +19,20 @@ class Theta(NamedTuple):
     batch: Tensors
     """From the batch: one per task."""
 
+    def of_task(self, task: int) -> Theta:
+        """What belongs to one of several tasks."""
+        return Theta(self.shared, tuple(leaf[task] for leaf in self.batch))
+
 
 class Data(NamedTuple):
     """The inputs that are not differentiated (labels, indices), laid out like `Theta`."""
 
     shared: Tensors
     batch: Tensors
+
+    def of_task(self, task: int) -> Data:
+        """What belongs to one of several tasks."""
+        return Data(self.shared, tuple(leaf[task] for leaf in self.batch))
 
 
 def scale_theta(theta: Theta, factor: Tensor) -> Theta:
