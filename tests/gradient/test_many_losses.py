@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.params import slow_but
 from support.tasks import (
     ALL,
     GRIDS,
@@ -129,7 +130,7 @@ def test_where_all_steps_come_after_the_event():
     assert_each_alone(make("euler"), TimeGrid.from_lr(0.1, 3), case, True, stop=never)
 
 
-@pytest.mark.parametrize("name", ["euler", "rule", "stabilized"])
+@pytest.mark.parametrize("name", slow_but(["euler", "rule", "stabilized"], "euler"))
 def test_compiled(name):
     params, batch, outer_batch, hparams = problem("cpu")
     choices = {"euler": GradientFlow, "rule": lambda loss: Adam(loss, eps=0.1),
@@ -292,7 +293,8 @@ def test_workers_refuse_it():
 
 
 @pytest.mark.parametrize("how", [
-    {}, {"checkpoints": Binomial(2)}, {"checkpoints": odeopt.Every(1)}, {"compile": "trace"},
+    {}, {"checkpoints": Binomial(2)}, {"checkpoints": odeopt.Every(1)},
+    pytest.param({"compile": "trace"}, marks=pytest.mark.slow),
 ], ids=["graphs", "replays", "states", "compiled"])  # fmt: skip
 @pytest.mark.parametrize("norm", [False, True])
 def test_a_recorded_loop(how, norm):

@@ -53,7 +53,7 @@ def by_torch(name, regression, lrs):
     return params
 
 
-@pytest.mark.parametrize("compiler", [None, "trace"])
+@pytest.mark.parametrize("compiler", [None, pytest.param("trace", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", RULES)
 def test_a_warm_up_from_zero_is_that_of_torch(name, compiler, regression, device):
     grid = odeopt.TimeGrid.from_lr(torch.tensor(WARM_UP, device=device))
