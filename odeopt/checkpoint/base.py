@@ -100,7 +100,8 @@ class CheckpointSchedule(KnownKeywords, ABC):
 
     @override
     def _given(self) -> Mapping[str, Any]:
-        return {"store": None if isinstance(self.tiers[0], Device) else self.tiers[0]}
+        tier = self.tiers[0]
+        return {"store": None if tier.kind == "device" else tier}
 
     def on(self, device: torch.device) -> CheckpointSchedule:
         """The schedule to use for states on a device."""

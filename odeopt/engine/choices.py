@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from torch import Tensor
-from typing_extensions import override
 
 from odeopt.adjoint.base import Adjoint, LocalAdjoint
 from odeopt.adjoint.discrete import FirstOrderAdjoint
@@ -23,11 +22,11 @@ from odeopt.inner.rule import UpdateRule
 from odeopt.inner.stream import Stream
 from odeopt.solver.base import GridSolver, Solver, StepSolver
 from odeopt.tools.captured import check_not_scripted
-from odeopt.tools.shown import Shown, shown
+from odeopt.tools.shown import shown
 
 
 @dataclass(frozen=True)
-class Choices(Shown):
+class Choices:
     """The four choices of an `ODEOptimizer`, and its limits."""
 
     field: InnerOptimizer
@@ -63,10 +62,6 @@ class Choices(Shown):
     def replayed(self) -> bool:
         """Whether some state will be made again, so that it can be compared."""
         return self.replays and not self.checkpoints.keeps_all
-
-    @override
-    def _shown(self) -> Iterator[str]:
-        return self.parts()
 
     def parts(self) -> Iterator[str]:
         """What is said of the choices: limits and a compiler only where they are others."""

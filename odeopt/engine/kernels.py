@@ -17,7 +17,7 @@ from odeopt.adjoint.discrete import as_pulled
 from odeopt.adjoint.linearize import Differentiation, ReverseMode
 from odeopt.engine.compile.compiler import CompiledKernel, Compiler
 from odeopt.engine.flat import BoundField, BoundRule
-from odeopt.engine.many import fitting, fitting_bytes, in_chunks, one_or_many
+from odeopt.engine.many import in_chunks, is_many, one_or_many
 from odeopt.engine.stats import Stats
 from odeopt.engine.tape import Pullback, Tape
 from odeopt.engine.turns import in_turn
@@ -28,6 +28,7 @@ from odeopt.solver.base import RecordedStep, Solver, Stepping, StepSolver
 from odeopt.solver.dynamics import Cotangents, Data, FlatField, Linearization, Theta
 from odeopt.solver.error_control import Attempt, ErrorControlled
 from odeopt.tools import tree
+from odeopt.tools.memory import measured
 from odeopt.tools.seeds import seeded
 from odeopt.tools.types import PyTree, Velocity
 
@@ -247,8 +248,9 @@ class Kernels:
         at_step = self._at_steps(self._pull_by_stage(adjoint.differentiation))
 
         def pull(k: int, interval: Interval, lam: Tensor) -> PullResult:
-            many = lam.ndim > interval.y0.ndim  # batched around all stages of a step
-            return whole(k, interval, lam) if many else at_step(k, *interval, lam)
+            if is_many(lam, interval.y0):  # batched around all stages of a step
+                return whole(k, interval, lam)
+            return at_step(k, *interval, lam)
 
         return pull
 
@@ -285,7 +287,7 @@ class Kernels:
                     return bound(lam.shape)(k, *interval, lam)
                 return self._pull_graph(pullback, interval, lam)
 
-            many = lam.ndim > interval.y0.ndim
+            many = is_many(lam, interval.y0)
             return in_chunks(own, lam, self.chunk_size) if many else own(lam)
 
         return pull
@@ -306,14 +308,17 @@ class Kernels:
                 raise NondeterminismError(_CHANGED) from error
             raise
 
-    def fitting(self, k: int, t: Tensor, dt: Tensor, y: Tensor) -> int | None:
-        """How many cotangents can be pulled through a step at once, see `many.fitting`."""
-        tape, tasks = self.tape, self.tasks
+    def pull_bytes(self, k: int, t: Tensor, dt: Tensor, y: Tensor) -> int | None:
+        """About what one cotangent takes that is pulled through a step, of all tasks together.
+
+        That is its own size and that of the step's graph; None where this cannot be measured.
+        """
+        tape = self.tape
         if tape is not None and tape.graph_bytes:
-            return fitting_bytes(tape.graph_bytes + y.nbytes, y.device)
+            return tape.graph_bytes + y.nbytes
         data = self.data if self.steps is None else self.steps.data(k)
         theta, tensors = self.theta, (t, dt, y)
-        if tasks is not None:
+        if self.tasks is not None:
             theta, data = theta.of_task(0), data.of_task(0)
             tensors = (t.reshape(-1)[0], dt.reshape(-1)[0], y[0])
         stepping, solver = self.stepping(self.differentiation, theta, data), self.solver
@@ -325,9 +330,9 @@ class Kernels:
                 return solver.record(stepping, *tensors)
             return stepping.linearize(tensors[0], tensors[2])
 
-        random = nullcontext() if self.steps is None else self.steps.random(k, y.device)
-        with random:
-            return fitting(make, tree.tensors((tensors, theta, data)), tasks or 1)
+        with nullcontext() if self.steps is None else self.steps.random(k, y.device):
+            _, nbytes = measured(make, tree.tensors((tensors, theta, data)))
+        return None if nbytes is None else (self.tasks or 1) * nbytes + y.nbytes
 
     def cost(self, adjoint: LocalAdjoint) -> Cost:
         """Of one pull; by stage, the stages are made again before they are transposed."""

@@ -6,7 +6,7 @@ that of tasks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from odeopt.checkpoint.graphs import memory_budget
 from odeopt.tools import tree
-from odeopt.tools.memory import measured
 
 MOST_ON_CPU = 2**25
 """Bytes that cotangents take at once on a CPU: more would come from fresh memory in every step,
@@ -30,9 +29,14 @@ def over_losses(pull: Pull) -> Pull:
     return torch.func.vmap(pull, randomness="same")
 
 
+def is_many(cotangent: Tensor, state: Tensor) -> bool:
+    """Whether there are cotangents of many losses: they have a dimension more than the state."""
+    return cotangent.ndim > state.ndim
+
+
 def one_or_many(pull: Pull, cotangent: Tensor, state: Tensor) -> Any:
-    """The pull of one cotangent, or of many, which have a dimension more than the state."""
-    return pull(cotangent) if cotangent.ndim == state.ndim else over_losses(pull)(cotangent)
+    """The pull of one cotangent, or of many."""
+    return over_losses(pull)(cotangent) if is_many(cotangent, state) else pull(cotangent)
 
 
 def in_chunks(pull: Pull, cotangents: Tensor, size: int | None) -> Any:
@@ -49,25 +53,18 @@ def in_chunks(pull: Pull, cotangents: Tensor, size: int | None) -> Any:
     return tree.pytree.tree_map(lambda *leaves: torch.cat(leaves), *parts)
 
 
-def fitting(make: Callable[[], Any], shared: Sequence[Tensor], copies: int = 1) -> int | None:
-    """How many cotangents can be pulled at once through a graph, within the memory budget.
-
-    Each takes about as much as the graph itself.
+def fitting(nbytes: int | None, device: torch.device) -> int | None:
+    """How many cotangents are pulled at once, within the memory budget.
 
     Args:
-        make: makes the graph.
-        shared: tensors that are alive anyway; the first tells the device.
-        copies: how many such graphs there are, one for each task.
+        nbytes: what each of them takes: about as much as the graph through which it is pulled.
+        device: where.
 
     Returns:
-        At least 1; None where the size of the graph cannot be measured.
+        At least 1; None, which stands for all, where the size is not known.
     """
-    _, nbytes = measured(make, shared)
-    return None if nbytes is None else fitting_bytes(copies * nbytes, shared[0].device)
-
-
-def fitting_bytes(nbytes: int, device: torch.device) -> int:
-    """The same for a graph of a known size."""
+    if nbytes is None:
+        return None
     room = memory_budget(device)
     if device.type == "cpu":
         room = min(room, MOST_ON_CPU)

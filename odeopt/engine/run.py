@@ -25,6 +25,7 @@ from odeopt.engine.forward import ForwardSweep, Trajectory, fingerprint, run_to_
 from odeopt.engine.journal import Journal, identify
 from odeopt.engine.kept import Kept
 from odeopt.engine.kernels import Kernels, Scalars, StepInputs
+from odeopt.engine.many import fitting, is_many
 from odeopt.engine.problem import Problem
 from odeopt.engine.stats import Stats
 from odeopt.engine.steppers import FixedStepper, GridStepper, Refinement, SettledStepper, Stepper
@@ -79,7 +80,7 @@ def make_kernels(choices: Choices, problem: Problem, stats: Stats) -> Kernels:
     )  # fmt: skip
 
 
-@PLAIN_ATTENTION
+@PLAIN_ATTENTION  # switched once for a sweep, and not for each step
 def run_forward(
     choices: Choices, problem: Problem, stats: Stats, refinement: Refinement | None = None
 ) -> Run:
@@ -248,7 +249,7 @@ def _run_local(
     chunk_size: int | None,
 ) -> tuple[Swept, Trace]:  # fmt: skip
     choices, kernels, iterations = run.choices, run.kernels, run.choices.safety.power_iterations
-    losses = len(lam) if _is_many(run, lam) else 1
+    losses = len(lam) if is_many(lam, run.problem.y0) else 1
     if losses > 1:
         kernels = replace(kernels, chunk_size=chunk_size or _fitting(run))
     at, monitor = StepKernels(kernels, run.stepper, adjoint), None
@@ -272,23 +273,18 @@ def _run_local(
     return swept, trace
 
 
-def _is_many(run: Run, lam: Tensor) -> bool:
-    """Whether a gradient is that of many outer losses."""
-    return lam.ndim > run.problem.y0.ndim
-
-
 def _fitting(run: Run) -> int | None:
     """How many cotangents fit into memory, from a look at the first step."""
     if run.stepper.length == 0:
         return None
-    t, dt = run.stepper.interval(0, 1)
-    return run.kernels.fitting(0, t, dt, run.problem.y0)
+    y0, interval = run.problem.y0, run.stepper.interval(0, 1)
+    return fitting(run.kernels.pull_bytes(0, *interval, y0), y0.device)
 
 
 def _run_whole(
     run: Run, adjoint: WholeAdjoint, lam: Tensor, cotangents: dict[int, Tensor], stats: Stats
 ) -> Swept:
-    if _is_many(run, lam):
+    if is_many(lam, run.problem.y0):
         each = zip(lam, *cotangents.values(), strict=True)
         swept = [
             _run_whole(run, adjoint, own, dict(zip(cotangents, others, strict=True)), stats)

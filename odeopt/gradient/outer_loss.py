@@ -16,6 +16,7 @@ from odeopt.errors import CapturedTensorError, InputError
 from odeopt.inner.base import InnerOptimizer
 from odeopt.tools import autodiff, tree
 from odeopt.tools.arguments import call_loss, check_integer, check_scalar, check_vector
+from odeopt.tools.memory import measured
 from odeopt.tools.shown import shown
 from odeopt.tools.transforms import any_requires_grad
 from odeopt.tools.types import PyTree, Tensors
@@ -36,6 +37,11 @@ class OuterLoss:
     has_aux: bool
     many: bool = False
     chunk_size: int | None = None
+
+    @property
+    def lead(self) -> int:
+        """How many dimensions values and gradients have before that of tasks."""
+        return int(self.many)
 
     def __call__(
         self, field: InnerOptimizer, states: list[PyTree], outer_batch: PyTree, hparams: PyTree,
@@ -119,27 +125,28 @@ class OuterKernel:
         Raises:
             CapturedTensorError: if a result requires grad nevertheless.
         """
-        kernel = self._plain if autodiff.can_record([*states, *hparams]) else self._transformed
-        if self._tasks is not None:
-            batch_dims = tree.pytree.tree_map(_task_dim, outer_batch)
-            kernel = torch.func.vmap(self._transformed, (0, batch_dims, None, None))
+        tasks, recorded = self._tasks, autodiff.can_record([*states, *hparams])
         with torch.enable_grad(), evaluation():
-            size = self._chunk_size(states, outer_batch, hparams)
-            gradients = kernel(states, outer_batch, hparams, size)
+            if tasks is not None:
+                size = self._size_for_tasks(states, outer_batch, hparams) if recorded else None
+                dims = (0, tree.pytree.tree_map(_task_dim, outer_batch), None)
+                kernel = torch.func.vmap(partial(self._transformed, size=size), dims)
+            else:
+                kernel = self._plain if recorded else self._transformed
+            gradients = kernel(states, outer_batch, hparams)
         if any_requires_grad(gradients):
             raise CapturedTensorError(
                 "outer_loss uses a tensor that requires grad and is not one of its arguments: its"
                 " gradient would be lost. Pass it in hparams, or detach it."
             )
-        each_task = self._outer.many and self._tasks is not None
-        return _losses_first(gradients) if each_task else gradients
+        return _losses_first(gradients) if self._outer.many and tasks is not None else gradients
 
     def _value(self, states: list[Tensor], hparams: Tensors, batch: PyTree) -> tuple[Tensor, Any]:
         trees = [self._layout.unflatten(y) for y in states]
         return self._outer(self._field, trees, batch, self._hparams_tree(hparams), self._observing)
 
     def _transformed(
-        self, states: list[Tensor], outer_batch: PyTree, hparams: Tensors, size: int | None
+        self, states: list[Tensor], outer_batch: PyTree, hparams: Tensors, size: int | None = None
     ) -> OuterGradients:
         linearized: Any = torch.func.vjp(
             partial(self._value, batch=outer_batch), states, hparams, has_aux=True
@@ -149,37 +156,46 @@ class OuterKernel:
             gradients = self._pulled(pullback, loss, size)
         return OuterGradients(loss, aux, *gradients)
 
-    def _plain(
-        self, states: list[Tensor], outer_batch: PyTree, hparams: Tensors, size: int | None
-    ) -> OuterGradients:
+    def _plain(self, states: list[Tensor], outer_batch: PyTree, hparams: Tensors) -> OuterGradients:
         """The same by plain autograd; it requires grad if it depends on anything else."""
-        at: Any = autodiff.points((states, hparams))
-        loss, aux = self._value(at[0], at[1], outer_batch)
+        at, (loss, aux), nbytes = self._recorded(states, outer_batch, hparams)
         if autodiff.depends_on_others(tree.tensors((loss, aux)), tree.leaves(at)):
             return OuterGradients(loss, aux, *at)
-        gradients = self._pulled(partial(autodiff.pull, loss, at), loss, size)
+        size = fitting(nbytes, loss.device)
+        pull = partial(autodiff.pull, loss, at, retain_graph=self._outer.many)
+        gradients = self._pulled(pull, loss, size)
         return OuterGradients(loss.detach(), tree.map_tensors(Tensor.detach, aux), *gradients)
 
+    def _recorded(
+        self, states: list[Tensor], outer_batch: PyTree, hparams: Tensors
+    ) -> tuple[Any, Any, int | None]:
+        """Leaves to differentiate at, the loss with aux, and the bytes of its graph if wanted."""
+        at: Any = autodiff.points((states, hparams))
+        evaluate = partial(self._value, *at, outer_batch)
+        if not self._outer.many or self._outer.chunk_size is not None:
+            return at, evaluate(), None
+        return at, *measured(evaluate, tree.tensors((states, hparams, outer_batch)))
+
+    def _size_for_tasks(
+        self, states: list[Tensor], outer_batch: PyTree, hparams: Tensors
+    ) -> int | None:
+        """How many losses of each task are pulled at once, from a look at the first task."""
+        outer, tasks = self._outer, self._tasks
+        if not outer.many or outer.chunk_size is not None or tasks is None:
+            return None
+        first = [y[0] for y in states], tree.map_tensors(lambda leaf: leaf[0], outer_batch)
+        nbytes = self._recorded(*first, hparams)[2]
+        return fitting(None if nbytes is None else tasks * nbytes, states[0].device)
+
     def _pulled(self, pull: Pull, loss: Tensor, size: int | None) -> Any:
-        """The gradients of one loss, or of each of many, so many at a time."""
+        """The gradients of one loss, or of each of many.
+
+        So many at a time, unless the user has said how many.
+        """
         if not self._outer.many:
             return pull(torch.ones_like(loss))
         each = torch.eye(len(loss), dtype=loss.dtype, device=loss.device)
-        return in_chunks(over_losses(pull), each, size)
-
-    def _chunk_size(
-        self, states: list[Tensor], outer_batch: PyTree, hparams: Tensors
-    ) -> int | None:
-        """How many losses are differentiated at once: as many as were asked for, or as fit."""
-        outer, tasks = self._outer, self._tasks
-        if not outer.many or outer.chunk_size or not autodiff.can_record([*states, *hparams]):
-            return outer.chunk_size
-        if tasks is not None:  # look at the first one
-            states = [y[0] for y in states]
-            outer_batch = tree.map_tensors(lambda leaf: leaf[0], outer_batch)
-        at: Any = autodiff.points((states, hparams))
-        shared = tree.tensors((states, hparams, outer_batch))
-        return fitting(lambda: self._value(at[0], at[1], outer_batch), shared, tasks or 1)
+        return in_chunks(over_losses(pull), each, self._outer.chunk_size or size)
 
 
 def _losses_first(gradients: OuterGradients) -> OuterGradients:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,6 +118,8 @@ class ErrorEstimate(Shown):
 class Result(Shown):
     """A value and its gradients.
 
+    With `many=True` value, values and all gradients have a first dimension of losses.
+
     Attributes:
         value: the outer loss, 0-dim; with tasks the mean over tasks that did not fail.
         values: the outer loss of each task, shape [tasks]; None without tasks.
@@ -140,13 +142,20 @@ class Result(Shown):
 
     @override
     def _shown(self) -> Iterator[str]:
-        yield f"value={number(self.value)}"
-        yield from norm("grads.params", tree.tensors(self.grads.params))
-        yield from norm("grads.hparams", tree.tensors(self.grads.hparams))
+        yield from value_and_norms(self.value, self.grads)
         if self.error is not None:
             yield f"error={number(max(self.error.params, self.error.hparams))}"
         yield from tasks(self.status)
         yield from cost(self.stats)
+
+
+def value_and_norms(
+    value: Tensor, grads: object, names: Sequence[str] = ("params", "hparams")
+) -> Iterator[str]:
+    """What is said of an outer loss and its gradients: `value=0.3`, `|grads.params|=1.2`."""
+    yield f"value={number(value)}"
+    for name in names:
+        yield from norm(f"grads.{name}", tree.tensors(getattr(grads, name)))
 
 
 def tasks(status: Tensor | None) -> list[str]:

@@ -226,8 +226,7 @@ class Call:
         outer = differentiate_outer(solved.states, self._outer_batch, begin.hparams)
         solved.note(~torch.isfinite(outer.values), Status.VALUE_NOT_FINITE)
         gradients = [*outer.states, *outer.hparams]
-        lead = int(owner.outer.many)
-        solved.note_infinite(gradients, Status.OUTER_GRADIENT_NOT_FINITE, lead)
+        solved.note_infinite(gradients, Status.OUTER_GRADIENT_NOT_FINITE, owner.outer.lead)
         solved.check_some(outer.values)
         if self._stopping is not None:
             outer = self._stopping.correct(outer)
@@ -237,16 +236,16 @@ class Call:
 
     def _result(self, outer: OuterGradients, swept: Swept, status: Tensor, stats: Stats) -> Result:
         problem, begin, stopping = self._problem, self._begin, self._stopping
-        ok, many = status == Status.OK, self._owner.outer.many
+        ok, lead = status == Status.OK, self._owner.outer.lead
 
         def mean(x: Tensor) -> Tensor:
             """Over tasks that did not fail; the identity without tasks."""
             if problem.tasks is None:
                 return x
-            return tree.zero_unless(ok, x, lead=many).sum(int(many)) / ok.sum()
+            return tree.zero_unless(ok, x, lead).sum(lead) / ok.sum()
 
         theta = theta_gradients(problem, swept, mean)
-        pull = torch.func.vmap(begin.pull) if many else begin.pull
+        pull = torch.func.vmap(begin.pull) if lead else begin.pull
         g_params, g_path = pull(mean(swept.lam), theta.shared)
         g_hparams = [mean(g) + path for g, path in zip(outer.hparams, g_path, strict=True)]
         later = swept.t.flip(-1).cumsum(-1).flip(-1) - swept.t

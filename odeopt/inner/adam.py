@@ -16,9 +16,13 @@ from odeopt.registry import FIELDS
 from odeopt.tools import tree
 from odeopt.tools.types import Loss, PyTree
 
+_BETAS = {"betas": ("beta1", "beta2")}
+
 
 class _Moments(TorchRule):
     """What rules share that remember the mean of the gradient and that of its square."""
+
+    pairs = _BETAS
 
     def __init__(
         self, loss: Loss, betas: tuple[Option, Option], options: dict[str, Option],
@@ -359,6 +363,8 @@ class Adamax(TorchRule):
     References:
         Kingma and Ba 2015, arXiv 1412.6980, section 7.1.
     """
+
+    pairs = _BETAS
 
     def __init__(
         self, loss: Loss, betas: tuple[Option, Option] = (0.9, 0.999), eps: Option = 1e-8,

@@ -45,10 +45,7 @@ class LeafwiseRule(GradientRule):
 
     @override
     def _given(self) -> Mapping[str, Any]:
-        options = self.options()
-        if {"beta1", "beta2"} <= set(options):
-            options = {**options, "betas": (options["beta1"], options["beta2"])}
-        return {**super()._given(), **options}
+        return {**super()._given(), **self.options()}
 
     @property
     @override
@@ -72,11 +69,11 @@ class LeafwiseRule(GradientRule):
         leaves, given = tree.leaves(params), self.options()
         options = [given] * len(leaves)
         if not _are_numbers(given):
-            options = _each_leaf({
+            options = _by_leaf(len(leaves), {
                 name: for_leaves(option, hparams, params, name) for name, option in given.items()
             })  # fmt: skip
-        own = _each_leaf({name: tree.leaves(slots[name]) for name in self.slot_names})
-        each = zip(tree.leaves(grads), leaves, own or [{}] * len(leaves), options, strict=True)
+        own = _by_leaf(len(leaves), {name: tree.leaves(slots[name]) for name in self.slot_names})
+        each = zip(tree.leaves(grads), leaves, own, options, strict=True)
         moved = [self.step(k, lr, g, u, mine, chosen) for g, u, mine, chosen in each]
         return tree.with_leaves(params, [u for u, _ in moved]), {
             name: tree.with_leaves(params, [after[name] for _, after in moved])
@@ -88,9 +85,9 @@ def _are_numbers(options: Mapping[str, Option]) -> bool:
     return all(isinstance(option, int | float) for option in options.values())
 
 
-def _each_leaf(values: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
-    """One dictionary for each leaf, from a list by leaves under each name; [] without names."""
-    return [dict(zip(values, own, strict=True)) for own in zip(*values.values(), strict=True)]
+def _by_leaf(count: int, values: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    """One dictionary for each of so many leaves, from a list by leaves under each name."""
+    return [{name: own[i] for name, own in values.items()} for i in range(count)]
 
 
 def check_option(value: Option, what: str, below: float = float("inf")) -> None:

@@ -108,12 +108,53 @@ def from_module(
         raise InputError(
             f"adapt chose none of the parameters {sorted(copies)}: choose at least one."
         )
-    both: Any = frozen or None
-    if hparams is not None:
-        both = ModuleHparams(frozen, hparams) if frozen else hparams
-    parts = _Parts(module, objective, _statistics(module), frozenset(frozen), hparams is not None)
+    expected = _Expected(frozenset(frozen), hparams is not None)
+    parts = _Parts(module, objective, _statistics(module), expected)
     moving = {name: parts.fixed.pop(name) for name in parts.moving}
+    both = expected.together(frozen, hparams)
     return ModuleLoss(params, both, parts.loss, moving or None, parts.evaluate)
+
+
+class _Expected(NamedTuple):
+    """What a module's loss gets as hparams."""
+
+    frozen: frozenset[str]
+    """The names of the parameters that are not adapted."""
+    has_own: bool
+    """Whether there are hyperparameters with which the objective is called."""
+
+    def together(self, frozen: dict[str, Tensor], own: PyTree) -> Any:
+        """Both as hparams; only one of them if there is no other."""
+        if self.frozen and self.has_own:
+            return ModuleHparams(frozen, own)
+        return own if self.has_own else frozen or None
+
+    def split(self, hparams: Any) -> tuple[Mapping[str, Tensor], PyTree]:
+        """The frozen parameters, and the hyperparameters that the objective is called with.
+
+        Raises:
+            InputError: if hparams is anything but what `ModuleLoss.hparams` is.
+        """
+        if hparams is None and not self.has_own:
+            return {}, None  # frozen parameters are the module's own, which must not require grad
+        frozen: Any
+        frozen, own = ({}, hparams) if self.has_own else (hparams, None)
+        if self.frozen and isinstance(hparams, ModuleHparams):
+            frozen, own = hparams
+        names = set(frozen) if isinstance(frozen, Mapping) else None
+        if names != self.frozen or (own is None) is self.has_own:  # pyright: ignore
+            raise InputError(
+                f"hparams is {shown(hparams)}; expected {self._said()}, as the attribute hparams of"
+                " what from_module returned. Hyperparameters of your own are declared with"
+                " from_module(module, objective, hparams=...)."
+            )
+        return frozen, own
+
+    def _said(self) -> str:
+        names = f"the frozen parameters {sorted(self.frozen)}"
+        if not self.has_own:
+            return names if self.frozen else "None, since every parameter is adapted"
+        return f"ModuleHparams of {names} and your own" if self.frozen else "your own"
 
 
 class _Parts:
@@ -131,15 +172,13 @@ class _Parts:
         module: the module.
         objective: the loss of it.
         moving: see above.
-        frozen: the names of the parameters that come as hparams.
-        has_own: whether there are hyperparameters with which the objective is called.
+        expected: what comes as hparams.
     """
 
     def __init__(
-        self, module: nn.Module, objective: Objective, moving: list[str], frozen: frozenset[str],
-        has_own: bool,
-    ) -> None:  # fmt: skip
-        self._frozen, self._has_own = frozen, has_own
+        self, module: nn.Module, objective: Objective, moving: list[str], expected: _Expected
+    ) -> None:
+        self._expected = expected
         self._module, self._objective, self.moving = module, objective, moving
         self._children = dict(module.named_modules())
         self._training = {name: child.training for name, child in self._children.items()}
@@ -205,7 +244,7 @@ class _Parts:
             for name, buffer in self.fixed.items()
         }
         before = [buffer._version for buffer in self.fixed.values()]  # noqa: SLF001
-        frozen, own = self._split(hparams)
+        frozen, own = self._expected.split(hparams)
         with self._lent({**fixed, **now, **frozen, **params}, training):
             value = call_loss(
                 self._objective, own, self._module, batch, what="objective", of="model"
@@ -218,35 +257,6 @@ class _Parts:
                 " replay: call module.eval(), or take that part out of the module."
             )
         return value
-
-    def _split(self, hparams: Any) -> tuple[Mapping[str, Tensor], PyTree]:
-        """The frozen parameters, and the hyperparameters that the objective is called with.
-
-        Raises:
-            InputError: if hparams is anything but what `ModuleLoss.hparams` is.
-        """
-        if hparams is None and not self._has_own:
-            return {}, None  # frozen parameters are the module's own, which must not require grad
-        frozen: Any = hparams
-        own: PyTree = None
-        if isinstance(hparams, ModuleHparams) and self._has_own and self._frozen:
-            frozen, own = hparams
-        elif self._has_own:
-            frozen, own = {}, hparams
-        given: set[Any] | None = set(frozen) if isinstance(frozen, Mapping) else None
-        if given != set(self._frozen) or (own is None) is self._has_own:
-            raise InputError(
-                f"hparams is {shown(hparams)}; expected {self._expected()}, as the attribute"
-                " hparams of what from_module returned. Hyperparameters of your own are declared"
-                " with from_module(module, objective, hparams=...)."
-            )
-        return frozen, own
-
-    def _expected(self) -> str:
-        names = f"the frozen parameters {sorted(self._frozen)}"
-        if not self._has_own:
-            return names if self._frozen else "None, since every parameter is adapted"
-        return f"ModuleHparams of {names} and your own" if self._frozen else "your own"
 
     @contextmanager
     def _lent(self, values: Mapping[str, Tensor], training: Mapping[str, bool]) -> Generator[None]:

@@ -13,6 +13,7 @@ from odeopt.inner.clipping import GradientTransform
 from odeopt.inner.leafwise import Leaves, Option
 from odeopt.inner.torch_rule import TorchRule
 from odeopt.registry import FIELDS
+from odeopt.tools.shown import shown
 from odeopt.tools.types import Loss, PyTree
 
 
@@ -51,6 +52,10 @@ class Rprop(TorchRule):
         in torch's form.
     """
 
+    pairs = {  # noqa: RUF012
+        "etas": ("etas[0]", "etas[1]"), "step_sizes": ("step_sizes[0]", "step_sizes[1]"),
+    }  # fmt: skip
+
     def __init__(
         self, loss: Loss, etas: tuple[Option, Option] = (0.5, 1.2),
         step_sizes: tuple[Option, Option] = (1e-6, 50.0), lr_scale: Option = 1.0,
@@ -66,7 +71,7 @@ class Rprop(TorchRule):
         super().__init__(loss, options, slots, gradient_transform, micro_batches, buffers, maximize)
         wrong = isinstance(shrink, int | float) and not 0 < shrink < 1
         if wrong or (isinstance(grow, int | float) and not grow > 1):
-            raise InputError(f"etas is {etas!r}; expected a number in (0, 1) and one above 1.")
+            raise InputError(f"etas is {shown(etas)}; expected a number in (0, 1) and one above 1.")
 
     @override
     def step(

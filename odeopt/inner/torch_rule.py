@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ class TorchRule(LeafwiseRule):
 
     elementwise = True
 
+    pairs: Mapping[str, tuple[str, str]] = {}
+    """Arguments of the constructor that are pairs of options, and how these are called."""
+
     def __init__(
         self, loss: Loss, options: dict[str, Option], slot_names: tuple[str, ...],
         gradient_transform: GradientTransform | None, micro_batches: int, buffers: PyTree,
@@ -34,6 +38,12 @@ class TorchRule(LeafwiseRule):
     @override
     def options(self) -> dict[str, Option]:
         return self._options
+
+    @override
+    def _given(self) -> Mapping[str, Any]:
+        own = self._options
+        pairs = {name: (own[first], own[last]) for name, (first, last) in self.pairs.items()}
+        return {**super()._given(), **pairs}
 
     def downhill(self, g: Tensor) -> Tensor:
         """The gradient of what is to become small: with maximize that of the loss, reversed."""

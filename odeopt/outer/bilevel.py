@@ -99,7 +99,7 @@ class BilevelProblem(Shown):
         compile: str | None = None,
     ) -> None:
         self._opt = _optimizer(inner, compile)
-        self._call = self._opt.value_and_grad(outer_loss)
+        self._opt.value_and_grad(outer_loss)  # checks it
         self._outer_loss, self._grid = outer_loss, grid
         if not callable(grid):
             _check_grid(grid)
@@ -135,9 +135,7 @@ class BilevelProblem(Shown):
         grid, start = self._grid_at(fixed, leaves), params
         if callable(params):
             start = _with_graph(params, fixed, leaves, "params", lambda own: own)
-        call = self._call
-        if many or chunk_size is not None:
-            call = self._opt.value_and_grad(self._outer_loss, many=many, chunk_size=chunk_size)
+        call = self._opt.value_and_grad(self._outer_loss, many=many, chunk_size=chunk_size)
         res = call(start, batch, grid.detach(), outer_batch, fixed)
         outputs = [(grid.dt, res.grads.dt)]
         if callable(params):

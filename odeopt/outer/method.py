@@ -15,7 +15,7 @@ from typing_extensions import override
 from odeopt.engine.problem import check_lead
 from odeopt.engine.stats import Stats, cost
 from odeopt.errors import InputError
-from odeopt.gradient.result import tasks
+from odeopt.gradient.result import tasks, value_and_norms
 from odeopt.gradient.value_and_grad import OnFailure
 from odeopt.grid import TimeGrid, check_grid
 from odeopt.optimizer import ODEOptimizer
@@ -23,7 +23,7 @@ from odeopt.tools import tree
 from odeopt.tools.arguments import call_loss, check_integer
 from odeopt.tools.keywords import KnownKeywords
 from odeopt.tools.seeds import generator
-from odeopt.tools.shown import Shown, call, counted, norm, number, shown
+from odeopt.tools.shown import Shown, call, counted, norm, shown
 from odeopt.tools.types import PyTree
 
 
@@ -86,9 +86,7 @@ class MetaGradient(Shown):
 
     @override
     def _shown(self) -> Iterator[str]:
-        yield f"value={number(self.value)}"
-        yield from norm("grads.params", tree.tensors(self.grads.params))
-        yield from norm("grads.hparams", tree.tensors(self.grads.hparams))
+        yield from value_and_norms(self.value, self.grads)
         yield from tasks(self.status)
         yield from cost(self.stats)
 

@@ -127,12 +127,13 @@ def points(at: PyTree) -> PyTree:
     return tree.map_tensors(lambda leaf: _input(leaf, differentiable=False), at)
 
 
-def pull(value: Tensor, at: PyTree, cotangent: Tensor) -> PyTree:
-    """The vector-Jacobian product at such leaves, as often as it is asked for.
+def pull(value: Tensor, at: PyTree, cotangent: Tensor, retain_graph: bool = False) -> PyTree:
+    """The vector-Jacobian product at such leaves; zeros for those on which nothing depends.
 
-    It is zero for those on which the value does not depend.
+    With `retain_graph` it can be asked for again; else the graph is freed on the way.
     """
-    return tree.with_leaves(at, _pull(value, tree.leaves(at), cotangent, retain_graph=True))
+    grads = _pull(value, tree.leaves(at), cotangent, retain_graph=retain_graph)
+    return tree.with_leaves(at, grads)
 
 
 def can_record(leaves: Sequence[Tensor]) -> bool:

@@ -9,8 +9,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from odeopt.engine.stats import Stats, cost
+from odeopt.gradient.result import value_and_norms
 from odeopt.tools import tree
-from odeopt.tools.shown import Shown, norm, number
+from odeopt.tools.shown import Shown, norm
 from odeopt.tools.types import PyTree
 
 
@@ -43,6 +44,8 @@ class LoopGrads(Shown):
 class LoopResult(Shown):
     """The outer loss after a recorded loop, its gradients, and what they cost.
 
+    With `many=True` value and gradients have a first dimension of losses.
+
     Attributes:
         value: the outer loss, 0-dim.
         grads: its gradients.
@@ -55,7 +58,5 @@ class LoopResult(Shown):
 
     @override
     def _shown(self) -> Iterator[str]:
-        yield f"value={number(self.value)}"
-        for name in ("params", "hparams", "lr"):
-            yield from norm(f"grads.{name}", tree.tensors(getattr(self.grads, name)))
+        yield from value_and_norms(self.value, self.grads, ("params", "hparams", "lr"))
         yield from cost(self.stats)

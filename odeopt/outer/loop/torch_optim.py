@@ -13,6 +13,7 @@ from typing_extensions import override
 from odeopt.errors import CompatibilityError, InputError
 from odeopt.inner.leafwise import LeafwiseRule, Leaves, Option
 from odeopt.outer.loop.translations import no_loss, translation_of
+from odeopt.tools.shown import shown
 from odeopt.tools.types import PyTree
 
 
@@ -166,9 +167,10 @@ def check_settings(optimizer: Optimizer, before: list[dict[str, Any]]) -> None:
     for index, (old, new) in enumerate(zip(before, settings(optimizer), strict=True)):
         for name, value in old.items():
             if not _same(value, new[name]):
+                was, now = shown(value), shown(new[name])
                 raise InputError(
-                    f"{name} of group {index} was {value!r} and is {new[name]!r} now: only lr may"
-                    " change between steps (OneCycleLR and CyclicLR: cycle_momentum=False)."
+                    f"{name} of group {index} was {was} and is {now} now: only lr may change"
+                    " between steps (OneCycleLR and CyclicLR: cycle_momentum=False)."
                 )
 
 

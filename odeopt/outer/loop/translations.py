@@ -24,6 +24,7 @@ from odeopt.inner import (
     Rprop,
 )
 from odeopt.inner.leafwise import LeafwiseRule
+from odeopt.tools.shown import shown
 
 Numbers = Callable[[int, Mapping[str, Any]], Mapping[str, float]]
 """What an optimiser remembers after so many steps with the options of a group, beside slots."""
@@ -71,8 +72,8 @@ class Translation:
         usable = isinstance(rule, LeafwiseRule)  # pyright: ignore[reportUnnecessaryIsInstance]
         if not usable or type(rule).apply is not LeafwiseRule.apply:
             raise InputError(
-                f"the rule registered for {name} is {rule!r}; expected a LeafwiseRule, which has a"
-                " step and no apply of its own."
+                f"the rule registered for {name} is {shown(rule)}; expected a LeafwiseRule, which"
+                " has a step and no apply of its own."
             )
         unknown = sorted(set(rule.slot_names) - set(self.slots))
         if unknown:
@@ -238,9 +239,9 @@ def register_optimizer(
         The interface follows `higher.register_optim` (Grefenstette et al. 2019).
     """
     if not isinstance(torch_class, type) or not issubclass(torch_class, Optimizer):  # pyright: ignore
-        raise InputError(f"torch_class is {torch_class!r}; expected a subclass of Optimizer.")
+        raise InputError(f"torch_class is {shown(torch_class)}; expected a subclass of Optimizer.")
     if not callable(make_rule):
-        raise InputError(f"make_rule is {make_rule!r}; expected a function or a LeafwiseRule.")
+        raise InputError(f"make_rule is {shown(make_rule)}; expected a function or a LeafwiseRule.")
     if torch_class in TRANSLATIONS:
         raise InputError(f"{torch_class.__name__} has a rule already: register each class once.")
     known = _as_mapping(slots, "slots")
@@ -254,7 +255,9 @@ def register_optimizer(
 
 def _as_mapping(names: Mapping[str, str] | Sequence[str], what: str) -> dict[str, str]:
     if isinstance(names, str):
-        raise InputError(f"{what} is {names!r}; expected several names, e.g. [{names!r}].")
+        raise InputError(
+            f"{what} is {shown(names)}; expected several names, e.g. [{shown(names)}]."
+        )
     return dict(names) if isinstance(names, Mapping) else _named(*names)
 
 
@@ -266,7 +269,7 @@ def translation_of(optimizer: object) -> Translation:
         CompatibilityError: if there is no translation of it or of one of its options.
     """
     if not isinstance(optimizer, Optimizer):
-        raise InputError(f"optimizer is {optimizer!r}; expected a torch.optim.Optimizer.")
+        raise InputError(f"optimizer is {shown(optimizer)}; expected a torch.optim.Optimizer.")
     kind = type(optimizer)
     translation = TRANSLATIONS.get(kind)
     if translation is None:
@@ -283,7 +286,7 @@ def translation_of(optimizer: object) -> Translation:
         for name in optimizer.defaults:
             if name not in known and group.get(name):
                 raise CompatibilityError(
-                    f"{kind.__name__} has {name}={group[name]!r}, which is not supported: leave"
-                    f" {name} out."
+                    f"{kind.__name__} has {name}={shown(group[name])}, which is not supported:"
+                    f" leave {name} out."
                 )
     return translation
